@@ -1,0 +1,1 @@
+"""Files and ecosystems that hold packed weights: open, plan, convert, prove."""

@@ -1,0 +1,1 @@
+"""How each ecosystem names and arranges the arrays of a tensor."""

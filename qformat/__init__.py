@@ -1,0 +1,1 @@
+"""Packed low-bit weights: layouts, schemes, kernels and the .qfmt file."""
