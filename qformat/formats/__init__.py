@@ -1,0 +1,39 @@
+"""The catalogue: every format by name. A new format is one declaration in a module here and one entry below."""
+
+import re
+
+from qformat.errors import UsageError
+from qformat.formats import dense, gguf, integer, mx, nf4
+from qformat.formats.form import Format, PartForm, matrix
+
+GGUF = gguf.ALL
+PLANAR = (*mx.ALL, *nf4.ALL, *integer.ALL)
+DENSE = dense.ALL
+ALL = (*GGUF, *PLANAR, *DENSE)
+
+_INTEGER = re.compile(r"(u?)int([2-8])(_asym)?(?:_(g\d+|channel|tensor))?")
+_NF4 = re.compile(r"nf4(?:_b(\d+))?")
+
+__all__ = ["ALL", "DENSE", "GGUF", "PLANAR", "Format", "PartForm", "find", "matrix"]
+
+
+def find(name: str) -> Format:
+    """Find a planar format by name, sizes included: "mxfp4", "nf4", "nf4_b128", "int4_g128", "uint4-g64", "int8".
+
+    Case does not matter and "-" is "_". Bare: nf4 has blocks of 64, int8 is per channel, other integers have groups of 128;
+    `uintN` has an integer zero point.
+
+    Raises UsageError for an unknown name.
+    """
+    wanted = name.lower().replace("-", "_")
+    for form in PLANAR:
+        if form.name == wanted:
+            return form
+    if match := _NF4.fullmatch(wanted):
+        return nf4.nf4(int(match.group(1) or 64))
+    if match := _INTEGER.fullmatch(wanted):
+        unsigned, bits, asym, group = match.groups()
+        group = group or (integer.CHANNEL if bits == "8" else "g128")
+        size = int(group[1:]) if re.fullmatch(r"g\d+", group) else group
+        return integer.integer(int(bits), size, signed=not unsigned, zero=bool(unsigned or asym))
+    raise UsageError(f"unknown format '{name}': expected mxfp4, nf4[_bN], [u]intN[_asym][_gN|_channel|_tensor]")

@@ -1,0 +1,81 @@
+"""A format: which byte arrays a tensor is stored in, and the scheme of its codes.
+
+A format joins layouts, tilings and a scheme. It is still data: the arrays' sizes follow from the tensor's shape.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qformat.layout import Bits, Field, Layout, Plane
+from qformat.scheme import Param, Scheme
+from qformat.tiling import FLAT, ROWS, Bound, Tiling
+
+
+@dataclass(frozen=True, slots=True)
+class PartForm:
+    """One stored byte array of a tensor: its role in the file, its blocks and their arrangement."""
+
+    role: str
+    layout: Layout
+    tiling: Tiling = ROWS
+
+    def dims(self, scheme: Scheme, n_rows: int, n_cols: int) -> tuple[int, ...]:
+        """Give the logical sizes that the array covers, from those of the matrix."""
+        if self.layout.n_weights:
+            return (n_rows * n_cols,) if len(self.tiling.logical) == 1 else (n_rows, n_cols)
+        return scheme.param(self.layout.holds[0]).group.counts(n_rows, n_cols)
+
+    def bind(self, dims: tuple[int, ...]) -> Bound:
+        """Fix the sizes of the array."""
+        count = self.layout.n_weights or max(part.count for part in self.layout.parts)
+        return self.tiling.bind(dims, count, self.layout.n_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A way to store a tensor.
+
+    name   : catalogue name, lower case with underscores: "mxfp4", "int4_g128", "q4_0"
+    scheme : what the codes mean
+    parts  : the byte arrays
+    rule   : name of the default quantization rule; empty where nothing quantizes to it
+    """
+
+    name: str
+    scheme: Scheme
+    parts: tuple[PartForm, ...]
+    rule: str = ""
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        """Give the stored bytes of a tensor of this shape."""
+        rows, cols = matrix(shape)
+        return sum(part.bind(part.dims(self.scheme, rows, cols)).total_bytes for part in self.parts)
+
+
+def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Fold a shape into rows and columns: the contraction axis is last, everything before it is rows."""
+    return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
+
+
+def packed(name: str, bits: int, holds: str, minus: int = 0, signed: bool = False, high_first: bool = False) -> Layout:
+    """Declare the shortest whole-byte run of `bits`-wide fields, least significant bits first.
+
+    high_first : the first field lies in the most significant bits of its byte instead
+    """
+    n = 8 // math.gcd(bits, 8)
+    plane = Plane(0, bits, f"i={n} -> ~i" if high_first else "")
+    field = Bits(holds, (plane,), n, minus=minus, signed=signed, holds=holds)
+    return Layout(name, n if holds == "codes" else 0, n * bits // 8, (field,))
+
+
+def scalar(dtype: str, n_bytes: int, holds: str) -> Layout:
+    """Declare one whole value by itself: a parameter array of its own, or a dense weight."""
+    return Layout(dtype, int(holds == "codes"), n_bytes, (Field(holds, 0, dtype, holds=holds),))
+
+
+def parameter(param: Param, n_bytes: int) -> PartForm:
+    """Declare an array of whole values for a parameter."""
+    two_axes = len(param.group.counts(1, 1)) == 2
+    return PartForm(param.name, scalar(param.dtype, n_bytes, param.name), ROWS if two_axes else FLAT)

@@ -1,0 +1,19 @@
+"""MXFP4 in two arrays: E2M1 codes, low nibble first, and one E8M0 exponent per 32 weights.
+
+Source: OCP Microscaling Formats (MX) v1.0, sections 5.2 and 5.3; openai/gpt-oss and compressed-tensors 0.20.0 hold the same bytes.
+"""
+
+from qformat.formats.form import Format, PartForm, packed, parameter
+from qformat.scheme import Grid, Op, Param, Ref, Scheme, Step, levels
+
+SCALES = Param("scales", "float8_e8m0fnu", Grid(1, 32))
+CODES = packed("nibbles", 4, "codes")
+
+MXFP4 = Format(
+    "mxfp4",
+    Scheme("mxfp4", levels("float4_e2m1fn"), (SCALES,), (Step(Op.MUL, Ref("scales")),)),
+    (PartForm("codes", CODES), parameter(SCALES, 1)),
+    rule="floor",
+)
+
+ALL = (MXFP4,)
