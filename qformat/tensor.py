@@ -1,0 +1,254 @@
+"""The canonical tensor: what a source stored, not a simplification of it.
+
+A `PackedTensor` is a shape, a scheme and the stored byte arrays seen through their layouts. Nothing is decoded until it is
+asked for, and then only the rows that were asked for. Which file the bytes lie in is none of its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qformat.arrays import ByteSource, Memory, Part, aligned, build, numpy_dtype
+from qformat.errors import UsageError
+from qformat.evaluate import F32, Operands, alphabet_table, as_float32, common_run
+from qformat.formats.form import Format, PartForm, matrix
+from qformat.scheme import Integers, Levels, Op, Opaque, Plain, Scheme, Stored
+
+TILE_WEIGHTS = 1 << 16  # a float32 tile of 256 KiB stays in the second-level cache
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor in packed or dense form.
+
+    shape  : logical, [..., out, in], the contraction axis last
+    scheme : what the codes mean
+    parts  : the stored byte arrays
+    dtype  : element type of the weights before they were packed, where it is known
+    rule   : quantization rule that made the codes, where it is known
+    """
+
+    shape: tuple[int, ...]
+    scheme: Scheme
+    parts: tuple[Part, ...]
+    dtype: str = ""
+    rule: str = ""
+
+    @property
+    def n_weights(self) -> int:
+        """Logical weights."""
+        return self.n_rows * self.n_cols
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the matrix that the shape folds into."""
+        return matrix(self.shape)[0]
+
+    @property
+    def n_cols(self) -> int:
+        """Length of the contraction axis."""
+        return matrix(self.shape)[1]
+
+    @property
+    def n_bytes(self) -> int:
+        """Stored bytes, parameters included."""
+        return sum(part.source.n_bytes for part in self.parts)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight; 0 for a tensor without weights."""
+        return 8 * self.n_bytes / self.n_weights if self.n_weights else 0.0
+
+    @property
+    def layout(self) -> str:
+        """Names of the layouts that hold the tensor."""
+        return "+".join(part.form.layout.name for part in self.parts)
+
+    def part(self, holds: str) -> Part:
+        """Find the byte array that holds a parameter, or "codes". Raises UsageError where none does."""
+        for part in self.parts:
+            if holds in part.form.layout.holds:
+                return part
+        raise UsageError(f"scheme '{self.scheme.name}' has no '{holds}'", field=holds)
+
+    def codes(self, rows: slice | None = None) -> NDArray[Any]:
+        """Give the codes in the scheme's alphabet.
+
+        rows   : rows of the folded matrix (`n_rows` x `n_cols`), step 1; all if absent
+        returns: shape `self.shape`, or (rows, n_cols); int8 or uint8, the stored dtype for a dense tensor
+        """
+        first, last = self._range(rows)
+        part = self.part("codes")
+        if len(part.bound.dims) == 2 and part.bound.dims[0] == self.n_rows:
+            found = part.read("codes", first, last)
+        else:  # the array covers another view of the flat tensor: take the lines that hold the rows
+            line = self.n_weights // part.bound.dims[0] if part.bound.dims[0] else 1
+            low, high = first * self.n_cols, last * self.n_cols
+            lines = part.read("codes", low // line, -(-high // line)).reshape(-1)
+            found = lines[low - low // line * line :][: high - low].reshape(last - first, self.n_cols)
+        return found if rows is not None else found.reshape(self.shape)
+
+    def param(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Give a stored parameter in its stored dtype, for indices [first, last) of its first axis."""
+        return self.part(name).read(name, first, last)
+
+    def scales(self) -> NDArray[Any] | None:
+        """Give the scales: as stored where there is one level, as float32 where there are several; None without."""
+        return self._operand({Op.MUL, Op.DIV}, after_scale=False)
+
+    def zeros(self) -> NDArray[Any] | None:
+        """Give the zero points, subtracted from the code before scaling; None without."""
+        return self._operand({Op.SUB}, after_scale=False)
+
+    def biases(self) -> NDArray[Any] | None:
+        """Give the biases applied after scaling; None without."""
+        return self._operand({Op.ADD, Op.SUB}, after_scale=True)
+
+    def dequantize(
+        self,
+        dtype: str = "float32",
+        rows: slice | None = None,
+        out: NDArray[Any] | None = None,
+        input_scale: bool = True,
+    ) -> NDArray[Any]:
+        """Decode to floats, tile by tile: the float32 value of every weight, rounded once to `dtype`.
+
+        dtype       : "float32", "float16", "bfloat16" or another float type of NumPy or ml_dtypes
+        rows        : rows of the folded matrix, step 1; all if absent
+        out         : written in full; any alignment; shape as returned; allocated if absent
+        input_scale : apply a per-column input scale, part of the effective weight
+        returns     : shape `self.shape`, or (rows, n_cols)
+
+        Raises UsageError when `out` does not fit, or the weights are integers and `dtype` is not theirs.
+        """
+        first, last = self._range(rows)
+        shape = self.shape if rows is None else (last - first, self.n_cols)
+        wanted = numpy_dtype(dtype)
+        if out is None:
+            out = aligned(shape, wanted)
+        elif out.shape != shape or out.dtype != wanted:
+            raise UsageError(f"out is {out.dtype} {out.shape}, expected {wanted} {shape}")
+        flat = out.reshape(last - first, self.n_cols)
+        if not np.shares_memory(flat, out) and out.size:
+            raise UsageError("out is not contiguous enough to be seen as rows")
+        for low, high in self.tiles(first, last):
+            self._decode(low, high, flat[low - first : high - first], input_scale)
+        return out
+
+    def tiles(self, first: int = 0, last: int | None = None, n_weights: int = TILE_WEIGHTS) -> Iterator[tuple[int, int]]:
+        """Cut rows [first, last) into ranges of about `n_weights` weights."""
+        last = self.n_rows if last is None else last
+        step = max(1, n_weights // max(1, self.n_cols))
+        for low in range(first, last, step):
+            yield low, min(last, low + step)
+
+    def _decode(self, first: int, last: int, out: NDArray[Any], input_scale: bool) -> None:
+        """Decode rows [first, last) into `out`."""
+        from qformat.kernels import evaluate
+
+        alphabet = self.scheme.alphabet
+        if isinstance(alphabet, Plain):
+            self._plain(alphabet, first, last, out)
+            return
+        if isinstance(alphabet, Opaque):
+            from qformat.decode import decode_values
+
+            decode_values(alphabet.name, self.part("codes"), first, last, out)
+            return
+        operands = Operands(self.scheme, self.n_cols, self.param)
+        steps = operands.steps(first, last, input_scale)
+        run = self.n_cols
+        for _, _, columns in steps:
+            run = common_run(run, columns)
+        chain = tuple((op, operands.spread(array, columns, run)) for op, array, columns in steps)
+        evaluate(self.codes(slice(first, last)), self._table(), chain, run, out)
+
+    def _plain(self, alphabet: Plain, first: int, last: int, out: NDArray[Any]) -> None:
+        stored = self.codes(slice(first, last))
+        if stored.dtype == out.dtype:
+            out[...] = stored
+            return
+        if stored.dtype.kind in "iubc" or alphabet.dtype == "float64":
+            raise UsageError(f"weights are {alphabet.dtype}, which {out.dtype} cannot hold; read them as {alphabet.dtype}")
+        with np.errstate(all="ignore"):
+            out[...] = as_float32(stored, alphabet.dtype)
+
+    def _table(self) -> F32 | None:
+        """Give the value of every code, or None where codes are integers that stand for themselves."""
+        alphabet = self.scheme.alphabet
+        if isinstance(alphabet, Levels):
+            return alphabet_table(alphabet.levels)
+        if isinstance(alphabet, Stored):
+            return as_float32(self.param(alphabet.table), self.scheme.param(alphabet.table).dtype).reshape(-1)
+        return None
+
+    def _operand(self, ops: set[Op], after_scale: bool) -> NDArray[Any] | None:
+        from qformat.scheme import Ref
+
+        scaled = False
+        for step in self.scheme.steps:
+            if step.op in ops and (scaled == after_scale):
+                if isinstance(step.operand, Ref):
+                    return self.param(step.operand.name)
+                return Operands(self.scheme, self.n_cols, self.param).operand(step.operand, 0, self.n_rows)[0]
+            scaled = scaled or step.op in (Op.MUL, Op.DIV)
+        return None
+
+    def _range(self, rows: slice | None) -> tuple[int, int]:
+        if rows is None:
+            return 0, self.n_rows
+        first, last, step = rows.indices(self.n_rows)
+        if step != 1:
+            raise UsageError(f"rows step {step}, expected 1")
+        return first, max(first, last)
+
+
+def assemble(
+    form: Format, shape: tuple[int, ...], sources: dict[str, ByteSource], dtype: str = "", swapped: bool = False, rule: str = ""
+) -> PackedTensor:
+    """Make a tensor of a format from its stored byte arrays, by role.
+
+    Raises UsageError when an array has another size than the shape asks for.
+    """
+    rows, cols = matrix(shape)
+    parts = tuple(
+        Part(part, part.bind(part.dims(form.scheme, rows, cols)), sources[part.role], swapped) for part in form.parts
+    )
+    return PackedTensor(shape, form.scheme, parts, dtype, rule)
+
+
+def from_values(form: Format, shape: tuple[int, ...], values: dict[str, NDArray[Any]], dtype: str = "", rule: str = "") -> PackedTensor:
+    """Make a tensor of a format from logical arrays: "codes" and every parameter, packed here.
+
+    values : "codes" of shape `shape`; each parameter in the shape its group gives
+    """
+    rows, cols = matrix(shape)
+    return assemble(form, shape, {part.role: Memory(_build(part, form, rows, cols, values)) for part in form.parts}, dtype, rule=rule)
+
+
+def _build(part: PartForm, form: Format, rows: int, cols: int, values: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    dims = part.dims(form.scheme, rows, cols)
+    shaped = {
+        name: values[name].reshape(dims if name == "codes" or len(part.layout.holds) == 1 else form.scheme.param(name).group.counts(rows, cols))
+        for name in part.layout.holds
+    }
+    return build(part, dims, shaped)
+
+
+def from_array(array: NDArray[Any]) -> PackedTensor:
+    """See a dense array as a tensor with a dense scheme; the array is copied only where it is not contiguous."""
+    from qformat.formats.dense import dense
+
+    name = array.dtype.name
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return assemble(dense(name), tuple(int(n) for n in array.shape), {"values": Memory(data)}, name)
+
+
+def integers(scheme: Scheme) -> Integers | None:
+    """Give the code range of an integer scheme, None for any other."""
+    return scheme.alphabet if isinstance(scheme.alphabet, Integers) else None
