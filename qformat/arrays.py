@@ -163,7 +163,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name in ("float8_e8m0half", "float8_ue4m3"):
         return np.dtype(np.uint8)
     if hasattr(np, name) and name != "bool":
-        return np.dtype(name).newbyteorder("<")
+        dtype: np.dtype[Any] = np.dtype(name).newbyteorder("<")
+        return dtype
     if name == "bool":
         return np.dtype(np.bool_)
     import ml_dtypes

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from qformat.arrays import ByteSource, Memory, Part, aligned, build, numpy_dtype
 from qformat.errors import UsageError
 from qformat.evaluate import F32, Operands, alphabet_table, as_float32, common_run
-from qformat.formats.form import Format, PartForm, matrix
-from qformat.scheme import Integers, Levels, Op, Opaque, Plain, Scheme, Stored
+from qformat.formats.form import Format, matrix
+from qformat.scheme import Levels, Op, Opaque, Plain, Ref, Scheme, Stored
 
 TILE_WEIGHTS = 1 << 16  # a float32 tile of 256 KiB stays in the second-level cache
 
@@ -81,7 +81,11 @@ class PackedTensor:
 
         rows   : rows of the folded matrix (`n_rows` x `n_cols`), step 1; all if absent
         returns: shape `self.shape`, or (rows, n_cols); int8 or uint8, the stored dtype for a dense tensor
+
+        Raises UsageError for an opaque scheme, whose codes only its decode function understands.
         """
+        if isinstance(self.scheme.alphabet, Opaque):
+            raise UsageError(f"codes of '{self.scheme.name}' are opaque: copy the blocks or dequantize")
         first, last = self._range(rows)
         part = self.part("codes")
         if len(part.bound.dims) == 2 and part.bound.dims[0] == self.n_rows:
@@ -156,9 +160,10 @@ class PackedTensor:
             self._plain(alphabet, first, last, out)
             return
         if isinstance(alphabet, Opaque):
-            from qformat.decode import decode_values
+            from qformat.decode import decode
 
-            decode_values(alphabet.name, self.part("codes"), first, last, out)
+            with np.errstate(all="ignore"):
+                out[...] = decode(alphabet.name, self.part("codes").read("codes", first, last))
             return
         operands = Operands(self.scheme, self.n_cols, self.param)
         steps = operands.steps(first, last, input_scale)
@@ -188,8 +193,6 @@ class PackedTensor:
         return None
 
     def _operand(self, ops: set[Op], after_scale: bool) -> NDArray[Any] | None:
-        from qformat.scheme import Ref
-
         scaled = False
         for step in self.scheme.steps:
             if step.op in ops and (scaled == after_scale):
@@ -216,28 +219,35 @@ def assemble(
     Raises UsageError when an array has another size than the shape asks for.
     """
     rows, cols = matrix(shape)
-    parts = tuple(
-        Part(part, part.bind(part.dims(form.scheme, rows, cols)), sources[part.role], swapped) for part in form.parts
-    )
-    return PackedTensor(shape, form.scheme, parts, dtype, rule)
+    parts = []
+    for part in form.parts:
+        source = sources[part.role]
+        dims = part.dims(form.scheme, rows, cols, source.n_bytes)
+        parts.append(Part(part, part.bind(dims), source, swapped))
+    return PackedTensor(shape, form.scheme, tuple(parts), dtype, rule)
 
 
-def from_values(form: Format, shape: tuple[int, ...], values: dict[str, NDArray[Any]], dtype: str = "", rule: str = "") -> PackedTensor:
-    """Make a tensor of a format from logical arrays: "codes" and every parameter, packed here.
+def from_values(
+    form: Format, shape: tuple[int, ...], values: dict[str, NDArray[Any]], dtype: str = "", rule: str = ""
+) -> PackedTensor:
+    """Make a tensor of a format from logical arrays, packed here.
 
-    values : "codes" of shape `shape`; each parameter in the shape its group gives
+    values : "codes" of shape `shape` and every parameter in the shape that its group gives
     """
+    return assemble(
+        form, shape, {role: Memory(data) for role, data in pack_parts(form, shape, values).items()}, dtype, rule=rule
+    )
+
+
+def pack_parts(form: Format, shape: tuple[int, ...], values: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
+    """Pack logical arrays into the stored bytes of each part of a format: flat uint8 by role."""
     rows, cols = matrix(shape)
-    return assemble(form, shape, {part.role: Memory(_build(part, form, rows, cols, values)) for part in form.parts}, dtype, rule=rule)
-
-
-def _build(part: PartForm, form: Format, rows: int, cols: int, values: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
-    dims = part.dims(form.scheme, rows, cols)
-    shaped = {
-        name: values[name].reshape(dims if name == "codes" or len(part.layout.holds) == 1 else form.scheme.param(name).group.counts(rows, cols))
-        for name in part.layout.holds
-    }
-    return build(part, dims, shaped)
+    packed = {}
+    for part in form.parts:
+        dims = part.dims(form.scheme, rows, cols)
+        shaped = {name: values[name].reshape(dims) if name == "codes" else values[name] for name in part.layout.holds}
+        packed[part.role] = build(part, dims, shaped)
+    return packed
 
 
 def from_array(array: NDArray[Any]) -> PackedTensor:
@@ -247,8 +257,3 @@ def from_array(array: NDArray[Any]) -> PackedTensor:
     name = array.dtype.name
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return assemble(dense(name), tuple(int(n) for n in array.shape), {"values": Memory(data)}, name)
-
-
-def integers(scheme: Scheme) -> Integers | None:
-    """Give the code range of an integer scheme, None for any other."""
-    return scheme.alphabet if isinstance(scheme.alphabet, Integers) else None

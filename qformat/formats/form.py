@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from qformat.layout import Bits, Field, Layout, Plane
-from qformat.scheme import Param, Scheme
+from qformat.scheme import Opaque, Param, Scheme
 from qformat.tiling import FLAT, ROWS, Bound, Tiling
 
 
@@ -21,8 +21,10 @@ class PartForm:
     layout: Layout
     tiling: Tiling = ROWS
 
-    def dims(self, scheme: Scheme, n_rows: int, n_cols: int) -> tuple[int, ...]:
-        """Give the logical sizes that the array covers, from those of the matrix."""
+    def dims(self, scheme: Scheme, n_rows: int, n_cols: int, n_bytes: int = 0) -> tuple[int, ...]:
+        """Give the logical sizes that the array covers, from those of the matrix; `n_bytes` stands in for unknown blocks."""
+        if isinstance(scheme.alphabet, Opaque) and not self.layout.n_weights:
+            return (n_bytes,)
         if self.layout.n_weights:
             return (n_rows * n_cols,) if len(self.tiling.logical) == 1 else (n_rows, n_cols)
         return scheme.param(self.layout.holds[0]).group.counts(n_rows, n_cols)

@@ -30,7 +30,8 @@ def integer(bits: int, group: int | str = 128, signed: bool = True, zero: bool =
         raise UsageError(f"{bits}-bit integers, expected 2 to 8 bits")
     if isinstance(group, int) and group < MIN_GROUP:
         raise UsageError(f"group of {group} weights, expected at least {MIN_GROUP}")
-    name = f"{'int' if signed else 'uint'}{bits}{'_asym' if signed and zero else ''}_{group if isinstance(group, str) else f'g{group}'}"
+    kind = f"{'int' if signed else 'uint'}{bits}{'_asym' if signed and zero else ''}"
+    name = f"{kind}_{group if isinstance(group, str) else f'g{group}'}"
     over = Grid(0, 0) if group == TENSOR else Grid(1, 0) if group == CHANNEL else Grid(1, int(group))
     half = 1 << (bits - 1) if signed else 0
     scales = Param("scales", "float16", over)

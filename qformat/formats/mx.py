@@ -1,6 +1,7 @@
 """MXFP4 in two arrays: E2M1 codes, low nibble first, and one E8M0 exponent per 32 weights.
 
-Source: OCP Microscaling Formats (MX) v1.0, sections 5.2 and 5.3; openai/gpt-oss and compressed-tensors 0.20.0 hold the same bytes.
+Source: OCP Microscaling Formats (MX) v1.0, sections 5.2 and 5.3. gpt-oss and compressed-tensors 0.20.0 hold the same
+bytes.
 """
 
 from qformat.formats.form import Format, PartForm, packed, parameter
