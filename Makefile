@@ -1,0 +1,55 @@
+# Each target makes what it needs: an environment is made once and made anew when what it is built from changes.
+
+PYTHON ?= python3
+PIP := -m pip --disable-pip-version-check -q
+
+MAIN := .venv
+ORACLES := .venv-oracles
+BUILT_FROM := pyproject.toml
+PLAIN_TESTS := $(wildcard tests/test_kernels.py)
+
+.PHONY: demo test check oracles clean
+
+demo: $(MAIN)/demo.stamp
+	@$(MAIN)/bin/python tools/demo.py
+
+test: $(MAIN)/test.stamp
+	@$(MAIN)/bin/python -m pytest
+
+# Lines per module, imports and layers are tests: tests/test_modules.py, tests/test_imports.py.
+check: $(MAIN)/test.stamp
+	$(MAIN)/bin/ruff check .
+	$(MAIN)/bin/ruff format --check .
+	$(MAIN)/bin/mypy
+	$(if $(wildcard tools/spec_tables.py),$(MAIN)/bin/python tools/spec_tables.py --check)
+	$(if $(PLAIN_TESTS),NUMBA_DISABLE_JIT=1 $(MAIN)/bin/python -m pytest $(PLAIN_TESTS))
+	$(MAIN)/bin/python -m pytest
+
+# One process for each peer: some of them change global state when imported.
+oracles: $(ORACLES)/oracles.stamp
+	@set -e; for peer in tests/oracles/test_*.py; do echo "$$peer"; $(ORACLES)/bin/python -m pytest $$peer; done
+
+clean:
+	rm -rf $(MAIN) $(ORACLES)
+
+$(MAIN)/test.stamp: requirements/test.txt $(BUILT_FROM)
+	$(call new_environment,$(MAIN))
+	$(MAIN)/bin/python $(PIP) install -r requirements/test.txt
+	$(MAIN)/bin/python $(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(MAIN)/demo.stamp: requirements/demo.txt $(MAIN)/test.stamp
+	$(MAIN)/bin/python $(PIP) install --no-deps -r requirements/demo.txt
+	@touch $@
+
+$(ORACLES)/oracles.stamp: requirements/torch.txt requirements/oracles.txt $(BUILT_FROM)
+	$(call new_environment,$(ORACLES))
+	$(ORACLES)/bin/python $(PIP) install -r requirements/torch.txt
+	$(ORACLES)/bin/python $(PIP) install -r requirements/oracles.txt
+	$(ORACLES)/bin/python $(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+define new_environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, found " + sys.version)'
+$(PYTHON) -m venv $(1)
+endef
