@@ -169,7 +169,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         return np.dtype(np.bool_)
     import ml_dtypes
 
-    return np.dtype(getattr(ml_dtypes, name))
+    small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return small
 
 
 def value_dtype(field: Field | Bits) -> np.dtype[Any]:

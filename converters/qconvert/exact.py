@@ -1,0 +1,270 @@
+"""Whether and how a packed tensor can be said in another format without changing a value.
+
+Looks at the declarations to find how codes and parameters would have to change, then at every value of the tensor to see
+whether they can. It knows no format by name and no file: a source and a target are schemes with parameters in groups.
+
+    value = ((code - zero) * scale) + bias        any of zero, scale, bias may be absent
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.represent import represent
+from qformat.errors import NotExact
+from qformat.evaluate import F32, Operands, common_run
+from qformat.formats import Format
+from qformat.layout import Bits
+from qformat.scheme import Flat, Grid, Integers, Levels, Op, Operand, Ref, Scheme
+from qformat.tensor import PackedTensor
+
+Values = dict[str, NDArray[Any]]
+FACTORS = (1.0, 2.0, 0.5, 4.0, 0.25)  # powers of two by which alphabets of the same numbers differ
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A scheme's steps read as zero, scale and bias; each an operand or absent."""
+
+    zero: Operand | None
+    scale: tuple[tuple[Op, Operand], ...]
+    bias: tuple[Op, Operand] | None
+
+    def names(self) -> tuple[str, str, str]:
+        """Name the stored parameters that hold zero, scale and bias, where each is one parameter; else empty."""
+        scale = self.scale[0] if len(self.scale) == 1 else None
+        return (
+            _name(self.zero),
+            _name(scale[1]) if scale is not None and scale[0] is Op.MUL else "",
+            _name(self.bias[1]) if self.bias is not None and self.bias[0] is Op.ADD else "",
+        )
+
+
+@dataclass(slots=True)
+class Derived:
+    """The target's logical arrays for some rows, and what had to round on the way."""
+
+    values: Values
+    n_rounded: int = 0
+    max_rel_error: float = 0.0
+    first: tuple[str, int, float] | None = None
+    reasons: list[str] = field(default_factory=list)
+
+
+def read_affine(scheme: Scheme) -> Affine | None:
+    """Read a scheme's steps as zero, scale and bias in this order; None where they are anything else."""
+    steps = list(scheme.steps)
+    zero = steps.pop(0).operand if steps and steps[0].op is Op.SUB else None
+    scale = []
+    while steps and steps[0].op in (Op.MUL, Op.DIV):
+        scale.append((steps[0].op, steps.pop(0).operand))
+    bias = (steps[0].op, steps.pop(0).operand) if steps else None
+    if steps or scheme.input_scale or not isinstance(scheme.alphabet, Integers | Levels):
+        return None
+    return Affine(zero, tuple(scale), bias)
+
+
+class Recast:
+    """One tensor on its way to one format: derives the target's arrays for ranges of rows.
+
+    Raises NotExact at once where the declarations leave no way.
+    """
+
+    def __init__(self, tensor: PackedTensor, form: Format) -> None:
+        source, target = read_affine(tensor.scheme), read_affine(form.scheme)
+        if source is None or target is None:
+            raise NotExact(f"{tensor.scheme.name} and {form.name} share no form of code, scale and zero", field="scheme")
+        zero, scale, bias = target.names()
+        if not scale or bool(target.zero) != bool(zero) or bool(target.bias) != bool(bias):
+            raise NotExact(f"{form.name} has two-level parameters", field="scheme")
+        self.tensor, self.form, self.source = tensor, form, source
+        self.zero, self.scale, self.bias = zero, scale, bias
+        self.operands = Operands(tensor.scheme, tensor.n_cols, tensor.param)
+        self.run = self._target_run()
+
+    def derive(self, first: int, last: int, rounding: bool = False) -> Derived:
+        """Give the target's codes and parameters for rows [first, last).
+
+        rounding : let a parameter that the target cannot hold round, and count it
+
+        Raises NotExact with field, index and value where the target cannot hold a code or, unless rounding, a parameter.
+        """
+        codes = self.tensor.codes(slice(first, last))
+        scale, zero, bias = self._source(first, last)
+        found = Derived({})
+        if bias is not None and not self.bias:
+            zero, bias = _zero_of(bias, scale), None
+            found.reasons.append("bias is -zero * scale for integer zeros")
+        moved, zero, factor = self._codes(codes, zero, found)
+        found.values["codes"] = moved
+        if self.bias:
+            if bias is None:
+                offset = self._offset()
+                bias = -((0.0 if zero is None else zero) + np.float32(offset)) * scale
+                bias = np.where(bias == 0, np.float32(0), bias)
+                found.reasons.append("bias = -zero * scale")
+            self._store(self.bias, bias, first, found, rounding)
+        if self.zero:
+            offset = self._offset()
+            shifted = np.full(scale.shape, np.float32(offset)) if zero is None else zero + np.float32(offset)
+            self._store(self.zero, shifted, first, found, rounding=False)
+        with np.errstate(all="ignore"):
+            self._store(self.scale, scale / np.float32(factor), first, found, rounding)
+        return found
+
+    def _source(self, first: int, last: int) -> tuple[F32, F32 | None, F32 | None]:
+        """Give the source's effective scale, zero and bias over the target's groups, checked equal within each."""
+        operands, affine = self.operands, self.source
+        scale, run = np.ones((last - first, 1), np.float32), self.tensor.n_cols
+        for op, operand in affine.scale:
+            right, narrow = operands.operand(operand, first, last)
+            both = common_run(run, narrow)
+            left, right = operands.spread(scale, run, both), operands.spread(right, narrow, both)
+            with np.errstate(all="ignore"):
+                scale, run = (left * right if op is Op.MUL else left / right), both
+        regrouped = self._regroup("scale", scale, run, first)
+        zero = None if affine.zero is None else self._regroup("zero", *operands.operand(affine.zero, first, last), first)
+        bias = None
+        if affine.bias is not None:
+            bias = self._regroup("bias", *operands.operand(affine.bias[1], first, last), first)
+            bias = -bias if affine.bias[0] is Op.SUB else bias
+        return regrouped, zero, bias
+
+    def _regroup(self, name: str, array: F32, run: int, first: int) -> F32:
+        """Give one value per target group; refuse groups that hold different ones."""
+        both = common_run(run, self.run)
+        fine = self.operands.spread(array, run, both)
+        starts = np.arange(0, self.tensor.n_cols, self.run) // both
+        coarse = fine[:, starts]
+        back = self.operands.spread(coarse, self.run, both)
+        differs = ~((back == fine) | (np.isnan(back) & np.isnan(fine)))
+        if differs.any():
+            row, column = (int(i) for i in np.argwhere(differs)[0])
+            index = (first + row) * self.tensor.n_cols + column * both
+            raise NotExact(
+                f"{name} {float(fine[row, column])!r} at weight {index} is not that of its group of {self.run}",
+                field=name, offset=None, found=float(fine[row, column]), expected=float(back[row, column]),
+            )  # fmt: skip
+        return coarse
+
+    def _codes(self, codes: NDArray[Any], zero: F32 | None, found: Derived) -> tuple[NDArray[Any], F32 | None, float]:
+        """Give the target's codes, the zero still to be stored, and by what the alphabets' numbers differ."""
+        source, target = self.tensor.scheme.alphabet, self.form.scheme.alphabet
+        if isinstance(source, Integers) and isinstance(target, Integers):
+            wide = codes.astype(np.int32)
+            if self.zero or self.bias:
+                offset = self._offset()
+                wide += offset
+                found.reasons.append(f"code + {offset}" if offset else "codes copied")
+            elif zero is not None:
+                wide -= np.repeat(zero, self.run, axis=1)[:, : codes.shape[1]].astype(np.int32)
+                zero = None
+                found.reasons.append("code - zero")
+            else:
+                found.reasons.append("codes copied")
+            self._check_range(wide, target)
+            return wide.astype(np.int8 if target.low < 0 else np.uint8), zero, 1.0
+        if zero is not None or self.zero or self.bias:
+            raise NotExact("levels that are no integers have no zero point", field="codes")
+        factor, table = _match_alphabets(_numbers(source), _numbers(target))
+        low = source.low if isinstance(source, Integers) else 0
+        moved = table[codes.astype(np.int32) - low]
+        if (moved < -(1 << 20)).any():
+            where = int(np.argmax(moved.reshape(-1) < -(1 << 20)))
+            raise NotExact(f"code {int(codes.reshape(-1)[where])} has no equal level", field="codes", found=where)
+        found.reasons.append("levels matched" if factor == 1 else f"levels x {factor:g}")
+        return moved.astype(np.int8 if isinstance(target, Integers) and target.low < 0 else np.uint8), None, factor
+
+    def _check_range(self, codes: NDArray[np.int32], target: Integers) -> None:
+        if codes.size == 0 or (int(codes.min()) >= target.low and int(codes.max()) <= target.high):
+            return
+        where = int(np.argmax((codes < target.low) | (codes > target.high)))
+        value = int(codes.reshape(-1)[where])
+        raise NotExact(
+            f"code {value} at weight {where} of the rows is outside {target.low}..{target.high}",
+            field="codes", found=value, expected=f"{target.low}..{target.high}",
+        )  # fmt: skip
+
+    def _offset(self) -> int:
+        source, target = self.tensor.scheme.alphabet, self.form.scheme.alphabet
+        assert isinstance(source, Integers)  # levels were refused before
+        assert isinstance(target, Integers)
+        return target.low - source.low
+
+    def _store(self, name: str, array: F32, first: int, found: Derived, rounding: bool) -> None:
+        """Put a parameter's values into the target's element type."""
+        param = self.form.scheme.param(name)
+        part = next(p.layout.part(name) for p in self.form.parts if name in p.layout.holds)
+        bounds = (part.low, part.high) if isinstance(part, Bits) else None
+        stored, back = represent(array, param.dtype, bounds)
+        wrong = ~(back == array)  # a NaN is never equal: it stays within its own format
+        n_wrong = int(np.count_nonzero(wrong))
+        if n_wrong:
+            where = int(np.argmax(wrong))
+            value = float(array.reshape(-1)[where])
+            index = first * array.shape[1] + where
+            usable = rounding and bool(np.isfinite(back[wrong]).all())
+            if not usable:
+                message = f"{name}[{index}] is {value!r}, which {param.dtype} cannot hold"
+                raise NotExact(message, field=name, found=value, expected=param.dtype)
+            with np.errstate(all="ignore"):
+                error = np.abs(back[wrong].astype(np.float64) / array[wrong] - 1)
+            found.n_rounded += n_wrong
+            found.max_rel_error = max(found.max_rel_error, float(error.max()))
+            found.first = found.first or (name, index, value)
+        group = param.group
+        found.values[name] = stored.reshape(-1) if isinstance(group, Flat) else stored[:1] if group == Grid(0, 0) else stored
+
+    def _target_run(self) -> int:
+        """Give the columns that share a parameter in the target; refuse what runs of columns cannot say."""
+        runs = set()
+        for param in self.form.scheme.params:
+            group = param.group
+            if isinstance(group, Flat) and self.tensor.n_cols % group.n_weights == 0:
+                runs.add(group.n_weights)
+            elif isinstance(group, Grid) and (group.rows == 1 or self.tensor.n_rows == 1):
+                runs.add(group.cols or self.tensor.n_cols)
+            else:
+                raise NotExact(f"groups of {self.form.name} do not lie in rows of {self.tensor.n_cols}", field="group")
+        if len(runs) != 1:
+            raise NotExact(f"parameters of {self.form.name} have different groups", field="group")
+        return runs.pop()
+
+
+def _zero_of(bias: F32, scale: F32) -> F32:
+    """Recognise a bias as -zero * scale for integer zeros."""
+    with np.errstate(all="ignore"):
+        zero = np.where(scale == 0, np.float32(0), np.rint(-bias / scale)).astype(np.float32)
+        wrong = -zero * scale != bias
+    if wrong.any() or np.abs(zero).max(initial=0) > 1 << 16:
+        where = int(np.argmax(wrong))
+        value = float(bias.reshape(-1)[where])
+        raise NotExact(f"bias {value!r} is no integer multiple of its scale", field="bias", found=value)
+    return zero + np.float32(0)
+
+
+def _numbers(alphabet: object) -> NDArray[np.float64]:
+    if isinstance(alphabet, Integers):
+        return np.arange(alphabet.low, alphabet.high + 1, dtype=np.float64)
+    assert isinstance(alphabet, Levels)  # read_affine admits no other
+    return np.array(alphabet.levels, np.float64)
+
+
+def _match_alphabets(source: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, NDArray[np.int64]]:
+    """Find a power of two by which the source's numbers are all in the target, and the code of each."""
+    low = int(target[0]) if target[0] < 0 and np.array_equal(target, np.arange(target.size) + target[0]) else 0
+    for factor in FACTORS:
+        wanted = source * factor
+        same = (wanted[:, None] == target) & (np.signbit(wanted)[:, None] == np.signbit(target))
+        equal = same | ((wanted[:, None] == target) & ~same.any(axis=1)[:, None])
+        if equal.any(axis=1).all():
+            return factor, equal.argmax(axis=1) + low
+    raise NotExact("the alphabets do not hold the same numbers", field="codes")
+
+
+def _name(operand: Operand | None) -> str:
+    return operand.name if isinstance(operand, Ref) else ""

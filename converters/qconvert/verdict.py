@@ -1,0 +1,146 @@
+"""The verdict on one tensor: decided by its values, before anything is written.
+
+Five verdicts, from a copy of bytes to a refusal. A verdict is a fact about a tensor and a format; what is then done about
+it is decided by `run`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qconvert.digest import canonical, plain_values
+from qconvert.exact import Recast
+from qformat.errors import NotExact, QFormatError
+from qformat.formats import Format
+from qformat.formats.form import PartForm
+from qformat.scheme import Opaque, Plain
+from qformat.tensor import PackedTensor, from_values
+
+SAME_BYTES = "same-bytes"
+EXACT = "exact"
+ROUNDED = "rounded"
+REQUANTIZE = "requantize"
+REFUSED = "refused"
+ORDER = (SAME_BYTES, EXACT, ROUNDED, REQUANTIZE, REFUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a format can do for a tensor.
+
+    verdict       : one of `ORDER`
+    reason        : how the values are kept, or why they cannot be
+    field         : parameter at fault
+    index         : flat index of the first offender within that parameter, or weight index for a code
+    value         : its value
+    n_rounded     : parameters (or dense weights) that had to round
+    max_rel_error : largest relative error among them
+    """
+
+    verdict: str
+    reason: str
+    field: str | None = None
+    index: int | None = None
+    value: float | None = None
+    n_rounded: int = 0
+    max_rel_error: float = 0.0
+
+
+def judge(tensor: PackedTensor, form: Format) -> Verdict:
+    """Decide what a format can do for a tensor, short of quantizing it anew, by looking at every value.
+
+    returns: same-bytes, exact, rounded, or refused with the first offender
+    """
+    if same_parts(tensor, form.parts):
+        return Verdict(SAME_BYTES, "blocks copied")
+    if isinstance(form.scheme.alphabet, Plain):
+        return _judge_dense(tensor, form.scheme.alphabet.dtype)
+    if isinstance(tensor.scheme.alphabet, Plain | Opaque) or isinstance(form.scheme.alphabet, Opaque):
+        return Verdict(REFUSED, f"{tensor.scheme.name} has no codes that {form.name} could hold", field="scheme")
+    if tensor.n_cols % row_multiple(form):
+        found = f"rows of {tensor.n_cols} weights, expected a multiple of {row_multiple(form)} ({form.name} block)"
+        return Verdict(REFUSED, found, field="shape", value=float(tensor.n_cols))
+    try:
+        return _judge_codes(tensor, form, rounding=False)
+    except NotExact as strict:
+        try:
+            return _judge_codes(tensor, form, rounding=True)
+        except NotExact:
+            return _refused(strict)
+
+
+def same_parts(tensor: PackedTensor, parts: tuple[PartForm, ...]) -> bool:
+    """Tell whether a tensor already lies in these byte arrays, layout and tiling alike, in this byte order."""
+    mine = {part.form.role: (part.form.layout.parts, part.form.layout.n_bytes, part.form.tiling) for part in tensor.parts}
+    theirs = {part.role: (part.layout.parts, part.layout.n_bytes, part.tiling) for part in parts}
+    return mine == theirs and not any(part.swapped for part in tensor.parts)
+
+
+def row_multiple(form: Format) -> int:
+    """Give what the contraction axis must be a multiple of: the block, where parameters lie inside blocks."""
+    blocks = [part.layout.n_weights for part in form.parts if len(part.layout.holds) > 1]
+    return max(blocks, default=1)
+
+
+def _judge_codes(tensor: PackedTensor, form: Format, rounding: bool) -> Verdict:
+    recast = Recast(tensor, form)
+    n_rounded, worst, offender, reasons = 0, 0.0, None, {}
+    for first, last in tensor.tiles():
+        derived = recast.derive(first, last, rounding)
+        reasons.update(dict.fromkeys(derived.reasons))
+        n_rounded += derived.n_rounded
+        worst = max(worst, derived.max_rel_error)
+        offender = offender or derived.first
+        if not derived.n_rounded:
+            _check_values(tensor, form, first, last, derived.values)
+    reason = ", ".join(reasons) or "no weights"
+    if n_rounded == 0:
+        return Verdict(EXACT, reason)
+    assert offender is not None  # the first of the n_rounded
+    return Verdict(ROUNDED, f"{reason}; {offender[0]} rounds", *offender, n_rounded, worst)
+
+
+def _check_values(tensor: PackedTensor, form: Format, first: int, last: int, values: dict[str, np.ndarray]) -> None:
+    """Decode both forms of some rows and compare every bit."""
+    mine = canonical(tensor.dequantize(rows=slice(first, last)))
+    theirs = canonical(from_values(form, mine.shape, values).dequantize())
+    differs = mine.view(np.uint32) != theirs.view(np.uint32)
+    if differs.any():
+        where = int(np.argmax(differs))
+        value = float(mine.reshape(-1)[where])
+        index = first * tensor.n_cols + where
+        message = f"weight {index} is {value!r}, in {form.name} it would be {float(theirs.reshape(-1)[where])!r}"
+        raise NotExact(message, field="value", found=value, expected=index)
+
+
+def _judge_dense(tensor: PackedTensor, dtype: str) -> Verdict:
+    """Compare the decode with itself in a dense element type."""
+    alphabet = tensor.scheme.alphabet
+    n_rounded, worst, offender = 0, 0.0, None
+    try:
+        for first, last in tensor.tiles():
+            exact = canonical(plain_values(tensor, slice(first, last)))
+            with np.errstate(all="ignore"):
+                held = canonical(tensor.dequantize(dtype, slice(first, last)).astype(np.float32))
+            wrong = exact.view(np.uint32) != held.view(np.uint32)
+            if wrong.any():
+                where = int(np.argmax(wrong))
+                offender = offender or ("values", first * tensor.n_cols + where, float(exact.reshape(-1)[where]))
+                n_rounded += int(np.count_nonzero(wrong))
+                with np.errstate(all="ignore"):
+                    error = np.abs(held[wrong].astype(np.float64) / exact[wrong] - 1)
+                worst = max(worst, float(np.nan_to_num(error, posinf=np.inf).max()))
+    except QFormatError as err:
+        return Verdict(REFUSED, err.message, field="scheme")
+    if offender is None:
+        return Verdict(EXACT, "widened" if isinstance(alphabet, Plain) else f"decoded to {dtype}")
+    if worst == np.inf or not np.isfinite(worst):
+        return Verdict(REFUSED, f"{dtype} cannot hold {offender[2]!r}", *offender)
+    return Verdict(ROUNDED, f"values round to {dtype}", *offender, n_rounded, worst)
+
+
+def _refused(err: NotExact) -> Verdict:
+    value = float(err.found) if isinstance(err.found, int | float) else None
+    return Verdict(REFUSED, err.message, err.field, None, value)
