@@ -5,7 +5,7 @@ Source: ggml-org/ggml at d99724f2: src/ggml-common.h (block_q4_0 ... block_mxfp4
 
 from qformat.formats.form import Format, PartForm
 from qformat.layout import Bits, Field, Layout, Plane
-from qformat.scheme import Grid, Integers, Op, Param, Ref, Scheme, Step, levels
+from qformat.scheme import Grid, Integers, Levels, Op, Param, Ref, Scheme, Step, levels
 
 HALVES = "h=2 j=16 -> j h"  # byte j holds element j in its low nibble and element j + 16 in its high one
 GROUP = Grid(1, 32)
@@ -49,10 +49,11 @@ Q8_0 = _format(
     _block("q8_0", 34, D, _codes(Plane(2, 8), signed=True)),
     Scheme("q8_0", Integers(-128, 127), (SCALES,), SCALED),
 )
-# ggml keeps E2M1 doubled and the exponent one lower, so that code 8, minus zero in OCP, is integer 0 and decodes to +0.
+# ggml keeps E2M1 doubled, as integers, and the exponent one lower: code 8, minus zero in OCP, decodes to +0.
+DOUBLED = Levels("float4_e2m1fn", tuple(level + 0.0 for level in levels("float4_e2m1fn", times=2).levels))
 MXFP4 = _format(
     _block("mxfp4", 17, Field("e", 0, "float8_e8m0half", holds="scales"), _codes(Plane(1, 4, HALVES))),
-    Scheme("mxfp4", levels("float4_e2m1fn", times=2), (Param("scales", "float8_e8m0half", GROUP),), SCALED),
+    Scheme("mxfp4", DOUBLED, (Param("scales", "float8_e8m0half", GROUP),), SCALED),
 )
 
 ALL = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4)
