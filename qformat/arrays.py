@@ -108,7 +108,7 @@ class Part:
         data = np.moveaxis(data, names.index(word), -2) if word else data[..., None, :]
         if not self.swapped:
             return data
-        together = data.reshape(*data.shape[:-2], -1)[..., list(self.form.layout.swap)]
+        together = data.reshape(*data.shape[:-2], self.bound.n_bytes)[..., list(self.form.layout.swap)]
         return together.reshape(data.shape)
 
 
@@ -116,7 +116,7 @@ def read_field(blocks: NDArray[np.uint8], layout: Layout, field: Field | Bits, o
     """Read one field of every block into `out`, shape (stored axes..., values in a block)."""
     if isinstance(field, Field):
         end = field.at + field.n_bytes
-        words = blocks.reshape(*blocks.shape[:-2], -1)[..., field.at : end]
+        words = blocks.reshape(*blocks.shape[:-2], layout.n_bytes)[..., field.at : end]
         out[...] = np.ascontiguousarray(words).view(numpy_dtype(field.dtype)).reshape(out.shape)
         return
     from qformat.kernels import unpack
@@ -149,6 +149,8 @@ def build(form: PartForm, dims: tuple[int, ...], values: dict[str, NDArray[Any]]
             continue
         full, view = _allocate(bound, field, None, zero=True)
         given = values[field.holds]
+        if isinstance(field, Field) and given.dtype != full.dtype:
+            raise UsageError(f"'{field.holds}' is {given.dtype}, expected {full.dtype}", field=field.holds)
         full[tuple(slice(n) for n in given.shape)] = given
         write_field(view.reshape(*blocks.shape[:-1], field.count), form.layout, field, blocks)
     if not bound.tiling.word_axis:

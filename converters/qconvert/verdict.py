@@ -14,7 +14,6 @@ from qconvert.digest import canonical, plain_values
 from qconvert.exact import Recast
 from qformat.errors import NotExact, QFormatError
 from qformat.formats import Format
-from qformat.formats.form import PartForm
 from qformat.scheme import Opaque, Plain
 from qformat.tensor import PackedTensor, from_values
 
@@ -53,7 +52,7 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
 
     returns: same-bytes, exact, rounded, or refused with the first offender
     """
-    if same_parts(tensor, form.parts):
+    if same_parts(tensor, form):
         return Verdict(SAME_BYTES, "blocks copied")
     if isinstance(form.scheme.alphabet, Plain):
         return _judge_dense(tensor, form.scheme.alphabet.dtype)
@@ -71,11 +70,12 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
             return _refused(strict)
 
 
-def same_parts(tensor: PackedTensor, parts: tuple[PartForm, ...]) -> bool:
-    """Tell whether a tensor already lies in these byte arrays, layout and tiling alike, in this byte order."""
+def same_parts(tensor: PackedTensor, form: Format) -> bool:
+    """Tell whether a tensor already lies in a format's byte arrays, meaning the same, in this byte order."""
     mine = {part.form.role: (part.form.layout.parts, part.form.layout.n_bytes, part.form.tiling) for part in tensor.parts}
-    theirs = {part.role: (part.layout.parts, part.layout.n_bytes, part.tiling) for part in parts}
-    return mine == theirs and not any(part.swapped for part in tensor.parts)
+    theirs = {part.role: (part.layout.parts, part.layout.n_bytes, part.tiling) for part in form.parts}
+    meaning = [(s.alphabet, s.params, s.steps, s.input_scale) for s in (tensor.scheme, form.scheme)]
+    return mine == theirs and meaning[0] == meaning[1] and not any(part.swapped for part in tensor.parts)
 
 
 def row_multiple(form: Format) -> int:

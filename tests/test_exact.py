@@ -1,0 +1,110 @@
+"""Verdicts: decided by the values of a tensor, with the first offender named."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from qconvert.verdict import EXACT, REFUSED, ROUNDED, SAME_BYTES, Verdict, judge
+
+from qformat import formats
+from qformat.formats import Format, find, gguf, mx
+from qformat.formats.dense import dense
+from qformat.tensor import PackedTensor, from_array, from_values
+
+RNG = np.random.default_rng(20)
+SHAPE = (6, 128)
+
+
+def scales(groups: int, dtype: str = "float16") -> Any:
+    return RNG.uniform(0.001, 0.1, (6, groups)).astype(dtype)
+
+
+def symmetric(group: int = 32, low: int = -8) -> PackedTensor:
+    codes = RNG.integers(low, 8, SHAPE).astype(np.int8)
+    return from_values(find(f"int4_g{group}"), SHAPE, {"codes": codes, "scales": scales(128 // group)})
+
+
+def asymmetric(zeros: Any = None) -> PackedTensor:
+    codes = RNG.integers(0, 16, SHAPE).astype(np.uint8)
+    zeros = RNG.integers(0, 16, (6, 4)).astype(np.uint8) if zeros is None else zeros
+    return from_values(find("uint4_g32"), SHAPE, {"codes": codes, "scales": scales(4), "zeros": zeros})
+
+
+def mxfp4(exponents: Any) -> PackedTensor:
+    codes = RNG.integers(0, 16, SHAPE).astype(np.uint8)
+    codes[:, :4] = [1, 7, 9, 15]
+    return from_values(mx.MXFP4, SHAPE, {"codes": codes, "scales": exponents})
+
+
+def exponents(low: int, high: int) -> Any:
+    return RNG.integers(low, high, (6, 4)).astype(np.uint8).view(ml_dtypes.float8_e8m0fnu)
+
+
+CASES: list[tuple[str, Any, Format, str, str]] = [
+    ("int4_g32 copies its codes into q4_0", symmetric, gguf.Q4_0, EXACT, "codes copied"),
+    ("int4_g128 repeats its scales in q4_0", lambda: symmetric(128), gguf.Q4_0, EXACT, "codes copied"),
+    ("int4 widens into q8_0", symmetric, gguf.Q8_0, EXACT, "codes copied"),
+    ("uint4 with zeros is q5_0 as code - zero", asymmetric, gguf.Q5_0, EXACT, "code - zero"),
+    ("uint4 with zeros is q8_0 as code - zero", asymmetric, gguf.Q8_0, EXACT, "code - zero"),
+    ("uint4 with zero 8 is q4_0", lambda: asymmetric(np.full((6, 4), 8, np.uint8)), gguf.Q4_0, EXACT, "code - zero"),
+    ("uint4 with other zeros is not q4_0", asymmetric, gguf.Q4_0, REFUSED, "outside -8..7"),
+    ("uint4 without offset is q4_1", lambda: asymmetric(np.zeros((6, 4), np.uint8)), gguf.Q4_1, EXACT, "bias = -zero * scale"),
+    ("uint4 with unlucky zeros is not q4_1", asymmetric, gguf.Q4_1, ROUNDED, "biases rounds"),
+    ("int4 is uint4 with zero 8", symmetric, find("uint4_g32"), EXACT, "code + 8"),
+    ("mxfp4 is ggml's mxfp4", lambda: mxfp4(exponents(0, 255)), gguf.MXFP4, EXACT, "levels x 2"),
+    ("an exponent of 255 stays where it is", lambda: mxfp4(exponents(255, 256)), gguf.MXFP4, REFUSED, "cannot hold"),
+    ("mxfp4 in range is q8_0", lambda: mxfp4(exponents(104, 143)), gguf.Q8_0, EXACT, "levels x 2"),
+    ("mxfp4 out of range is not q8_0", lambda: mxfp4(exponents(150, 151)), gguf.Q8_0, REFUSED, "float16 cannot hold"),
+    ("nf4 has levels of its own", lambda: nf4(), gguf.Q8_0, REFUSED, "same numbers"),
+    ("groups of 32 that differ are no group of 128", symmetric, find("int4_g128"), REFUSED, "not that of its group"),
+    ("a format is itself", symmetric, find("int4_g32"), SAME_BYTES, "copied"),
+    ("float32 is not float16", lambda: from_array(RNG.random((2, 8), np.float32)), dense("float16"), ROUNDED, "round"),
+    ("float16 is float32", lambda: from_array(RNG.random((2, 8)).astype("f2")), dense("float32"), EXACT, "widened"),
+    ("a large float32 has no float16", lambda: from_array(np.full(3, 1e6, np.float32)), dense("float16"), REFUSED, "1000000.0"),
+    ("packed weights decode to float32", symmetric, dense("float32"), EXACT, "decoded"),
+    (
+        "rows are whole blocks",
+        lambda: from_columns(48),
+        gguf.Q4_0,
+        REFUSED,
+        "rows of 48 weights, expected a multiple of 32",
+    ),
+]
+
+
+def nf4() -> PackedTensor:
+    codes = RNG.integers(0, 16, SHAPE).astype(np.uint8)
+    return from_values(find("nf4"), SHAPE, {"codes": codes, "scales": RNG.random(12).astype(np.float32)})
+
+
+def from_columns(n: int) -> PackedTensor:
+    codes = np.zeros((2, n), np.int8)
+    return from_values(find("int4_g16"), (2, n), {"codes": codes, "scales": np.ones((2, n // 16), np.float16)})
+
+
+@pytest.mark.parametrize(("make", "form", "verdict", "words"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_verdict(make: Any, form: Format, verdict: str, words: str) -> None:
+    found = judge(make(), form)
+    assert (found.verdict, words in found.reason) == (verdict, True), found
+
+
+def test_a_rounded_verdict_counts_and_names_the_first() -> None:
+    codes = np.ones((1, 64), np.int8)
+    tensor = from_values(find("int4_g32"), (1, 64), {"codes": codes, "scales": np.array([[0.5, 1.0]], np.float16)})
+    wide = from_values(formats.find("nf4_b32"), (1, 64), {"codes": codes, "scales": np.array([0.5, 0.1], np.float32)})
+    assert judge(tensor, gguf.Q4_0).verdict == EXACT
+    assert judge(wide, formats.find("nf4_b64")).verdict == REFUSED
+    found = judge(asymmetric_with_scale(0.1), gguf.Q4_1)
+    expected = -3 * np.float32(np.float16(0.1))
+    relative = abs(np.float64(np.float16(expected)) / expected - 1)
+    assert found == Verdict(
+        ROUNDED, "codes copied, bias = -zero * scale; biases rounds",
+        "biases", 0, float(expected), 1, float(relative),
+    )  # fmt: skip
+
+
+def asymmetric_with_scale(scale: float) -> PackedTensor:
+    codes = np.ones((1, 32), np.uint8)
+    values = {"codes": codes, "scales": np.full((1, 1), scale, np.float16), "zeros": np.full((1, 1), 3, np.uint8)}
+    return from_values(find("uint4_g32"), (1, 32), values)
