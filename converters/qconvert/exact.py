@@ -207,7 +207,7 @@ class Recast:
             where = int(np.argmax(wrong))
             value = float(array.reshape(-1)[where])
             index = first * array.shape[1] + where
-            usable = rounding and bool(np.isfinite(back[wrong]).all())
+            usable = rounding and bool(np.isfinite(back[wrong]).all() and np.isfinite(array[wrong]).all())
             if not usable:
                 message = f"{name}[{index}] is {value!r}, which {param.dtype} cannot hold"
                 raise NotExact(message, field=name, found=value, expected=param.dtype)
