@@ -139,7 +139,8 @@ def sniff(path: str | Path) -> FileKind:
             return "index"
         foreign = explain_foreign(mapped.data)
     by_suffix = _KIND_OF_SUFFIX.get(path.suffix.lower())
-    if foreign is None and by_suffix is not None:
+    # A .qfmt file is zeros at its beginning until it is finished; its own reader says so.
+    if by_suffix and (foreign is None or (by_suffix == "qfmt" and not any(head))):
         return by_suffix
     found = foreign or f"the bytes {head[:8].hex(' ')} at its beginning"
     message = f"found {found}, expected a .qfmt, .gguf or .safetensors file or a safetensors index"

@@ -42,25 +42,25 @@ def parse_json(data: bytes, *, path: str | Path, what: str, byte_offset: int = 0
     """
     problem = _structure_problem(data)
     if problem:
-        raise FileError(f"{what} {problem}", path=path, field=what)
+        raise FileError(f"{what} {problem}", path=path)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as err:
         at = byte_offset + err.start
         message = f"{what} holds the byte {data[err.start]:#04x}, expected UTF-8 text"
-        raise FileError(message, path=path, field=what, offset=at, expected="UTF-8") from err
+        raise FileError(message, path=path, offset=at, expected="UTF-8") from err
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse_constant)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as err:
         at = byte_offset + len(text[: err.pos].encode("utf-8"))
-        raise FileError(f"{what} is not JSON: {err.msg.lower()}", path=path, field=what, offset=at) from err
+        raise FileError(f"{what} is not JSON: {err.msg.lower()}", path=path, offset=at) from err
     except UnicodeEncodeError as err:
         message = f"{what} holds an unpaired surrogate escape, expected whole characters"
-        raise FileError(message, path=path, field=what) from err
+        raise FileError(message, path=path) from err
     except _Refused as err:
-        raise FileError(f"{what} {err}", path=path, field=what) from err
+        raise FileError(f"{what} {err}", path=path) from err
     return value
 
 
@@ -106,3 +106,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _refuse_constant(text: str) -> Never:
     raise _Refused(f"holds {text}, which is not JSON")
+
+
+def _integer(text: str) -> int | float:
+    return -0.0 if text == "-0" else int(text)  # an integer has no sign at zero: only a float keeps what was written
