@@ -99,7 +99,7 @@ def header_length(data: bytes | memoryview, n_file_bytes: int, path: str | Path)
         message = f"the header is {n} bytes long by its length field, expected at most {MAX_HEADER_BYTES}"
         raise FileError(message, path=path, offset=0, expected=MAX_HEADER_BYTES, found=n)
     if n > n_file_bytes - 8:
-        message = f"the header is {n} bytes long by its length field, but {n_file_bytes - 8} bytes follow it"
+        message = f"the header is {n} bytes long by its length field, but the file holds {n_file_bytes - 8} after it"
         raise FileError(message, path=path, offset=0, expected=n, found=n_file_bytes - 8)
     if n == 0 or data[8:9] != b"{":
         found = "nothing" if n == 0 else f"the byte {data[8]:#04x}"
@@ -258,7 +258,7 @@ def _check_cover(tensors: Iterable[TensorInfo], n_header: int, n_data: int | Non
             raise FileError(message, path=path, tensor=info.name, field="data_offsets", expected=at, found=begin)
         at += info.n_bytes
     if n_data is not None and at > n_data:
-        message = f"the file is truncated: the tensors span {at} bytes, {n_data} bytes follow the header"
+        message = f"the file is truncated: the tensors span {at} bytes, it holds {n_data} after the header"
         raise FileError(message, path=path, expected=at, found=n_data)
     if n_data is not None and at < n_data:
         message = f"the tensors span {at} bytes of the {n_data} that follow the header, expected all of them"
