@@ -117,6 +117,12 @@ def test_an_index_of_another_stem_is_found(tmp_path: Path) -> None:
         assert list(opened.tensors) == ["a"]
 
 
+def test_shards_come_by_name_whatever_the_index_says_first(tmp_path: Path) -> None:
+    files = sharded({"a": SECOND, "b": FIRST}, **{FIRST: weights(b=b""), SECOND: weights(a=b"")})
+
+    assert resolve(fill(tmp_path, files)).shards == (tmp_path / FIRST, tmp_path / SECOND)
+
+
 def test_links_are_followed(tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshots" / "main"
     snapshot.mkdir(parents=True)

@@ -52,7 +52,7 @@ class Checkpoint:
     path      : as given
     folder    : where they lie
     kind      : container of the weights
-    shards    : the weight files, in the index's order; one for a single file
+    shards    : the weight files, by name; one for a single file
     weight_map: tensor name -> its file, of a sharded checkpoint; None when there is no index
     index     : the index file, None when there is none
     config    : config.json beside safetensors weights, parsed; None when there is none

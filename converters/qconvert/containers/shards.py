@@ -28,7 +28,7 @@ class Index:
     """What an index file says.
 
     weight_map: tensor name -> file name as the index spells it, in the index's order
-    shards    : those file names, each once, in the order in which they first appear
+    shards    : those file names, each once, sorted
     metadata  : the index's own notes (total_size, ...), unchecked
     """
 
@@ -68,7 +68,7 @@ def read_index(path: str | Path) -> Index:
     if not isinstance(metadata, dict):
         message = f"the index's metadata is {json_kind(metadata)}, expected an object"
         raise FileError(message, path=path, field="metadata")
-    shards: dict[str, None] = {}
+    shards: set[str] = set()
     for tensor, name in weight_map.items():
         if isinstance(name, str) and name in shards:
             continue
@@ -77,8 +77,8 @@ def read_index(path: str | Path) -> Index:
             found = show(name, quote=True, limit=100) if isinstance(name, str) else json_kind(name)
             message = f"the shard name {found} {problem}, expected a file below the index's folder"
             raise FileError(message, path=path, tensor=tensor, field="weight_map", found=name)
-        shards[name] = None
-    return Index(weight_map, tuple(shards), metadata)
+        shards.add(name)
+    return Index(weight_map, tuple(sorted(shards)), metadata)
 
 
 def plan_shards(
