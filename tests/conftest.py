@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from hypothesis import settings
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -17,6 +18,10 @@ VECTORS = ROOT / "spec" / "vectors"
 
 # The dtype names of the safetensors header that the stored vectors use.
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F32": np.float32, "I16": np.int16, "U8": np.uint8}
+
+# The same examples on every run, however slow the machine: a failure is one that anyone can see again.
+settings.register_profile("reproducible", derandomize=True, deadline=None)
+settings.load_profile("reproducible")
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ STANDARD_LIBRARY_ALONE = (
     *("qformat.errors", "qformat.bits", "qformat.order", "qformat.layout", "qformat.tiling", "qformat.scheme"),
     *("qformat.formats", "qformat.formats.*"),
     *("qconvert.containers.mapped", "qconvert.containers.gguf*", "qconvert.containers.safetensors*"),
-    "qconvert.containers.strict_json",
+    *("qconvert.containers.cursor", "qconvert.containers.strict_json"),
 )
 
 
