@@ -1,0 +1,95 @@
+"""A file that has its name only once it is whole.
+
+Decides how bytes reach the disk: a hidden sibling, durable before the rename, the folder durable after it. Knows nothing of
+what is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from qformat.errors import FileError
+from qformat.file.chunks import Bytes
+
+
+class Output:
+    """A hidden file beside `path`, with the mode that the umask gives.
+
+    n_bytes: space to reserve at once
+
+    Raises FileError when the file system refuses.
+    """
+
+    def __init__(self, path: str | Path, n_bytes: int) -> None:
+        self.path = Path(path)
+        self.folder = str(self.path.parent)
+        self.hidden = self.path.with_name(f".{self.path.name[:200]}.{secrets.token_hex(4)}.part")
+        self.is_closed = False
+        with self.explain():
+            self.file = os.open(self.hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            self.reserve(n_bytes)
+        except BaseException:
+            self.abort()
+            raise
+
+    def reserve(self, n_bytes: int) -> None:
+        """Reserve space, so that a full disk is known before the work; file systems that cannot are left alone."""
+        with self.explain():
+            try:
+                os.posix_fallocate(self.file, 0, n_bytes)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                    raise
+
+    def pwrite(self, data: Bytes | bytes, byte_offset: int) -> None:
+        """Write all of `data` at an offset."""
+        rest = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        with self.explain():
+            while rest:
+                n_bytes = os.pwrite(self.file, rest, byte_offset)
+                byte_offset += n_bytes
+                rest = rest[n_bytes:]
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        with self.explain():
+            os.fsync(self.file)
+
+    def commit(self) -> None:
+        """Give the file its name, and make the name durable."""
+        with self.explain():
+            os.replace(self.hidden, self.path)
+            self.close()
+            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def abort(self) -> None:
+        """Remove the file, if it has no name yet."""
+        if not self.is_closed:
+            self.close()
+            with suppress(OSError):
+                os.unlink(self.hidden)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.is_closed = True
+        os.close(self.file)
+
+    @contextmanager
+    def explain(self) -> Iterator[None]:
+        """Turn what the system says into one line about the path that was asked for."""
+        try:
+            yield
+        except OSError as error:
+            raise FileError(f"cannot be written: {os.strerror(error.errno or 0).lower()}", path=self.path) from error
