@@ -1,0 +1,67 @@
+"""Which rules a format has: found from what its scheme declares, the default first."""
+
+from __future__ import annotations
+
+from qformat.errors import UsageError
+from qformat.formats.form import Format
+from qformat.quantize import affine, codebook, ggml, microscale
+from qformat.quantize.rule import Rule
+from qformat.scheme import Flat, Grid, Group, Integers, Levels, Scheme
+
+E2M1 = "float4_e2m1fn"
+EXPONENTS = ("float8_e8m0fnu", "float8_e8m0half")
+
+
+def rules(form: Format) -> tuple[str, ...]:
+    """Name the quantization rules of a format, its default first; empty where nothing quantizes to it."""
+    return tuple(rule.name for rule in _rules(form))
+
+
+def describe(form: Format, rule: str | None = None) -> str:
+    """Give a rule in one line: its name, formula, ties and source. Raises UsageError for an unknown one."""
+    found = find(form, rule)
+    return f"{found.name}: {found.formula} ({found.source})"
+
+
+def find(form: Format, name: str | None = None) -> Rule:
+    """Find a rule of a format, the default if unnamed.
+
+    Raises UsageError when the format has no such rule; the message lists those it has.
+    """
+    known = _rules(form)
+    if not known:
+        raise UsageError(f"format '{form.name}' has no quantization rule", field="rule", found=name)
+    for rule in known:
+        if name in (None, rule.name):
+            return rule
+    expected = ", ".join(rule.name for rule in known)
+    message = f"unknown rule '{name}' for '{form.name}': expected one of {expected}"
+    raise UsageError(message, field="rule", found=name, expected=tuple(rule.name for rule in known))
+
+
+def _rules(form: Format) -> tuple[Rule, ...]:
+    own = ggml.RULES.get(form.name, ()) if form.rule == "ggml" else ()
+    taken = {rule.name for rule in own}
+    found = (*own, *(rule for rule in _family(form.scheme) if rule.name not in taken))
+    return tuple(sorted(found, key=lambda rule: rule.name != form.rule))
+
+
+def _family(scheme: Scheme) -> tuple[Rule, ...]:
+    """Give the rules that any scheme of this kind has."""
+    params = {param.name: param for param in scheme.params}
+    scale = params.get("scales")
+    if scale is None or len(scheme.steps) != len(params):
+        return ()
+    if isinstance(scheme.alphabet, Integers) and (_along_rows(scale.group) or scale.group == Grid(0, 0)):
+        families = {("scales",): affine.SCALED, ("scales", "zeros"): affine.ZEROED, ("biases", "scales"): affine.BIASED}
+        return families.get(tuple(sorted(params)), ())
+    if isinstance(scheme.alphabet, Levels) and len(params) == 1:
+        if scheme.alphabet.name == E2M1 and scale.dtype in EXPONENTS and _along_rows(scale.group):
+            return microscale.RULES
+        if isinstance(scale.group, Flat):
+            return codebook.RULES
+    return ()
+
+
+def _along_rows(group: Group) -> bool:
+    return isinstance(group, Grid) and group.rows == 1

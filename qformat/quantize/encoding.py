@@ -1,0 +1,156 @@
+"""Quantizing a tensor: the target by its name, the weights tile by tile, the codes packed at the end.
+
+Tiles give the same bytes as the whole: a tile's codes depend on its own rows alone, but for one scale over the whole tensor,
+whose extremes `prepare` collects in a first pass. What a rule computes is none of its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qformat import formats
+from qformat.errors import UsageError
+from qformat.formats.form import Format, matrix
+from qformat.quantize.catalogue import find
+from qformat.quantize.groups import Extremes, extremes, split
+from qformat.quantize.rule import Values
+from qformat.scheme import Flat, Grid
+from qformat.tensor import TILE_WEIGHTS, PackedTensor, from_values
+
+F32 = NDArray[np.float32]
+
+SOURCES = ("float32", "float16", "bfloat16")
+
+
+def quantize(array: NDArray[Any], target: str | Format, rule: str | None = None) -> PackedTensor:
+    """Quantize float weights to a packed format.
+
+    array  : float32, float16 or bfloat16, any shape [..., K], the contraction axis last
+    target : format, or its name: "mxfp4", "nf4", "int4_g128", "uint4_g64", "int8_tensor", "gguf:q4_0"
+    rule   : one of `rules(format)`; the format's default if absent
+    returns: tensor of the same shape, the rule's name in `rule`
+
+    Raises UsageError for an unknown target or rule, another dtype, columns that do not fill the target's blocks, and a
+    weight that is NaN or infinite.
+
+    >>> quantize(np.array([[0.5, -1.2, 3.7, -0.3, 2.1]], np.float32), "int4_channel", "symmetric-full").codes().tolist()
+    [[1, -3, 7, -1, 5]]
+    """
+    form = resolve(target) if isinstance(target, str) else target
+    chosen = find(form, rule)
+    if array.dtype.name not in SOURCES:
+        message = f"weights are {array.dtype.name}, expected float32, float16 or bfloat16"
+        raise UsageError(message, field="dtype", found=array.dtype.name, expected=SOURCES)
+    shape = tuple(int(n) for n in array.shape)
+    state = prepare(form, (tile for _, tile in _tiles(array, form)))
+    made = [encode(tile, form, chosen.name, state, first, shape) for first, tile in _tiles(array, form)]
+    whole = {name: np.concatenate([tile[name] for tile in made]) for name in made[0] if name != "codes"}
+    whole["codes"] = np.concatenate([tile["codes"].reshape(-1) for tile in made]).reshape(shape)
+    if state is not None:
+        whole |= {name: made[0][name] for name in made[0] if name != "codes"}
+    return from_values(form, shape, whole, array.dtype.name, chosen.name)
+
+
+def encode(
+    rows: F32,
+    form: Format,
+    rule: str | None = None,
+    state: Extremes | None = None,
+    first: int = 0,
+    shape: tuple[int, ...] | None = None,
+) -> Values:
+    """Quantize some rows of a tensor to logical arrays, ready for `tensor.from_values`.
+
+    rows   : (n_rows, K) float32; where groups are flat, any run of weights that begins with a group and ends with one or
+             with the tensor, K then being free
+    state  : what `prepare` gave for the whole tensor
+    first  : number of the first weight in the flattened tensor, to name a weight that is not finite
+    shape  : of the whole tensor, likewise; (..., K) if absent
+    returns: "codes", shape of `rows`; every parameter in the shape that its group has for these rows
+
+    Raises UsageError as `quantize` does, and when `state` is missing where one group covers the whole tensor.
+    """
+    chosen = find(form, rule)
+    _check_columns(form, rows.shape[1])
+    _check_finite(rows, first, shape or (-1, rows.shape[1]))
+    if state is None and _covers_tensor(form):
+        raise UsageError(f"format '{form.name}' has one scale for the whole tensor: give what prepare() found", field="state")
+    with np.errstate(all="ignore"):  # what rules do at the ends of the number range is part of their definition
+        return chosen.encode(rows, form.scheme, state)
+
+
+def prepare(form: Format, tiles: Iterable[F32]) -> Extremes | None:
+    """Look through a whole tensor where its format has one group for all of it.
+
+    tiles  : (n_rows, K) float32 arrays, in order; not touched where each row can be encoded by itself
+    returns: extremes for `encode`, or None where it needs none
+    """
+    if not _covers_tensor(form):
+        return None
+    group = form.scheme.param("scales").group
+    found = extremes(split(np.zeros((1, 1), np.float32), group))
+    for tile in tiles:
+        found = found.merge(extremes(split(tile, group)))
+    return found
+
+
+def resolve(target: str) -> Format:
+    """Find the format that a target names: a planar one as `formats.find` spells it, or "gguf:" and a block type.
+
+    Case does not matter, "-" is "_", and "qfmt:" before a planar name is allowed. Raises UsageError for an unknown name.
+    """
+    container, _, name = target.lower().replace("-", "_").rpartition(":")
+    if container in ("", "qfmt"):
+        return formats.find(name)
+    known = {form.name: form for form in formats.GGUF if form.rule}
+    if container == "gguf" and name in known:
+        return known[name]
+    expected = ", ".join(known)
+    raise UsageError(f"unknown target '{target}': expected a planar format, or gguf: and one of {expected}", found=target)
+
+
+def _tiles(array: NDArray[Any], form: Format) -> Iterator[tuple[int, F32]]:
+    """Cut a tensor where `encode` allows it: number of the first weight, and (n_rows, K) float32; one tile at least."""
+    n_rows, n_cols = matrix(tuple(int(n) for n in array.shape))
+    group = form.scheme.param("scales").group
+    if isinstance(group, Flat):
+        flat = array.reshape(-1)
+        step = max(1, TILE_WEIGHTS // group.n_weights) * group.n_weights
+        for low in range(0, max(1, flat.size), step):
+            yield low, flat[None, low : low + step].astype(np.float32)
+        return
+    rows = array.reshape(n_rows, n_cols)
+    step = max(1, TILE_WEIGHTS // max(1, n_cols))
+    for low in range(0, max(1, n_rows), step):
+        yield low * n_cols, rows[low : low + step].astype(np.float32)
+
+
+def _covers_tensor(form: Format) -> bool:
+    return form.scheme.param("scales").group == Grid(0, 0)
+
+
+def _check_columns(form: Format, n_cols: int) -> None:
+    """Refuse rows that leave a block of codes and parameters half filled."""
+    for part in form.parts:
+        block = part.layout.n_weights
+        if len(part.layout.holds) > 1 and block and n_cols % block:
+            message = f"{n_cols} columns, expected a multiple of {block} ({part.layout.name} block)"
+            raise UsageError(message, field="shape", found=n_cols, expected=block)
+
+
+def _check_finite(rows: F32, first: int, shape: tuple[int, ...]) -> None:
+    bad = ~np.isfinite(rows)
+    if not bad.any():
+        return
+    at = int(np.flatnonzero(bad)[0])
+    place, rest = [], first + at
+    for n in reversed(shape[1:]):
+        place.append(rest % n)
+        rest //= n
+    index = [rest, *reversed(place)][: max(1, len(shape))]
+    value = float(rows.reshape(-1)[at])
+    raise UsageError(f"weight {index} is {value}, expected a finite number", field="weights", found=value, expected="finite")

@@ -1,0 +1,199 @@
+"""E2M1 codes with a power-of-two scale per group (MXFP4): how each peer chooses the exponent and rounds the element.
+
+Decoding is the same for all; the rules differ in the exponent (which trades a saturated extreme for finer steps), in where
+ties go, and in the sign of a code that rounds to zero. Weights are divided by the scale, which is exact but for subnormals.
+Where a peer lets the exponent byte wrap or become 255 (NaN in OCP MX), it stops at 0 or 254 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qformat.arrays import numpy_dtype
+from qformat.quantize.groups import Extremes, extremes, join, split
+from qformat.quantize.rule import Rule, Values
+from qformat.scheme import Scheme
+
+F32 = NDArray[np.float32]
+Bytes = NDArray[np.int32]
+
+# Halfway between neighbouring magnitudes 0, .5, 1, 1.5, 2, 3, 4, 6.
+MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+# Which of them go up under ties-to-even: those below an even code.
+TIES_UP = (False, True, False, True, False, True, False)
+BIAS = 127
+LARGEST_BYTE = 254
+
+
+def floor_exponent(amax: F32) -> Bytes:
+    """Give bytes 127 + floor(log2 amax) - 2, exact; a group of zeros or subnormals gives 0.
+
+    Source: OCP Microscaling Formats (MX) v1.0, section 6.3.
+    """
+    return _exponent_field(amax) - 2
+
+
+def even_exponent(amax: F32) -> Bytes:
+    """Give bytes 127 + floor(log2 a) - 2, where a is amax, or the next power of two from a mantissa of 1.75 on.
+
+    So an extreme that would round beyond 6 takes the larger scale. A group of zeros gives 0.
+    Source: vllm-project/compressed-tensors 0.20.0, quantization/utils/mxfp_utils.py, round_to_power_2.
+    """
+    return _exponent_field((amax.view(np.uint32) + np.uint32(1 << 21)).view(np.float32)) - 2
+
+
+def ceil_exponent(amax: F32) -> Bytes:
+    """Give bytes 127 + ceil(log2(amax / 6)), quotient and logarithm rounded to float32; a group of zeros gives 0.
+
+    Source: NVIDIA/Model-Optimizer 0.47.0, torch/quantization/qtensor/mxfp4_tensor.py, MXFP4QTensor.quantize.
+    """
+    return BIAS + np.ceil(_log2(amax / np.float32(6))).astype(np.int32)
+
+
+def nearest_exponent(amax: F32) -> Bytes:
+    """Give bytes 127 + round(log2(amax / 6)), quotient and logarithm rounded to float32; a group of zeros gives 127.
+
+    Source: ml-explore/mlx 0.31.0 on a CPU, mlx/ops.cpp, fp_quantize. Its 0.32.4 takes the exponent of `ceil_exponent` instead.
+    """
+    scaled = amax / np.float32(6)
+    return np.where(scaled == 0, 0, np.rint(_log2(scaled)).astype(np.int32)) + BIAS
+
+
+def ggml_exponent(amax: F32) -> Bytes:
+    """Give bytes 127 + floor(log2 amax) - 2, the logarithm rounded to float32; a group of zeros gives 0.
+
+    Where amax is a hair below a power of two its logarithm rounds to an integer, and the byte is one more than `floor`'s.
+    Below 2^-125 the bytes are negative. Source: ggml-org/ggml, src/ggml-quants.c, quantize_row_mxfp4_ref.
+    """
+    return np.where(amax == 0, 0, np.floor(_log2(amax)).astype(np.int32) - 2 + BIAS)
+
+
+def round_even(scaled: F32) -> NDArray[np.uint8]:
+    """Give magnitude codes 0..7 of |scaled|, to nearest, ties to the even code; beyond 6 saturates.
+
+    >>> round_even(np.array([0.25, 0.75, -5.0, 100], np.float32)).tolist()
+    [0, 2, 6, 7]
+    """
+    size = np.abs(scaled)
+    found = np.zeros(size.shape, np.uint8)
+    for midpoint, up in zip(MIDPOINTS, TIES_UP, strict=True):
+        found += (size >= np.float32(midpoint)) if up else (size > np.float32(midpoint))
+    return found
+
+
+def round_down(scaled: F32) -> NDArray[np.uint8]:
+    """Give magnitude codes 0..7 of |scaled|, to nearest, ties to the smaller magnitude; beyond 6 saturates.
+
+    >>> round_down(np.array([0.25, 0.75, -5.0, 100], np.float32)).tolist()
+    [0, 1, 6, 7]
+    """
+    size = np.abs(scaled)
+    found = np.zeros(size.shape, np.uint8)
+    for midpoint in MIDPOINTS:
+        found += size > np.float32(midpoint)
+    return found
+
+
+def own_sign(scaled: F32, magnitude: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Keep the sign of every weight, that of zero too: -0 is code 8."""
+    return np.signbit(scaled)
+
+
+def sign_below_zero(scaled: F32, magnitude: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Sign what is below zero: -0 is code 0, a negative weight that rounds to zero code 8."""
+    return scaled < 0
+
+
+def sign_up_to_zero(scaled: F32, magnitude: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Sign what is not above zero: every zero is code 8."""
+    return scaled <= 0
+
+
+def sign_of_code(scaled: F32, magnitude: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Sign what stays below zero after rounding: code 8 is never used."""
+    return (scaled < 0) & (magnitude > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The parts of an MXFP4 rule: exponent byte of a group, magnitude code, sign bit."""
+
+    exponent: Callable[[F32], Bytes]
+    magnitude: Callable[[F32], NDArray[np.uint8]]
+    sign: Callable[[F32, NDArray[np.uint8]], NDArray[np.bool_]]
+
+
+def round_codes(groups: F32, exponents: Bytes, choice: Choice) -> NDArray[np.uint8]:
+    """Give E2M1 codes of groups against scales 2^(byte - 127).
+
+    groups    : (..., weights) float32
+    exponents : (...) bytes 0..254
+    """
+    scaled: F32 = groups / np.ldexp(np.float32(1), exponents - BIAS).astype(np.float32)[..., None]
+    found = choice.magnitude(scaled)
+    return found | (choice.sign(scaled, found).view(np.uint8) << np.uint8(3))
+
+
+def encode_with(choice: Choice, wraps: bool, rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
+    """Encode rows; `wraps`: an exponent out of range is taken modulo 256 instead of being limited."""
+    param = scheme.param("scales")
+    groups = split(rows, param.group)
+    exponents = choice.exponent(extremes(groups).magnitude)
+    exponents = exponents & 0xFF if wraps else np.clip(exponents, 0, LARGEST_BYTE)
+    scales = exponents.astype(np.uint8).view(numpy_dtype(param.dtype))
+    return {"codes": join(round_codes(groups, exponents, choice), *rows.shape), "scales": scales}
+
+
+def _exponent_field(values: F32) -> Bytes:
+    return (values.view(np.uint32) >> np.uint32(23)).astype(np.int32)
+
+
+def _log2(values: F32) -> F32:
+    """Give log2 rounded to float32, the same on every machine; of 0 a very small finite number."""
+    wide = np.maximum(values, np.float32(2.0**-149)).astype(np.float64)
+    return np.where(values == 0, -300, np.log2(wide)).astype(np.float32)
+
+
+FLOOR = Choice(floor_exponent, round_even, own_sign)
+EVEN = Choice(even_exponent, round_even, sign_below_zero)
+CEIL = Choice(ceil_exponent, round_down, sign_up_to_zero)
+NEAREST = Choice(nearest_exponent, round_down, sign_of_code)
+GGML = Choice(ggml_exponent, round_down, sign_of_code)
+
+RULES = (
+    Rule(
+        "floor",
+        "scale = 2^(floor(log2 max|x|) - 2); element to nearest E2M1, ties to even, saturating, -0 is code 8; zeros: byte 0",
+        "OCP Microscaling Formats (MX) v1.0, 6.3; torchao 0.18.0 FLOOR but for byte 0, where it divides by 2^-126",
+        partial(encode_with, FLOOR, False),
+    ),
+    Rule(
+        "ceil",
+        "scale = 2^ceil(log2(max|x| / 6)); element to nearest E2M1, ties to zero, zero is code 8; zeros: byte 0",
+        "nvidia-modelopt 0.47.0",
+        partial(encode_with, CEIL, False),
+    ),
+    Rule(
+        "even",
+        "scale = 2^(floor(log2 a) - 2), a = max|x|, doubled from mantissa 1.75 on; element ties to even; zeros: byte 0",
+        "compressed-tensors 0.20.0",
+        partial(encode_with, EVEN, False),
+    ),
+    Rule(
+        "nearest",
+        "scale = 2^round(log2(max|x| / 6)); element to nearest E2M1, ties to zero, code 8 unused; zeros: byte 127",
+        "mlx 0.31.0; 0.32.4 has the exponent of ceil",
+        partial(encode_with, NEAREST, False),
+    ),
+    Rule(
+        "ggml",
+        "scale = 2^(floor(float32 log2 max|x|) - 2); element to nearest E2M1, ties to zero, code 8 unused; zeros: byte 0",
+        "ggml d99724f2, quantize_row_mxfp4_ref",
+        partial(encode_with, GGML, False),
+    ),
+)

@@ -1,0 +1,35 @@
+"""What a quantization rule is: a name, a sentence that can be printed, and a function from weights to codes and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qformat.quantize.groups import Extremes
+from qformat.scheme import Scheme
+
+F32 = NDArray[np.float32]
+
+# Logical arrays by name: "codes" and every parameter of the scheme.
+Values = dict[str, NDArray[Any]]
+Encode = Callable[[F32, Scheme, Extremes | None], Values]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A way to choose parameters and codes.
+
+    name    : as it is asked for and recorded
+    formula : one line: how the parameters come about, how codes are rounded, which way ties go
+    source  : whose rule it is
+    encode  : (rows, K) float32, scheme, extremes of the whole tensor where one group covers it -> logical arrays
+    """
+
+    name: str
+    formula: str
+    source: str
+    encode: Encode
