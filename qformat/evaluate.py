@@ -7,6 +7,7 @@ a chain of operations with one operand per row and run of columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ class Operands:
         if isinstance(operand, Apply):
             left, wide = self.operand(operand.left, first, last)
             right, narrow = self.operand(operand.right, first, last)
-            run = common_run(wide, narrow)
+            run = common_run(wide, narrow, self.n_cols)
             with np.errstate(all="ignore"):  # infinities and NaN in stored scales are values like any other
                 return OPERATIONS[operand.op](self.spread(left, wide, run), self.spread(right, narrow, run)), run
         if isinstance(operand, Lookup):
@@ -109,9 +110,12 @@ def as_float32(stored: NDArray[Any], dtype: str) -> F32:
     return stored.astype(np.float32)
 
 
-def common_run(one: int, other: int) -> int:
-    """Give a run of columns that divides both into whole runs; the shorter of the two where one divides the other."""
-    return int(np.gcd(one, other))
+def common_run(one: int, other: int, n_cols: int | None = None) -> int:
+    """Give a run of columns that cuts both into whole runs; one that reaches over all `n_cols` needs no cutting."""
+    wide, narrow = max(one, other), min(one, other)
+    if n_cols is not None and wide >= n_cols:
+        return narrow or 1
+    return math.gcd(wide, narrow)
 
 
 def alphabet_table(levels: tuple[float, ...]) -> F32:

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat.arrays import ByteSource, Memory, Part, aligned, build, numpy_dtype
+from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.evaluate import F32, Operands, alphabet_table, as_float32, common_run
 from qformat.formats.form import Format, matrix
 from qformat.scheme import Levels, Op, Opaque, Plain, Ref, Scheme, Stored
 
-TILE_WEIGHTS = 1 << 16  # a float32 tile of 256 KiB stays in the second-level cache
+TILE_WEIGHTS = 1 << 18  # a float32 tile of 1 MiB: small enough for cache, large enough that a tile's fixed cost is little
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class PackedTensor:
         steps = operands.steps(first, last, input_scale)
         run = self.n_cols
         for _, _, columns in steps:
-            run = common_run(run, columns)
+            run = common_run(run, columns, self.n_cols)
         chain = tuple((op, operands.spread(array, columns, run)) for op, array, columns in steps)
         evaluate(self.codes(slice(first, last)), self._table(), chain, run, out)
 
@@ -178,7 +179,7 @@ class PackedTensor:
         if stored.dtype == out.dtype:
             out[...] = stored
             return
-        if stored.dtype.kind in "iubc" or alphabet.dtype == "float64":
+        if DTYPES[alphabet.dtype].kind != "float" or alphabet.dtype == "float64":
             raise UsageError(f"weights are {alphabet.dtype}, which {out.dtype} cannot hold; read them as {alphabet.dtype}")
         with np.errstate(all="ignore"):
             out[...] = as_float32(stored, alphabet.dtype)

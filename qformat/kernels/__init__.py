@@ -1,6 +1,6 @@
 """Compiled kernels, derived from the declarations. The only package that imports numba."""
 
 from qformat.kernels.evaluate import evaluate
-from qformat.kernels.planes import pack, unpack
+from qformat.kernels.planes import check_codes, pack, unpack
 
-__all__ = ["evaluate", "pack", "unpack"]
+__all__ = ["check_codes", "evaluate", "pack", "unpack"]

@@ -90,13 +90,15 @@ def _full(table: F32) -> F32:
 def _check(codes: NDArray[Any], table: F32 | None, chain: tuple[tuple[Op, F32], ...], run: int, out: NDArray[Any]) -> None:
     if codes.ndim != 2 or out.shape != codes.shape:
         raise UsageError(f"out has shape {out.shape}, expected {codes.shape}")
+    if not codes.size:
+        return
     if run < 1:
         raise UsageError(f"runs of {run} columns, expected at least 1")
     shape = (codes.shape[0], -(-codes.shape[1] // run))
     for op, operand in chain:
         if operand.shape != shape:
             raise UsageError(f"operand of '{op.value}' has shape {operand.shape}, expected {shape}")
-    if table is None or not codes.size:
+    if table is None:
         return
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= table.size:
