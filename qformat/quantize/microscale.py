@@ -58,10 +58,19 @@ def ceil_exponent(amax: F32) -> Bytes:
 def nearest_exponent(amax: F32) -> Bytes:
     """Give bytes 127 + round(log2(amax / 6)), quotient and logarithm rounded to float32; a group of zeros gives 127.
 
-    Source: ml-explore/mlx 0.31.0 on a CPU, mlx/ops.cpp, fp_quantize. Its 0.32.4 takes the exponent of `ceil_exponent` instead.
+    Source: ml-explore/mlx 0.31.0 on a CPU, mlx/ops.cpp, fp_quantize. Its 0.32.4 rounds up: `mlx_exponent`.
     """
     scaled = amax / np.float32(6)
     return np.where(scaled == 0, 0, np.rint(_log2(scaled)).astype(np.int32)) + BIAS
+
+
+def mlx_exponent(amax: F32) -> Bytes:
+    """Give bytes 127 + ceil(log2(amax / 6)), exact: one up from a mantissa above 1.5 on; a group of zeros gives 127.
+
+    Source: ml-explore/mlx 0.32.4 on a CPU, mx.quantize(mode="mxfp4"), as stored in spec/vectors/mxfp4.
+    """
+    fraction = amax.view(np.uint32) & np.uint32((1 << 23) - 1)
+    return np.where(amax == 0, BIAS, _exponent_field(amax) - 2 + (fraction > 1 << 22))
 
 
 def ggml_exponent(amax: F32) -> Bytes:
@@ -163,6 +172,7 @@ FLOOR = Choice(floor_exponent, round_even, own_sign)
 EVEN = Choice(even_exponent, round_even, sign_below_zero)
 CEIL = Choice(ceil_exponent, round_down, sign_up_to_zero)
 NEAREST = Choice(nearest_exponent, round_down, sign_of_code)
+MLX = Choice(mlx_exponent, round_down, sign_of_code)
 GGML = Choice(ggml_exponent, round_down, sign_of_code)
 
 RULES = (
@@ -187,8 +197,14 @@ RULES = (
     Rule(
         "nearest",
         "scale = 2^round(log2(max|x| / 6)); element to nearest E2M1, ties to zero, code 8 unused; zeros: byte 127",
-        "mlx 0.31.0; 0.32.4 has the exponent of ceil",
+        "mlx 0.31.0",
         partial(encode_with, NEAREST, False),
+    ),
+    Rule(
+        "mlx",
+        "scale = 2^ceil(log2(max|x| / 6)), exact; element to nearest E2M1, ties to zero, code 8 unused; zeros: byte 127",
+        "mlx 0.32.4",
+        partial(encode_with, MLX, False),
     ),
     Rule(
         "ggml",
