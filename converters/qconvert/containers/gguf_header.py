@@ -79,9 +79,12 @@ class Header:
         return [(start, min(n_bytes, self.n_bytes - start)) for start, n_bytes in ranges if start < self.n_bytes]
 
     def padded_end(self) -> int:
-        """Give the length of the file with its last tensor padded, as ggml writes it."""
-        ends = [align(t.byte_offset + t.n_bytes, self.alignment) for t in self.tensors.values()]
-        return max([self.data_start, *ends])
+        """Give the length of the file with its last tensor padded, as ggml writes it; an opaque one owns its padding."""
+        if not self.tensors:
+            return self.end
+        last = next(reversed(self.tensors.values()))
+        stop = last.byte_offset + last.n_bytes
+        return align(stop, self.alignment) if last.type_id in GGML_TYPES else stop
 
 
 def parse_header(data: memoryview, n_bytes: int, path: str | None = None) -> Header:

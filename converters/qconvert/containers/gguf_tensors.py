@@ -108,20 +108,22 @@ def place_tensors(
         if relative != expected:
             message = f"offset {relative:#x} from the data start, expected {expected:#x}, where the tensor before ends"
             raise _at(path, name, start, message, "offset", expected, relative)
-        if type_id in GGML_TYPES:
-            n_tensor = tensor_bytes(dims, type_id)
+        kind = GGML_TYPES.get(type_id)
+        if kind is not None:
+            n_tensor = n_weights // kind.n_weights * kind.n_bytes
         else:
             following = records[index + 1][3] if index + 1 < len(records) else n_bytes - data_start
             n_tensor = following - relative if n_weights else 0
             if n_weights and n_tensor <= 0:
                 message = f"{max(n_tensor, 0)} bytes up to what follows, expected some for {n_weights} weights"
                 raise _at(path, name, start, message, "offset", found=n_tensor)
-        expected = align(relative + n_tensor, alignment)
-        stop = data_start + relative + n_tensor
+        start_of_data = data_start + relative
+        stop = start_of_data + n_tensor
         if n_tensor and stop > n_bytes:
             message = f"{n_tensor} bytes of data end at {stop:#x}, past the end of the file at {n_bytes:#x}"
-            raise _at(path, name, data_start + relative, message, "data", stop, n_bytes)
-        tensors[name] = TensorInfo(name, dims, type_id, data_start + relative, n_tensor)
+            raise _at(path, name, start_of_data, message, "data", stop, n_bytes)
+        tensors[name] = TensorInfo(name, dims, type_id, start_of_data, n_tensor)
+        expected = -(-(relative + n_tensor) // alignment) * alignment
     return tensors
 
 
@@ -156,8 +158,7 @@ def _check_type_and_dims(name: str, dims: tuple[int, ...], type_id: int, start: 
         if dim > I64_MAX or n_weights > I64_MAX:
             message = f"dimensions {' x '.join(map(str, dims))}, expected a product below 2^63"
             raise _at(path, name, start, message, "dims", found=dims)
-    row = dims[0] if dims else 1
-    if kind is not None and row % kind.n_weights:
+    if kind is not None and kind.n_weights > 1 and (row := dims[0] if dims else 1) % kind.n_weights:
         message = f"{row} weights per row, expected a multiple of {kind.n_weights} ({kind.name} block)"
         raise _at(path, name, start, message, "dims", kind.n_weights, row)
     return n_weights
