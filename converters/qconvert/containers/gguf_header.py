@@ -82,7 +82,7 @@ class Header:
         """Give the length of the file with its last tensor padded, as ggml writes it; an opaque one owns its padding."""
         if not self.tensors:
             return self.end
-        last = next(reversed(self.tensors.values()))
+        *_, last = self.tensors.values()
         stop = last.byte_offset + last.n_bytes
         return align(stop, self.alignment) if last.type_id in GGML_TYPES else stop
 
