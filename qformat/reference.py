@@ -61,11 +61,13 @@ def pack(fields: dict[str, list[int]], layout: Layout) -> bytes:
     number = 0
     for part in layout.parts:
         for i, value in enumerate(fields[part.name]):
-            stored, places = _stored(value, part), _places(part, i)
-            if not 0 <= stored < 1 << len(places):
+            places = _places(part, i)
+            stored = value + (part.minus if isinstance(part, Bits) else 0)
+            low = -(1 << (len(places) - 1)) if isinstance(part, Bits) and part.signed else 0
+            if not 0 <= stored - low < 1 << len(places):
                 raise UsageError(f"'{part.name}' has the value {value} at index {i}, which {len(places)} bits cannot hold")
             for k, bit in enumerate(places):
-                number |= (stored >> k & 1) << bit
+                number |= (stored >> k & 1) << bit  # of a negative number too: Python's shifts are two's complement
     return number.to_bytes(layout.n_bytes, "little")
 
 
@@ -122,13 +124,6 @@ def _read(number: int, part: Field | Bits, i: int) -> int:
     if isinstance(part, Field):
         return stored
     return stored - (part.signed and stored >> (len(places) - 1)) * (1 << len(places)) - part.minus
-
-
-def _stored(value: int, part: Field | Bits) -> int:
-    if isinstance(part, Field):
-        return value
-    stored = value + part.minus
-    return stored + (1 << part.width) if part.signed and stored < 0 else stored
 
 
 def _weight(tensor: PackedTensor, row: int, column: int, input_scale: bool) -> np.float32:
