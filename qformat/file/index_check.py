@@ -83,7 +83,7 @@ def check_forms(index: Index) -> None:
     refuse(index, "forms", forms["dtype"] >= len(index.symbols), "dtype does not exist")
     refuse(index, "forms", forms["n_parts"] == 0, "no parts")
     refuse(index, "forms", forms["rank"] > MAX_RANK, f"rank above {MAX_RANK}")
-    refuse(index, "forms", forms["reserved"].any(axis=1), "reserved bytes are not zero")
+    refuse(index, "forms", forms["reserved"].max(axis=1) != 0, "reserved bytes are not zero")
     check_run(index, "forms", "first_part", wide(forms["n_parts"]), counts["parts"])
     n_dims = int(forms["rank"].sum(dtype=np.uint64))
     if n_dims > len(index.dims):
@@ -96,7 +96,8 @@ def check_forms(index: Index) -> None:
         )
     check_run(index, "forms", "first_dim", wide(forms["rank"]), n_dims)
     refuse(index, "dims", index.dims > MAX_BYTES, f"beyond {MAX_BYTES}")
-    refuse(index, "forms", ~(count_elements(index, forms) <= MAX_BYTES), f"more than {MAX_BYTES} elements")
+    is_large: Bools = count_elements(index, forms) > MAX_BYTES
+    refuse(index, "forms", is_large, f"more than {MAX_BYTES} elements")
 
 
 def check_parts(index: Index) -> None:
@@ -229,7 +230,7 @@ def check_run(index: Index, section: str, field: str, lengths: U64, total: int, 
 
 
 def count_elements(index: Index, records: Records) -> NDArray[np.float64]:
-    """Multiply the dimensions of each record: exact up to 2**53, infinite or NaN never equal to a legal count."""
+    """Multiply the dimensions of each record: exact up to 2**53, inexact beyond, and then above every legal count."""
     rank = records["rank"]
     product = np.ones(len(records), np.float64)
     for axis in range(int(rank.max(initial=0))):
