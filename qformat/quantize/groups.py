@@ -64,7 +64,7 @@ def split(rows: F32, group: Group) -> F32:
 def join(groups: NDArray[np.generic], n_rows: int, n_cols: int) -> NDArray[np.generic]:
     """Undo `split`: give (n_rows, n_cols), the filling dropped."""
     if groups.shape[0] == n_rows:
-        return groups.reshape(n_rows, -1)[:, :n_cols]
+        return groups.reshape(n_rows, groups.shape[1] * groups.shape[2])[:, :n_cols]
     return groups.reshape(-1)[: n_rows * n_cols].reshape(n_rows, n_cols)
 
 

@@ -2,7 +2,7 @@
 
 Decoding is the same for all; the rules differ in the exponent (which trades a saturated extreme for finer steps), in where
 ties go, and in the sign of a code that rounds to zero. Weights are divided by the scale, which is exact but for subnormals.
-Where a peer lets the exponent byte wrap or become 255 (NaN in OCP MX), it stops at 0 or 254 here.
+Where a peer lets the exponent byte wrap, become 255 (NaN in OCP MX) or make a decode infinite, it stops at 0 or 252 here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 # Which of them go up under ties-to-even: those below an even code.
 TIES_UP = (False, True, False, True, False, True, False)
 BIAS = 127
-LARGEST_BYTE = 254
+# 6 * 2^125 is finite in float32, 4 * 2^126 is not.
+LARGEST_BYTE = 252
 
 
 def floor_exponent(amax: F32) -> Bytes:
@@ -56,7 +57,7 @@ def ceil_exponent(amax: F32) -> Bytes:
 
 
 def nearest_exponent(amax: F32) -> Bytes:
-    """Give bytes 127 + round(log2(amax / 6)), quotient and logarithm rounded to float32; a group of zeros gives 127.
+    """Give bytes 127 + round(log2(amax / 6)), quotient and logarithm rounded to float32; where the quotient is 0, 127.
 
     Source: ml-explore/mlx 0.31.0 on a CPU, mlx/ops.cpp, fp_quantize. Its 0.32.4 rounds up: `mlx_exponent`.
     """
@@ -141,7 +142,7 @@ def round_codes(groups: F32, exponents: Bytes, choice: Choice) -> NDArray[np.uin
     """Give E2M1 codes of groups against scales 2^(byte - 127).
 
     groups    : (..., weights) float32
-    exponents : (...) bytes 0..254
+    exponents : (...) bytes 0..255
     """
     scaled: F32 = groups / np.ldexp(np.float32(1), exponents - BIAS).astype(np.float32)[..., None]
     found = choice.magnitude(scaled)
