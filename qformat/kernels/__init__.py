@@ -2,5 +2,6 @@
 
 from qformat.kernels.evaluate import evaluate
 from qformat.kernels.planes import check_codes, pack, unpack
+from qformat.kernels.warm import warm
 
-__all__ = ["check_codes", "evaluate", "pack", "unpack"]
+__all__ = ["check_codes", "evaluate", "pack", "unpack", "warm"]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qformat.errors import UsageError
 from qformat.kernels.compiled import Kernel, compiled, inlined
 from qformat.kernels.flat import flat, is_regular
+from qformat.kernels.rounding import round_rows, rounds_to
 from qformat.scheme import Op
 
 F32 = NDArray[np.float32]
@@ -50,8 +51,16 @@ def evaluate(codes: NDArray[Any], table: F32 | None, chain: tuple[tuple[Op, F32]
         rows = slice(low, min(low + step, codes.shape[0]))
         tile = scratch[: rows.stop - low]
         _fill(codes[rows], table, tuple((op, operand[rows]) for op, operand in chain), run, tile)
+        if rounds_to(out):
+            round_rows(tile, out[rows])
+            continue
         with np.errstate(all="ignore"):  # beyond the range of a small float is infinity, not an accident
             out[rows] = tile
+
+
+def n_evaluators() -> int:
+    """Count the kernels made so far."""
+    return _evaluator.cache_info().currsize
 
 
 def _fill(codes: NDArray[Any], table: F32 | None, chain: tuple[tuple[Op, F32], ...], run: int, out: F32) -> None:

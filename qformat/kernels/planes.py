@@ -53,7 +53,7 @@ def unpack(blocks: NDArray[np.uint8], field: Bits, out: NDArray[Any]) -> None:
     if blocks.strides[-1] != 1:
         blocks, word = np.ascontiguousarray(blocks), 0
     data, at, steps = flat(blocks)
-    values, to, out_steps = flat(out, writeable=True)
+    values, to, out_steps = flat(out.view(f"u{out.itemsize}"), writeable=True)  # one kernel for both signs
     dense = not word and steps[LEADS - 1] == n_bytes and out_steps[LEADS - 1] == field.count and out_steps[LEADS] == 1
     kernel = _unpacker(nest(field), n_bytes if dense else 0, field.count, word)
     half = 1 << (field.width - 1) if field.signed else 0
@@ -88,6 +88,11 @@ def check_codes(values: NDArray[Any], field: Bits) -> None:
     place, value = tuple(int(i) for i in index), int(values[index])
     message = f"'{field.name}' has the value {value} at index {place}, expected {field.low} to {field.high}"
     raise UsageError(message, field=field.name, found=value, expected=(field.low, field.high))
+
+
+def n_plane_kernels() -> int:
+    """Count the kernels made so far."""
+    return _unpacker.cache_info().currsize + _packer.cache_info().currsize
 
 
 def _check(stored: tuple[int, ...], field: Bits, values: NDArray[Any]) -> None:
