@@ -30,15 +30,15 @@ def make_compressor() -> ZstdCompressor:
 
 
 def cut(stripe: Bytes, block_bytes: int, begin: int, end: int) -> Bytes:
-    """Give the bytes `begin` to `end - 1` of every block of a stripe: a view if that is all of it."""
+    """Give the bytes `begin` to `end - 1` of every block of a stripe: contiguous, a view if that is all of it."""
     if end - begin == block_bytes:
         return stripe
-    return stripe.reshape(-1, block_bytes)[:, begin:end].reshape(-1)
+    return np.ascontiguousarray(stripe.reshape(-1, block_bytes)[:, begin:end]).reshape(-1)
 
 
 def encode(chunk: Bytes, element_bytes: int, compressor: ZstdCompressor) -> tuple[int, bytes]:
     """Give the encoding and the stored bytes of a chunk of a zstd column."""
-    shuffled = chunk if element_bytes == 1 else chunk.reshape(-1, element_bytes).T.reshape(-1)
+    shuffled = np.ascontiguousarray(chunk.reshape(-1, element_bytes).T)
     frame = compressor.compress(shuffled.data)
     return (ZSTD, frame) if len(frame) < len(chunk) else (RAW, chunk.tobytes())
 
