@@ -427,6 +427,16 @@ def test_minmax_error_is_at_most_half_a_step(target: str, weights: F32) -> None:
     assert (difference <= step * (0.5 + 2.0**-15) + clipped).all()
 
 
+def test_an_nf4_tie_goes_to_the_lower_level() -> None:
+    """Levels 7 and 8 are 0 and 0.07958029955625534: their float32 midpoint is half of that, and absmax is 1."""
+    midpoint = np.float32(0.07958029955625534) / np.float32(2)
+    above = np.nextafter(midpoint, np.float32(1))
+
+    codes = quantize(np.array([1, midpoint, above, -1] + [0] * 60, np.float32), "nf4").codes()
+
+    assert codes[:5].tolist() == [15, 7, 8, 0, 7]
+
+
 @quick
 @given(weights=MATRICES)
 def test_nf4_error_is_at_most_half_the_widest_gap(weights: F32) -> None:

@@ -84,4 +84,5 @@ def measure(weights: NDArray[Any], decoded: NDArray[Any]) -> Sums:
     with np.errstate(invalid="ignore", over="ignore"):  # an infinite decode makes an infinite error, not a warning
         difference = x - decoded.astype(np.float64).reshape(-1)
         worst = float(np.abs(difference).max(initial=0.0))
-        return Sums(x.size, worst, float(x @ x), float(difference @ difference))
+        # Not a dot product: its order of summation, and so its last digits, would be up to the machine's BLAS.
+        return Sums(x.size, worst, float(np.square(x).sum()), float(np.square(difference).sum()))
