@@ -33,7 +33,17 @@ def cut(stripe: Bytes, block_bytes: int, begin: int, end: int) -> Bytes:
     """Give the bytes `begin` to `end - 1` of every block of a stripe: contiguous, a view if that is all of it."""
     if end - begin == block_bytes:
         return stripe
-    return np.ascontiguousarray(stripe.reshape(-1, block_bytes)[:, begin:end]).reshape(-1)
+    return np.ascontiguousarray(view_column(stripe, block_bytes, begin, end)).view(np.uint8)
+
+
+def paste(stripe: Bytes, block_bytes: int, begin: int, end: int, column: Bytes) -> None:
+    """Write the bytes `begin` to `end - 1` of every block of a stripe."""
+    view_column(stripe, block_bytes, begin, end)[:] = column.view(f"V{end - begin}")
+
+
+def view_column(stripe: Bytes, block_bytes: int, begin: int, end: int) -> NDArray[np.void]:
+    """View one column of a stripe, an item per block: ten times faster to copy than rows of bytes."""
+    return np.ndarray(len(stripe) // block_bytes, f"V{end - begin}", stripe.data, begin, (block_bytes,))
 
 
 def encode(chunk: Bytes, element_bytes: int, compressor: ZstdCompressor) -> tuple[int, bytes]:
@@ -65,5 +75,15 @@ def decode(stored: memoryview, encoding: int, n_bytes: int, element_bytes: int) 
         raise FileError(f"damaged zstd frame: {error}", expected=n_bytes) from error
     if len(raw) != n_bytes:
         raise FileError(f"frame holds {len(raw)} bytes, expected {n_bytes}", expected=n_bytes, found=len(raw))
-    chunk = np.frombuffer(raw, np.uint8)
-    return chunk if element_bytes == 1 else chunk.reshape(element_bytes, -1).T.reshape(-1)
+    return unshuffle(np.frombuffer(raw, np.uint8), element_bytes)
+
+
+def unshuffle(shuffled: Bytes, element_bytes: int) -> Bytes:
+    """Give elements byte after byte again."""
+    if element_bytes == 1:
+        return shuffled
+    elements = np.empty((len(shuffled) // element_bytes, element_bytes), np.uint8)
+    # One strided pass per byte of the element: transposing at once would step along the short axis.
+    for k, column in enumerate(shuffled.reshape(element_bytes, -1)):
+        elements[:, k] = column
+    return elements.reshape(-1)

@@ -18,7 +18,7 @@ import numpy as np
 from blake3 import blake3
 
 from qformat.errors import FileError, QFormatError, UsageError
-from qformat.file.chunks import Bytes
+from qformat.file.chunks import Bytes, paste
 from qformat.file.header import Header, unpack_header
 from qformat.file.index import Index
 from qformat.file.index_check import check_index
@@ -178,11 +178,9 @@ class File:
                 return self.stripes[key]
         table = self.table(entry)
         columns = [table.decode(self.data, part, plane, k, self.is_checked) for plane in part.planes]
-        n_bytes = sum(len(column) for column in columns)
-        stripe = np.empty(n_bytes, np.uint8)
-        blocks = stripe.reshape(-1, part.block_bytes)
+        stripe = np.empty(sum(len(column) for column in columns), np.uint8)
         for plane, column in zip(part.planes, columns, strict=True):
-            blocks[:, plane.begin : plane.end] = column.reshape(-1, plane.end - plane.begin)
+            paste(stripe, part.block_bytes, plane.begin, plane.end, column)
         with self.lock:
             self.stripes[key] = stripe
             while len(self.stripes) > CACHED_STRIPES:
