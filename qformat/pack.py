@@ -55,7 +55,7 @@ def pack(codes: NDArray[Any], layout: Layout) -> NDArray[np.uint8]:
     from qformat.kernels import pack as pack_field
 
     field = _codes(layout)
-    blocks = np.zeros((len(codes), layout.n_bytes), np.uint8)
+    blocks = np.zeros((*codes.shape[:1], layout.n_bytes), np.uint8)
     check_codes(codes, field)
     pack_field(codes, field, blocks)
     return blocks

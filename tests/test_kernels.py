@@ -202,6 +202,11 @@ def test_an_output_of_another_shape_is_refused() -> None:
         unpack(np.zeros((1, 1, 20), np.uint8), FIVE, np.empty((1, 31), np.int8))
 
 
+def test_blocks_shorter_than_a_field_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"blocks of 19 bytes, expected at least 20 for 'q'"):
+        unpack(np.zeros((1, 1, 19), np.uint8), FIVE, np.empty((1, 32), np.int8))
+
+
 def test_a_code_out_of_range_is_refused_with_its_place() -> None:
     values = np.zeros((2, 32), np.int64)
     values[1, 5] = 16

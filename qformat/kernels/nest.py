@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 from math import gcd, lcm, prod
 
-from qformat.layout import Bits, Plane
+from qformat.layout import Bits, Plane, bits_of
 from qformat.order import Strides
 
 MAX_LOOPS = 3
@@ -88,6 +88,12 @@ def nest(field: Bits) -> Nest:
             for i in range(axis.size)
         ]
     return _finish(field, loops[-MAX_LOOPS:], sorted(lanes))
+
+
+@lru_cache(maxsize=1024)
+def reach(field: Bits) -> int:
+    """Count the bytes of a block up to the last one that a field touches."""
+    return max(1 + bit // 8 for bit in bits_of(field))
 
 
 def _refine(field: Bits) -> list[_Axis] | None:

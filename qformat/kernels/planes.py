@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qformat.errors import UsageError
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.flat import flat, is_regular
-from qformat.kernels.nest import Nest, nest
+from qformat.kernels.nest import Nest, nest, reach
 from qformat.layout import Bits
 
 LEADS = 3  # stored axes that a kernel loops over; further ones are looped over here
@@ -29,7 +29,7 @@ def unpack(blocks: NDArray[np.uint8], field: Bits, out: NDArray[Any]) -> None:
 
     Raises UsageError when the shapes disagree or `out` cannot hold the values.
     """
-    _check(blocks.shape[:-2], field, out)
+    _check(blocks.shape[:-2], blocks.shape[-2] * blocks.shape[-1], field, out)
     info = np.iinfo(out.dtype)
     if field.low < info.min or info.max < field.high:
         raise UsageError(f"'{field.name}' holds {field.low} to {field.high}, which {out.dtype} cannot hold")
@@ -50,7 +50,7 @@ def unpack(blocks: NDArray[np.uint8], field: Bits, out: NDArray[Any]) -> None:
     word = blocks.shape[-1]
     if blocks.shape[-2] == 1 or blocks.strides[-2] == word:  # the words of a block follow one another
         word = 0
-    if blocks.strides[-1] != 1:
+    if blocks.shape[-1] > 1 and blocks.strides[-1] != 1:
         blocks, word = np.ascontiguousarray(blocks), 0
     data, at, steps = flat(blocks)
     values, to, out_steps = flat(out.view(f"u{out.itemsize}"), writeable=True)  # one kernel for both signs
@@ -68,7 +68,7 @@ def pack(values: NDArray[Any], field: Bits, blocks: NDArray[np.uint8]) -> None:
 
     Raises UsageError when the shapes disagree or `blocks` is not in C order.
     """
-    _check(blocks.shape[:-1], field, values)
+    _check(blocks.shape[:-1], blocks.shape[-1], field, values)
     if not blocks.flags.c_contiguous or not blocks.flags.writeable:
         raise UsageError("blocks to pack into are not a writeable array in C order")
     if not values.size:
@@ -95,7 +95,9 @@ def n_plane_kernels() -> int:
     return _unpacker.cache_info().currsize + _packer.cache_info().currsize
 
 
-def _check(stored: tuple[int, ...], field: Bits, values: NDArray[Any]) -> None:
+def _check(stored: tuple[int, ...], n_bytes: int, field: Bits, values: NDArray[Any]) -> None:
+    if n_bytes < reach(field):
+        raise UsageError(f"blocks of {n_bytes} bytes, expected at least {reach(field)} for '{field.name}'")
     if values.shape != (*stored, field.count):
         raise UsageError(f"'{field.name}' has shape {values.shape}, expected {(*stored, field.count)}")
     if values.dtype.kind not in "iu":
