@@ -1,6 +1,7 @@
 """The kernels against the slow reference, over the whole catalogue. Also run with NUMBA_DISABLE_JIT=1, as plain Python."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
@@ -267,3 +268,10 @@ def test_smaller_floats_are_rounded_to_nearest_even_with_infinities_and_signs_ke
     assert brain.view(np.uint16)[0, [0, 1, 2, 3, 4, 5, 7]].tolist() == [0x3F80, 0x3F80, 0x4780, 0x4780, 0x8000, 0x3300, 0xFF80]
     assert np.isnan(half[0, 6])
     assert np.isnan(brain[0, 6])
+
+
+def test_threads_decode_the_same_bytes() -> None:
+    tensor = tensor_of(formats.find("int5_g64"), (64, 96))
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda low: tensor.dequantize(rows=slice(low, low + 1)), range(64)))
+    assert b"".join(part.tobytes() for part in parts) == tensor.dequantize().tobytes()
