@@ -186,9 +186,7 @@ class Layout:
                 continue
             for plane in part.planes:
                 touched = [
-                    bit // 8
-                    for start in plane.strides(part.count).positions()
-                    for bit in (start, start + plane.bits - 1)
+                    bit // 8 for start in plane.strides(part.count).positions() for bit in (start, start + plane.bits - 1)
                 ]
                 first = plane.at + (min(touched) - plane.at) // plane.word * plane.word
                 runs.add((first, plane.at - (plane.at - max(touched) - 1) // plane.word * plane.word, plane.word))
@@ -199,6 +197,4 @@ def bits_of(part: Field | Bits) -> list[int]:
     """List every bit that a field owns, by its number in the block (bit 0: least significant of byte 0)."""
     if isinstance(part, Field):
         return list(range(8 * part.at, 8 * (part.at + part.n_bytes)))
-    return [
-        start + i for plane in part.planes for start in plane.strides(part.count).positions() for i in range(plane.bits)
-    ]
+    return [start + i for plane in part.planes for start in plane.strides(part.count).positions() for i in range(plane.bits)]

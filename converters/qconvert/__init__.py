@@ -1,1 +1,22 @@
-"""Files and ecosystems that hold packed weights: open, plan, convert, prove."""
+"""Files and ecosystems that hold packed weights: open, plan, convert, prove.
+
+Names are loaded when they are first used, so that opening a file does not import what only converting needs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qconvert.convert import Report, convert, plan
+    from qconvert.opening import open
+
+__all__ = ["Report", "convert", "open", "plan"]
+
+_HOMES = {"convert": ("Report", "convert", "plan"), "opening": ("open",)}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"qconvert.{module}"), name)
+    raise AttributeError(f"module 'qconvert' has no attribute '{name}'")

@@ -52,8 +52,12 @@ class Format:
 
     def n_bytes(self, shape: tuple[int, ...]) -> int:
         """Give the stored bytes of a tensor of this shape."""
+        return sum(self.part_bytes(shape).values())
+
+    def part_bytes(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """Give the stored bytes of each part of a tensor of this shape, by role."""
         rows, cols = matrix(shape)
-        return sum(part.bind(part.dims(self.scheme, rows, cols)).total_bytes for part in self.parts)
+        return {part.role: part.bind(part.dims(self.scheme, rows, cols)).total_bytes for part in self.parts}
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:

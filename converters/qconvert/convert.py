@@ -1,0 +1,220 @@
+"""Converting a checkpoint: plan, refuse or write, prove, and only then give the file its name.
+
+The one place that joins plan, sinks, run and prove. The source is never written to; a destination appears whole or not at
+all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qconvert import opening
+from qconvert.plan import Item, Plan, make_plan
+from qconvert.prove import prove
+from qconvert.run import write_items
+from qconvert.sinks import open_sink
+from qconvert.targets import SUFFIXES, Target, find_target
+from qconvert.verdict import ORDER, REQUANTIZE, ROUNDED
+from qformat.errors import NotExact, UsageError
+from qformat.model import Model
+
+ALLOW = ("exact", ROUNDED, REQUANTIZE)
+MAX_MEMORY = 1 << 30
+HEADER_SLACK = 1 << 22  # bytes that headers and padding may take beyond the tensors, when free space is looked at
+
+# Told what is being done ("plan", "write", "prove"), and bytes done and in all.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a conversion did, or would have done.
+
+    plan     : every tensor's verdict
+    refused  : tensors that stand in the way; nothing was written if there are any
+    n_bytes  : size of the written file, 0 if none
+    seconds  : time taken
+    """
+
+    plan: Plan
+    refused: tuple[Item, ...]
+    n_bytes: int
+    seconds: float
+
+
+def plan(src: str | Path, to: str) -> Plan:
+    """Decide what a conversion would do; nothing is written.
+
+    src     : any source of weights
+    to      : target, as `qfmt` spells it
+    returns : per tensor the format it would take and the verdict; keeps the source open
+
+    Raises FileError for a source that cannot be read, UsageError for an unknown target.
+    """
+    return make_plan(opening.open(src), find_target(to))
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    to: str | None = None,
+    allow: str = "exact",
+    compress: str = "none",
+    force: bool = False,
+    max_memory: int = MAX_MEMORY,
+    workers: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Convert a checkpoint, exactly or not at all.
+
+    src        : any source of weights; never modified
+    dst        : file to make; must not exist unless `force`
+    to         : target; by default what the suffix of `dst` says
+    allow      : "exact", or the worst verdict that is let pass: "rounded", "requantize"
+    compress   : for `.qfmt`: "none", "scales" or "all"
+    max_memory : bytes that may be held at a time, beyond the mapped source
+    workers    : threads; the file never depends on it
+
+    Raises NotExact, with the report's first refusal, when a tensor's verdict is not allowed; nothing is written then.
+    Raises FileError, UsageError as `open` and the writers do.
+    """
+    target = target_for(Path(dst), to)
+    with opening.open(src) as model:
+        check_paths(model, Path(dst), force)
+        if to is None and target.is_dense:
+            refuse_dense(model, target)
+        made = make_plan(model, target, counted("plan", model_bytes(model), progress))
+        return carry_out(model, made, Path(dst), allow, compress, max_memory, workers, progress)
+
+
+def carry_out(
+    model: Model,
+    made: Plan,
+    dst: Path,
+    allow: str = REQUANTIZE,
+    compress: str = "none",
+    max_memory: int = MAX_MEMORY,
+    workers: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Write and prove a plan, unless it holds a verdict worse than `allow`."""
+    started = time.monotonic()
+    refused = tuple(item for item in made.items if worse(item.verdict.verdict, allow))
+    if refused:
+        raise Refused(Report(made, refused, 0, time.monotonic() - started), model.path, allow)
+    check_space(dst, made.n_bytes)
+    sink = open_sink(dst, made.target.container, model, made.items, compress)
+    try:
+        with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as executor:
+            write_items(made.items, sink, executor, max_memory, counted("write", made.n_bytes, progress))
+        hidden = sink.finish()
+        with opening.open(hidden) as written:
+            prove(made, written, counted("prove", model_bytes(model), progress))
+        n_bytes = hidden.stat().st_size
+        sink.commit()
+    finally:
+        sink.abort()
+    return Report(made, (), n_bytes, time.monotonic() - started)
+
+
+class Refused(NotExact):
+    """A conversion that was not allowed; carries the report. Its text is the first refusal."""
+
+    def __init__(self, report: Report, path: Path, allow: str) -> None:
+        self.report = report
+        first = report.refused[0]
+        verdict = first.verdict
+        more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
+        hint = "" if verdict.verdict == ORDER[-1] else f"; use --allow {verdict.verdict}"
+        message = f"{first.source} to {first.target}: {verdict.reason}{hint}{more}"
+        super().__init__(message, path=path, tensor=first.name, field=verdict.field, found=verdict.value)
+
+
+def target_for(dst: Path, to: str | None) -> Target:
+    """Find the target that a destination asks for. Raises UsageError where its suffix says nothing."""
+    if to is not None:
+        return find_target(to)
+    if dst.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"cannot tell the target from '{dst.name}': give --to", path=dst, expected=tuple(SUFFIXES))
+    target = find_target(SUFFIXES[dst.suffix.lower()])
+    return replace(target, keeps=True)
+
+
+def check_paths(model: Model, dst: Path, force: bool) -> None:
+    """Refuse a destination that exists, or that is the source."""
+    if not dst.parent.is_dir():
+        raise UsageError(f"folder '{dst.parent}' does not exist", path=dst)
+    if dst.exists() or dst.is_symlink():
+        if dst.exists() and dst.samefile(model.path):
+            raise UsageError("destination is the source", path=dst)
+        if dst.is_dir():
+            raise UsageError("destination is a folder", path=dst)
+        if not force:
+            raise UsageError("destination exists; use --force to replace it", path=dst)
+
+
+def check_space(dst: Path, n_bytes: int) -> None:
+    """Refuse a conversion that the disk has no room for."""
+    free = shutil.disk_usage(dst.parent).free
+    if free < n_bytes + HEADER_SLACK:
+        raise UsageError(f"{n_bytes} bytes to write, {free} free", path=dst, expected=n_bytes, found=free)
+
+
+def refuse_dense(model: Model, target: Target) -> None:
+    """Refuse to turn packed weights into dense ones because of a suffix alone."""
+    for name, tensor in model.items():
+        if not tensor.scheme.is_dense:
+            message = (
+                f"{tensor.scheme.name} weights would become dense in {target.name}: name a packed target"
+                " (qfmt, gguf) or the dense one with --to, or use qfmt dequantize"
+            )
+            raise NotExact(message, path=model.path, tensor=name, field="scheme")
+
+
+def worse(verdict: str, allow: str) -> bool:
+    """Tell whether a verdict is worse than the worst that is allowed. Raises UsageError for an unknown `allow`."""
+    if allow not in ALLOW:
+        raise UsageError(f"allow '{allow}', expected one of {', '.join(ALLOW)}")
+    return ORDER.index(verdict) > ORDER.index(allow)
+
+
+def model_bytes(model: Model) -> int:
+    """Give the bytes of a model's tensors, for progress; its size on disk stands for them."""
+    return model.n_bytes
+
+
+def counted(what: str, total: int, progress: Progress) -> Callable[[int], None]:
+    """Sum up the bytes done and pass them on."""
+    done = 0
+
+    def count(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        progress(what, min(done, total), total)
+
+    return count
+
+
+def describe_item(item: Item) -> dict[str, Any]:
+    """Give one tensor's line of a report, as `plan --json` and `convert --json` print it."""
+    verdict = item.verdict
+    return {
+        "name": item.name,
+        "shape": list(item.tensor.shape),
+        "from": item.source,
+        "to": item.target,
+        "verdict": verdict.verdict,
+        "reason": verdict.reason,
+        "field": verdict.field,
+        "index": verdict.index,
+        "value": verdict.value,
+        "n_rounded": verdict.n_rounded,
+        "max_rel_error": verdict.max_rel_error,
+    }

@@ -1,0 +1,168 @@
+"""What a conversion will do: for every tensor the format it takes and the verdict, before anything is written.
+
+Decides among a target's formats by looking at the values. Writes nothing, and never turns packed weights into dense ones
+unless the target names a dense type.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from qconvert.dialects import ggml
+from qconvert.targets import GGUF_DENSE, WIDER, Target, spell
+from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple
+from qformat.bits import DTYPES
+from qformat.errors import QFormatError
+from qformat.formats import Format
+from qformat.formats.dense import dense
+from qformat.model import Model
+from qformat.store import format_of, part_bytes
+from qformat.tensor import PackedTensor
+
+MIN_MATRIX_RANK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One tensor of a plan: the source, the format it takes, and the verdict."""
+
+    name: str
+    tensor: PackedTensor
+    form: Format
+    verdict: Verdict
+    container: str
+    others: tuple[str, ...] = ()
+    rule: str = ""
+
+    @property
+    def source(self) -> str:
+        """The source's format in target spelling."""
+        return spelled(format_of(self.tensor), "qfmt")
+
+    @property
+    def target(self) -> str:
+        """The target's format in target spelling."""
+        return spelled(self.form, self.container)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the tensor takes in the target."""
+        return sum(self.part_bytes().values())
+
+    def part_bytes(self) -> dict[str, int]:
+        """Bytes of each part in the target, by role."""
+        if self.verdict.verdict == SAME_BYTES:
+            return part_bytes(self.tensor)
+        return self.form.part_bytes(self.tensor.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All tensors of a conversion, in the source's order."""
+
+    target: Target
+    items: tuple[Item, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors in the target, headers and padding aside."""
+        return sum(item.n_bytes for item in self.items)
+
+    def counts(self) -> dict[str, int]:
+        """Count the tensors of each verdict, from same-bytes to refused."""
+        found = Counter(item.verdict.verdict for item in self.items)
+        return {verdict: found[verdict] for verdict in ORDER if found[verdict]}
+
+
+def make_plan(model: Model, target: Target, progress: Callable[[int], None] | None = None) -> Plan:
+    """Decide what becomes of every tensor.
+
+    progress : told the stored bytes of each tensor once it is decided
+    """
+    items = []
+    for name, tensor in model.items():
+        try:
+            items.append(decide(name, tensor, target))
+        except QFormatError as err:
+            err.tensor, err.path = err.tensor or name, err.path or str(model.path)
+            raise
+        if progress is not None:
+            progress(tensor.n_bytes)
+    return Plan(target, tuple(items))
+
+
+def decide(name: str, tensor: PackedTensor, target: Target) -> Item:
+    """Choose the format of one tensor and judge it."""
+    stored = format_of(tensor)
+    is_float = DTYPES[stored.name].kind == "float" if stored.scheme.is_dense else True
+    takes_wanted = not stored.scheme.is_dense or (is_float and len(tensor.shape) >= MIN_MATRIX_RANK)
+    if target.wanted is not None and takes_wanted and not (target.keeps and target.is_dense and stored.scheme.is_dense):
+        return _judged(name, tensor, target.wanted, target, named=True)
+    if holds(target, stored):
+        return _judged(name, tensor, stored, target)
+    if stored.scheme.is_dense:
+        return _widen(name, tensor, target)
+    return _smallest(name, tensor, target)
+
+
+def holds(target: Target, form: Format) -> bool:
+    """Tell whether a target's container holds a format as it is."""
+    if target.container == "gguf":
+        return ggml.type_of(form) is not None
+    return form.scheme.name in target.dense if form.scheme.is_dense else target.container == "qfmt"
+
+
+def spelled(form: Format, container: str) -> str:
+    """Name a format in target spelling, by the family that its layout belongs to."""
+    if form.scheme.is_dense:
+        short = {element: kind for kind, element in GGUF_DENSE.items()}
+        family = container if container != "qfmt" else "gguf" if form.name in short else "safetensors"
+        return f"{family}:{short.get(form.name, form.name)}"
+    return spell(form, "gguf" if ggml.type_of(form) is not None else container)
+
+
+def _judged(name: str, tensor: PackedTensor, form: Format, target: Target, named: bool = False) -> Item:
+    verdict = judge(tensor, form)
+    if verdict.verdict == REFUSED and named and can_requantize(tensor, form):
+        verdict = replace(verdict, verdict=REQUANTIZE)
+    return Item(name, tensor, form, verdict, target.container, rule=form.rule if verdict.verdict == REQUANTIZE else "")
+
+
+def can_requantize(tensor: PackedTensor, form: Format) -> bool:
+    """Tell whether a tensor could be quantized anew into a format: it has a rule, and the rows are whole blocks."""
+    return bool(form.rule) and tensor.n_cols % row_multiple(form) == 0
+
+
+def _widen(name: str, tensor: PackedTensor, target: Target) -> Item:
+    """Take the first element type of the target that holds every value of a dense tensor."""
+    kinds = [dense(kind) for kind in WIDER if kind in target.dense]
+    return _first(Item(name, tensor, form, judge(tensor, form), target.container) for form in kinds)
+
+
+def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
+    """Take the smallest packed format that holds a tensor exactly; else the best verdict, with what was in the way."""
+    fitting = [form for form in target.packed if tensor.n_cols % row_multiple(form) == 0]
+    by_size = sorted(fitting, key=lambda form: form.n_bytes(tensor.shape))
+    items = [Item(name, tensor, form, judge(tensor, form), target.container) for form in by_size]
+    if not items:
+        hint = f"{target.name} holds no packed {tensor.scheme.name} with rows of {tensor.n_cols}; use qfmt dequantize"
+        return Item(name, tensor, format_of(tensor), Verdict(REFUSED, hint, field="shape"), target.container)
+    best = _first(items)
+    exact = [item.target for item in items if item.verdict.verdict in (SAME_BYTES, EXACT) and item is not best]
+    return replace(best, others=tuple(exact))
+
+
+def _first(items: Iterable[Item]) -> Item:
+    """Take the first exact item, else the first rounded one, else the first; consumes no more than it needs."""
+    rounded = fallback = None
+    for item in items:
+        if item.verdict.verdict in (SAME_BYTES, EXACT):
+            return item
+        if item.verdict.verdict == ROUNDED:
+            rounded = rounded or item
+        fallback = fallback or item
+    found = rounded or fallback
+    assert found is not None  # callers give at least one
+    return found

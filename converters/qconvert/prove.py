@@ -1,0 +1,76 @@
+"""The proof: the finished file, opened anew, against the source.
+
+Never looks at what the writer held in memory. Bytes are compared where bytes were copied, every decoded value where
+anything was derived; where values were allowed to change, the bytes that the source yields are made once more.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qconvert.digest import canonical, plain_values
+from qconvert.plan import Item, Plan
+from qconvert.run import UNIT_BYTES, Progress, producer, row_ranges
+from qconvert.verdict import EXACT, SAME_BYTES
+from qformat.errors import NotExact
+from qformat.model import Model
+from qformat.tensor import PackedTensor
+
+
+def prove(plan: Plan, written: Model, progress: Progress) -> None:
+    """Compare a written file with the source, tensor by tensor.
+
+    progress : told the source bytes of each tensor once it is proved
+
+    Raises NotExact naming the first tensor, and weight or byte, that is not what the verdict said.
+    """
+    names = [item.name for item in plan.items]
+    if sorted(names) != sorted(written.keys()):
+        raise NotExact(f"{len(written)} tensors were written, expected {len(names)}", path=written.path)
+    for item in plan.items:
+        found = written[item.name]
+        if found.shape != item.tensor.shape:
+            raise NotExact(f"shape {found.shape}, expected {item.tensor.shape}", path=written.path, tensor=item.name)
+        if item.verdict.verdict == SAME_BYTES:
+            _same_bytes(item, found)
+        elif item.verdict.verdict == EXACT:
+            _same_values(item, found)
+        else:
+            _same_product(item, found)
+        progress(item.tensor.n_bytes)
+
+
+def _same_bytes(item: Item, found: PackedTensor) -> None:
+    theirs = {part.form.role: part for part in found.parts}
+    for part in item.tensor.parts:
+        other = theirs.get(part.form.role)
+        if other is None or other.source.n_bytes != part.source.n_bytes:
+            raise NotExact(f"'{part.form.role}' is not as long as its source", tensor=item.name)
+        for start in range(0, part.source.n_bytes, UNIT_BYTES):
+            stop = min(start + UNIT_BYTES, part.source.n_bytes)
+            mine, copy = part.source.read(start, stop), other.source.read(start, stop)
+            if not np.array_equal(mine, copy):
+                where = start + int(np.argmax(mine != copy))
+                raise NotExact(
+                    f"byte {where} of '{part.form.role}' is not its source's", tensor=item.name, field=part.form.role
+                )
+
+
+def _same_values(item: Item, found: PackedTensor) -> None:
+    for first, last in item.tensor.tiles():
+        mine = canonical(plain_values(item.tensor, slice(first, last))).view(np.uint32)
+        copy = canonical(plain_values(found, slice(first, last))).view(np.uint32)
+        if not np.array_equal(mine, copy):
+            where = first * item.tensor.n_cols + int(np.argmax(mine != copy))
+            raise NotExact(f"weight {where} is not its source's", tensor=item.name, field="value")
+
+
+def _same_product(item: Item, found: PackedTensor) -> None:
+    produce = producer(item)
+    parts = {part.form.role: part for part in found.parts}
+    for first, last in row_ranges(item.tensor, item.form):
+        for role, offset, data in produce(first, last):
+            copy = parts[role].source.read(offset, offset + data.size)
+            if not np.array_equal(data, copy):
+                where = offset + int(np.argmax(data != copy))
+                raise NotExact(f"byte {where} of '{role}' is not what its source gives", tensor=item.name, field=role)

@@ -1,0 +1,27 @@
+"""Quantizing a tensor of a checkpoint anew: its decoded rows, through a named rule, to a target's logical arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from qformat.formats import Format
+from qformat.quantize import encode, prepare
+from qformat.scheme import Flat
+from qformat.tensor import PackedTensor
+
+
+class Requantizer:
+    """One tensor on its way through a rule; a first pass over it where one group covers the whole."""
+
+    def __init__(self, tensor: PackedTensor, form: Format, rule: str) -> None:
+        self.tensor, self.form, self.rule = tensor, form, rule
+        self.state = prepare(form, (tensor.dequantize(rows=slice(*tile)) for tile in tensor.tiles()))
+        self.is_flat = any(isinstance(param.group, Flat) for param in form.scheme.params)
+
+    def values(self, first: int, last: int) -> dict[str, NDArray[Any]]:
+        """Give the codes and parameters of rows [first, last). Raises UsageError for a weight that is not finite."""
+        rows = self.tensor.dequantize(rows=slice(first, last))
+        given = rows.reshape(1, -1) if self.is_flat else rows
+        return encode(given, self.form, self.rule, self.state, first * self.tensor.n_cols, self.tensor.shape)

@@ -1,0 +1,140 @@
+"""Carrying out a plan: every tensor's bytes, tile by tile, to a finished and proved file.
+
+A unit of work is a pure function of a range of rows that gives bytes for known places; units run on an executor and are
+written in order, so that the file never depends on the number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.exact import Recast
+from qconvert.plan import Item
+from qconvert.requantize import Requantizer
+from qconvert.sinks import Sink
+from qconvert.verdict import REQUANTIZE, ROUNDED, SAME_BYTES
+from qformat.arrays import Part
+from qformat.formats import Format, matrix
+from qformat.scheme import Flat, Grid
+from qformat.tensor import PackedTensor, pack_parts
+
+Bytes = NDArray[np.uint8]
+Progress = Callable[[int], None]
+UNIT_WEIGHTS = 1 << 18
+UNIT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of one part of the tensor with this number in the plan."""
+
+    tensor: int
+    role: str
+    byte_offset: int
+    data: Bytes
+
+
+Unit = Callable[[], list[Piece]]
+# The bytes that rows [first, last) give: (role, byte offset, bytes).
+Producer = Callable[[int, int], list[tuple[str, int, Bytes]]]
+
+
+def write_items(items: tuple[Item, ...], sink: Sink, executor: Executor, max_memory: int, progress: Progress) -> None:
+    """Produce every unit of a plan and hand it to a sink, in order.
+
+    max_memory : bytes of finished units and of those in work that may wait at a time
+    progress   : told the bytes written
+    """
+    waiting: deque[Future[list[Piece]]] = deque()
+    window = max(2, min(16, max_memory // (8 * UNIT_WEIGHTS)))
+
+    def drain() -> None:
+        for piece in waiting.popleft().result():
+            sink.write(piece.tensor, piece.role, piece.byte_offset, piece.data)
+            progress(piece.data.size)
+
+    for number, item in enumerate(items):
+        for unit in units(number, item):
+            waiting.append(executor.submit(unit))
+            if len(waiting) >= window:
+                drain()
+    while waiting:
+        drain()
+
+
+def units(number: int, item: Item) -> Iterator[Unit]:
+    """Cut one tensor's conversion into units, in the order in which their bytes lie."""
+    if item.verdict.verdict == SAME_BYTES:
+        for part in item.tensor.parts:
+            for start in range(0, part.source.n_bytes, UNIT_BYTES):
+                yield partial(_copy, number, part, start, min(start + UNIT_BYTES, part.source.n_bytes))
+        return
+    produce = producer(item)
+    for first, last in row_ranges(item.tensor, item.form):
+        yield partial(_make, number, produce, first, last)
+
+
+def producer(item: Item) -> Producer:
+    """Give the function that makes a tensor's target bytes for a range of rows: (role, byte offset, bytes)."""
+    tensor, form = item.tensor, item.form
+    if form.scheme.is_dense:
+        return lambda first, last: [(form.parts[0].role, *_decoded(tensor, form, first, last))]
+    if item.verdict.verdict == REQUANTIZE:
+        requantizer = Requantizer(tensor, form, item.rule)
+        return lambda first, last: placed(tensor, form, first, last, requantizer.values(first, last))
+    recast, rounding = Recast(tensor, form), item.verdict.verdict == ROUNDED
+    return lambda first, last: placed(tensor, form, first, last, recast.derive(first, last, rounding).values)
+
+
+def row_ranges(tensor: PackedTensor, form: Format) -> Iterator[tuple[int, int]]:
+    """Cut the rows of a tensor so that every range begins a block in every part of the target."""
+    step = row_step(form, tensor.shape)
+    per_range = max(1, UNIT_WEIGHTS // max(1, step * tensor.n_cols)) * step
+    for first in range(0, tensor.n_rows, per_range):
+        yield first, min(first + per_range, tensor.n_rows)
+
+
+def row_step(form: Format, shape: tuple[int, ...]) -> int:
+    """Give the least number of rows that is whole blocks and whole groups in every part; all rows where none is."""
+    rows, cols = matrix(shape)
+    step = 1
+    for part in form.parts:
+        if len(part.tiling.logical) != 1 or not cols:
+            continue
+        group = max((p.group.n_weights for p in form.scheme.params if isinstance(p.group, Flat)), default=1)
+        unit = math.lcm(part.layout.n_weights or 1, group)
+        step = math.lcm(step, unit // math.gcd(unit, cols))
+    return max(1, min(step, rows))
+
+
+def placed(
+    tensor: PackedTensor, form: Format, first: int, last: int, values: dict[str, NDArray[np.generic]]
+) -> list[tuple[str, int, Bytes]]:
+    """Pack the values of some rows and say where their bytes lie."""
+    n_cols = tensor.n_cols
+    packed = pack_parts(form, (last - first, n_cols), values)
+    before = form.part_bytes((first, n_cols)) if first else dict.fromkeys(packed, 0)
+    shared = {p.name for p in form.scheme.params if p.group == Grid(0, 0)}
+    return [(role, before[role], data) for role, data in packed.items() if not (first and role in shared)]
+
+
+def _copy(number: int, part: Part, start: int, stop: int) -> list[Piece]:
+    return [Piece(number, part.form.role, start, part.source.read(start, stop))]
+
+
+def _make(number: int, produce: Producer, first: int, last: int) -> list[Piece]:
+    return [Piece(number, role, offset, data) for role, offset, data in produce(first, last)]
+
+
+def _decoded(tensor: PackedTensor, form: Format, first: int, last: int) -> tuple[int, Bytes]:
+    values = tensor.dequantize(form.name, slice(first, last))
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    return first * tensor.n_cols * values.dtype.itemsize, data

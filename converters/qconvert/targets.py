@@ -1,0 +1,98 @@
+"""Targets: what a person may ask for, and which formats each can hold, as data.
+
+    FORMAT[:TYPE]      case does not matter, "-" is "_"
+
+A target is a container and a choice of formats. `plan` asks it for candidates and lets the values decide; nothing here
+looks at a tensor's data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qformat import formats
+from qformat.bits import DTYPES
+from qformat.errors import UsageError
+from qformat.formats import Format
+from qformat.formats.dense import dense
+
+SUFFIXES = {".qfmt": "qfmt", ".gguf": "gguf", ".safetensors": "safetensors"}
+
+GGUF_DENSE = {
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64",
+    "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64",
+}  # fmt: skip
+SAFETENSORS_DENSE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+# The order in which a dense tensor is tried where its own element type has no place: the first that holds every value.
+WIDER = ("float16", "bfloat16", "float32", "int8", "int16", "int32", "int64", "float64")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where tensors go.
+
+    name      : as the user would spell it: "gguf:q4_0"
+    container : "qfmt", "gguf" or "safetensors"
+    packed    : formats that a packed tensor may take, in no order; empty: as it is
+    wanted    : the one format that every weight matrix is to take; None: whatever is exact
+    dense     : element types that the container holds
+    keeps     : a tensor may stay exactly as it is stored
+    """
+
+    name: str
+    container: str
+    packed: tuple[Format, ...]
+    wanted: Format | None
+    dense: tuple[str, ...]
+    keeps: bool
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the target names an element type, so that packed tensors are to be decoded."""
+        return self.wanted is not None and self.wanted.scheme.is_dense
+
+
+def find_target(name: str) -> Target:
+    """Read a target. Raises UsageError for one that does not exist, naming those that do."""
+    container, _, kind = name.lower().replace("-", "_").partition(":")
+    if container == "qfmt":
+        wanted = formats.find(kind) if kind else None
+        return Target(_spell(container, kind), "qfmt", (), wanted, tuple(DTYPES), keeps=True)
+    if container == "gguf":
+        return Target(_spell(container, kind), "gguf", formats.GGUF, _gguf(kind), tuple(GGUF_DENSE.values()), keeps=True)
+    if container == "safetensors":
+        if kind and kind not in SAFETENSORS_DENSE:
+            raise UsageError(f"unknown target '{name}': expected safetensors[:{'|'.join(SAFETENSORS_DENSE)}]")
+        wanted = dense(SAFETENSORS_DENSE[kind or "f32"])
+        held = tuple(element for element in DTYPES if element not in ("float8_e8m0half", "float8_ue4m3"))
+        return Target(_spell(container, kind), "safetensors", (), wanted, held, keeps=not kind)
+    raise UsageError(f"unknown target '{name}': expected {', '.join(names())}")
+
+
+def names() -> tuple[str, ...]:
+    """List the targets, families by pattern."""
+    gguf = "|".join([*GGUF_DENSE, *(form.name for form in formats.GGUF)])
+    return ("qfmt[:mxfp4|nf4[-bN]|[u]intN[-asym][-gN|-channel|-tensor]]", f"gguf[:{gguf}]", "safetensors[:f32|f16|bf16]")
+
+
+def spell(form: Format, container: str) -> str:
+    """Name a format as a target of a container: "gguf:q4_0", "qfmt:int4-g128", "safetensors:f32"."""
+    short = {name: key for key, name in GGUF_DENSE.items()}
+    return _spell(container, short.get(form.name, form.name))
+
+
+def _gguf(kind: str) -> Format | None:
+    if not kind:
+        return None
+    if kind in GGUF_DENSE:
+        return dense(GGUF_DENSE[kind])
+    for form in formats.GGUF:
+        if form.name == kind:
+            return form
+    raise UsageError(
+        f"unknown target 'gguf:{kind}': expected one of {', '.join([*GGUF_DENSE, *(f.name for f in formats.GGUF)])}"
+    )
+
+
+def _spell(container: str, kind: str) -> str:
+    return f"{container}:{kind.replace('_', '-') if container == 'qfmt' else kind}" if kind else container

@@ -1,0 +1,123 @@
+"""An opened checkpoint: tensors by name, metadata, and what else its file carries.
+
+The same for every container, so that whoever reads weights need not know where they lie. Tensors are made when they are
+asked for; opening costs what reading names costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from qformat.errors import QFormatError, UsageError
+from qformat.tensor import PackedTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """Something legal but unusual, or unsound but readable, that a check reports.
+
+    level   : "warning" or "error"
+    message : what was found, one line
+    """
+
+    level: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What gives the source file back byte for byte, beyond its tensors' bytes.
+
+    facts  : JSON-able; "container" says who understands the rest
+    header : the file's own header where writing it anew would differ, else empty
+    """
+
+    facts: Mapping[str, Any]
+    header: bytes
+
+
+@dataclass
+class Model:
+    """What `open` gives: a read-only mapping of names to tensors. A context manager.
+
+    path       : file or folder
+    container  : "qfmt", "gguf", "safetensors" or "folder"
+    names      : tensor names, in the source's order
+    load       : makes the tensor of a name
+    metadata   : plain values by key; computed when first asked for
+    assets     : small files that belong to the checkpoint, by relative name, read when asked for
+    recipe     : what a byte-identical return needs beyond the tensors, None where nothing is known; lazy as well
+    dialects   : ecosystems whose conventions the tensors follow, most frequent first
+    oddities   : what a check should report; lazy as well
+    n_bytes    : size on disk
+    """
+
+    path: Path
+    container: str
+    names: Sequence[str]
+    load: Callable[[str], PackedTensor]
+    read_metadata: Callable[[], Mapping[str, Any]]
+    dialects: tuple[str, ...]
+    n_bytes: int
+    close: Callable[[], None]
+    assets: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    read_recipe: Callable[[], Recipe | None] = lambda: None
+    read_oddities: Callable[[], Sequence[Oddity]] = tuple
+    verify: Callable[[], None] | None = None
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        """Metadata as plain Python values."""
+        return self.read_metadata()
+
+    @cached_property
+    def oddities(self) -> Sequence[Oddity]:
+        """What is legal but unusual, or unsound but readable."""
+        return self.read_oddities()
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """What a byte-identical return of the source file needs."""
+        return self.read_recipe()
+
+    def keys(self) -> Sequence[str]:
+        """Give the tensor names in the source's order."""
+        return self.names
+
+    def items(self) -> Iterator[tuple[str, PackedTensor]]:
+        """Walk over names and tensors."""
+        return ((name, self[name]) for name in self.names)
+
+    def __getitem__(self, name: str) -> PackedTensor:
+        if name not in self:
+            raise UsageError(f"no tensor '{name}' among {len(self.names)}", path=self.path, tensor=name)
+        try:
+            return self.load(name)
+        except QFormatError as err:
+            err.path = err.path or str(self.path)
+            err.tensor = err.tensor or name
+            raise
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
