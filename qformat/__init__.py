@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qformat.errors import FileError, NotExact, QFormatError, UsageError
     from qformat.model import Model
-    from qformat.quantize import quantize
+    from qformat.rules import quantize
     from qformat.store import open, save
     from qformat.tensor import PackedTensor
 
@@ -18,7 +18,7 @@ __all__ = ["FileError", "Model", "NotExact", "PackedTensor", "QFormatError", "Us
 _HOMES = {
     "errors": ("FileError", "NotExact", "QFormatError", "UsageError"),
     "model": ("Model",),
-    "quantize": ("quantize",),
+    "rules": ("quantize",),
     "store": ("open", "save"),
     "tensor": ("PackedTensor",),
 }

@@ -11,7 +11,7 @@ import pytest
 import xllamacpp
 from numpy.typing import NDArray
 
-from qformat.quantize import quantize
+from qformat.rules import quantize
 
 Arrays = Mapping[str, NDArray[Any]]
 Read = Callable[[str], Arrays]

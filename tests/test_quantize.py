@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qformat import formats
 from qformat.errors import UsageError
 from qformat.formats import Format
-from qformat.quantize import ErrorReport, Sums, describe, encode, error, measure, prepare, quantize, resolve, rules
+from qformat.rules import ErrorReport, Sums, describe, encode, error, measure, prepare, quantize, resolve, rules
 from qformat.scheme import Grid, Integers
 from qformat.tensor import PackedTensor
 

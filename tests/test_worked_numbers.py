@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from qformat.bits import NF4, values
 from qformat.formats.dense import dense
-from qformat.quantize import affine, encode, microscale, quantize, resolve
-from qformat.quantize.groups import Extremes, extremes
+from qformat.rules import affine, encode, microscale, quantize, resolve
+from qformat.rules.groups import Extremes, extremes
 from qformat.scheme import Integers
 
 F32 = NDArray[np.float32]

@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qconvert.convert import Report, convert, plan
+    from qconvert.conversion import Report, convert, plan
     from qconvert.opening import open
 
 __all__ = ["Report", "convert", "open", "plan"]
 
-_HOMES = {"convert": ("Report", "convert", "plan"), "opening": ("open",)}
+_HOMES = {"conversion": ("Report", "convert", "plan"), "opening": ("open",)}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from qconvert.digest import canonical, plain_values
-from qconvert.plan import Item, Plan
+from qconvert.planning import Item, Plan
 from qconvert.run import UNIT_BYTES, Progress, producer, row_ranges
 from qconvert.verdict import EXACT, SAME_BYTES
 from qformat.errors import NotExact

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from qformat.formats import Format
-from qformat.quantize import encode, prepare
+from qformat.rules import encode, prepare
 from qformat.scheme import Flat
 from qformat.tensor import PackedTensor
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.exact import Recast
-from qconvert.plan import Item
+from qconvert.planning import Item
 from qconvert.requantize import Requantizer
 from qconvert.sinks import Sink
 from qconvert.verdict import REQUANTIZE, ROUNDED, SAME_BYTES

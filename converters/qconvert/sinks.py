@@ -22,7 +22,7 @@ from qconvert.containers.gguf_write import GGUFWriter
 from qconvert.containers.safetensors_write import SafetensorsWriter
 from qconvert.dialects import ggml
 from qconvert.opening import gguf_header
-from qconvert.plan import Item
+from qconvert.planning import Item
 from qconvert.verdict import SAME_BYTES
 from qformat import store
 from qformat.errors import NotExact, UsageError

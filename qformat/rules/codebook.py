@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat.errors import UsageError
-from qformat.quantize.groups import Extremes, extremes, join, split
-from qformat.quantize.rule import Rule, Values
+from qformat.rules.groups import Extremes, extremes, join, split
+from qformat.rules.rule import Rule, Values
 from qformat.scheme import Flat, Levels, Scheme
 
 F32 = NDArray[np.float32]

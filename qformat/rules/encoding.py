@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from qformat import formats
 from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix
-from qformat.quantize.catalogue import find
-from qformat.quantize.groups import Extremes, extremes, split
-from qformat.quantize.rule import Values
+from qformat.rules.catalogue import find
+from qformat.rules.groups import Extremes, extremes, split
+from qformat.rules.rule import Values
 from qformat.scheme import Flat, Grid
 from qformat.tensor import TILE_WEIGHTS, PackedTensor, from_values
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qformat.errors import UsageError
 from qformat.formats.form import Format
-from qformat.quantize import affine, codebook, ggml, microscale
-from qformat.quantize.rule import Rule
+from qformat.rules import affine, codebook, ggml, microscale
+from qformat.rules.rule import Rule
 from qformat.scheme import Flat, Grid, Group, Integers, Levels, Scheme
 
 E2M1 = "float4_e2m1fn"

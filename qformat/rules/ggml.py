@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat.errors import UsageError
-from qformat.quantize.groups import Extremes, extremes, join, split
-from qformat.quantize.microscale import GGML, encode_with
-from qformat.quantize.rule import Encode, Rule, Values
+from qformat.rules.groups import Extremes, extremes, join, split
+from qformat.rules.microscale import GGML, encode_with
+from qformat.rules.rule import Encode, Rule, Values
 from qformat.scheme import Integers, Scheme
 
 F32 = NDArray[np.float32]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from qformat.arrays import numpy_dtype
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
-from qformat.quantize.groups import Extremes, extremes, join, split
-from qformat.quantize.rule import Rule, Values
+from qformat.rules.groups import Extremes, extremes, join, split
+from qformat.rules.rule import Rule, Values
 from qformat.scheme import Integers, Scheme
 
 F32 = NDArray[np.float32]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvert import opening
-from qconvert.plan import Item, Plan, make_plan
+from qconvert.planning import Item, Plan, make_plan
 from qconvert.prove import prove
 from qconvert.run import write_items
 from qconvert.sinks import open_sink

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.quantize.groups import Extremes
+from qformat.rules.groups import Extremes
 from qformat.scheme import Scheme
 
 F32 = NDArray[np.float32]

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat.arrays import numpy_dtype
-from qformat.quantize.groups import Extremes, extremes, join, split
-from qformat.quantize.rule import Rule, Values
+from qformat.rules.groups import Extremes, extremes, join, split
+from qformat.rules.rule import Rule, Values
 from qformat.scheme import Scheme
 
 F32 = NDArray[np.float32]
