@@ -9,21 +9,24 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qconvert import opening
-from qconvert.planning import Item, Plan, make_plan
+from qconvert.planning import Item, Plan, make_plan, plan_quantize
 from qconvert.prove import prove
 from qconvert.run import write_items
 from qconvert.sinks import open_sink
-from qconvert.targets import SUFFIXES, Target, find_target
+from qconvert.targets import SAFETENSORS_DENSE, SUFFIXES, Target, find_target
 from qconvert.verdict import ORDER, REQUANTIZE, ROUNDED
 from qformat.errors import NotExact, UsageError
+from qformat.formats.dense import dense
 from qformat.model import Model
+from qformat.rules import ErrorReport, Sums, measure
+from qformat.tensor import PackedTensor
 
 ALLOW = ("exact", ROUNDED, REQUANTIZE)
 MAX_MEMORY = 1 << 30
@@ -71,6 +74,7 @@ def convert(
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     progress: Progress = lambda what, done, total: None,
+    after: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Convert a checkpoint, exactly or not at all.
 
@@ -81,6 +85,8 @@ def convert(
     compress   : for `.qfmt`: "none", "scales" or "all"
     max_memory : bytes that may be held at a time, beyond the mapped source
     workers    : threads; the file never depends on it
+    progress   : told stage, bytes done and bytes in all
+    after      : given the report while the source is still open
 
     Raises NotExact, with the report's first refusal, when a tensor's verdict is not allowed; nothing is written then.
     Raises FileError, UsageError as `open` and the writers do.
@@ -90,8 +96,78 @@ def convert(
         check_paths(model, Path(dst), force)
         if to is None and target.is_dense:
             refuse_dense(model, target)
-        made = make_plan(model, target, counted("plan", model_bytes(model), progress))
-        return carry_out(model, made, Path(dst), allow, compress, max_memory, workers, progress)
+        made = make_plan(model, target, counted("plan", model.n_bytes, progress))
+        report = carry_out(model, made, Path(dst), allow, compress, max_memory, workers, progress)
+        after(report)
+        return report
+
+
+def dequantize(
+    src: str | Path,
+    dst: str | Path,
+    dtype: str = "f32",
+    force: bool = False,
+    max_memory: int = MAX_MEMORY,
+    workers: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Decode the packed tensors of a checkpoint; dense ones stay as they are.
+
+    dtype : "f32", "f16" or "bf16", to which decoded weights are rounded once
+
+    Raises NotExact for a weight that overflows `dtype`; FileError and UsageError as `convert` does.
+    """
+    path = Path(dst)
+    container = target_for(path, None).container
+    if container == "qfmt":
+        target = replace(find_target("qfmt"), wanted=dense(SAFETENSORS_DENSE[dtype]))
+    else:
+        target = replace(find_target(f"{container}:{dtype}"), keeps=True)
+    with opening.open(src) as model:
+        check_paths(model, path, force)
+        made = make_plan(model, target, counted("plan", model.n_bytes, progress))
+        return carry_out(model, made, path, ROUNDED, "none", max_memory, workers, progress)
+
+
+def quantize(
+    src: str | Path,
+    dst: str | Path,
+    to: str,
+    rule: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    compress: str = "none",
+    force: bool = False,
+    max_memory: int = MAX_MEMORY,
+    workers: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> tuple[Report, dict[str, ErrorReport]]:
+    """Quantize the float matrices of a checkpoint; everything else stays as it is.
+
+    to               : target with a packed type: "qfmt:mxfp4", "gguf:q4_0"
+    rule             : how scales and codes are chosen; the format's default if absent
+    include, exclude : globs of tensor names
+    returns          : the report, and the error of every quantized tensor, measured on the written file
+
+    Raises NotExact for rows that are no whole blocks; FileError and UsageError as `convert` does.
+    """
+    path, target = Path(dst), find_target(to)
+    with opening.open(src) as model:
+        check_paths(model, path, force)
+        made = plan_quantize(model, target, rule, include, exclude)
+        report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress)
+        chosen = [item for item in made.items if item.rule]
+        with opening.open(path) as written:
+            return report, {item.name: measured(item.tensor, written[item.name]) for item in chosen}
+
+
+def measured(source: PackedTensor, written: PackedTensor) -> ErrorReport:
+    """Measure the error of a written tensor against its source, tile by tile."""
+    total = Sums()
+    for tile in source.tiles():
+        rows = slice(*tile)
+        total += measure(source.dequantize(rows=rows), written.dequantize(rows=rows))
+    return total.report(written.bits_per_weight)
 
 
 def carry_out(
@@ -116,7 +192,7 @@ def carry_out(
             write_items(made.items, sink, executor, max_memory, counted("write", made.n_bytes, progress))
         hidden = sink.finish()
         with opening.open(hidden) as written:
-            prove(made, written, counted("prove", model_bytes(model), progress))
+            prove(made, written, counted("prove", model.n_bytes, progress))
         n_bytes = hidden.stat().st_size
         sink.commit()
     finally:
@@ -183,11 +259,6 @@ def worse(verdict: str, allow: str) -> bool:
     if allow not in ALLOW:
         raise UsageError(f"allow '{allow}', expected one of {', '.join(ALLOW)}")
     return ORDER.index(verdict) > ORDER.index(allow)
-
-
-def model_bytes(model: Model) -> int:
-    """Give the bytes of a model's tensors, for progress; its size on disk stands for them."""
-    return model.n_bytes
 
 
 def counted(what: str, total: int, progress: Progress) -> Callable[[int], None]:

@@ -16,7 +16,6 @@ from qconvert.containers.checkpoint import open_checkpoint, resolve
 from qconvert.containers.gguf import open_gguf
 from qconvert.containers.gguf_header import Header, parse_header
 from qconvert.dialects import ggml
-from qformat import store
 from qformat.arrays import Memory
 from qformat.errors import FileError
 from qformat.formats.dense import dense
@@ -42,6 +41,8 @@ def open(path: str | Path, verify: bool = True) -> Model:
 
 def open_qfmt(path: Path, verify: bool) -> Model:
     """Open a `.qfmt` file; one that was made from GGUF keeps that file's typed metadata."""
+    from qformat import store  # here: other containers need none of the `.qfmt` reader
+
     model = store.open(path, verify)
     plain = model.read_metadata
 

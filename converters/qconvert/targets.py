@@ -36,7 +36,7 @@ class Target:
     packed    : formats that a packed tensor may take, in no order; empty: as it is
     wanted    : the one format that every weight matrix is to take; None: whatever is exact
     dense     : element types that the container holds
-    keeps     : a tensor may stay exactly as it is stored
+    keeps     : a dense tensor may stay as it is where `wanted` is a dense format
     """
 
     name: str
@@ -59,7 +59,7 @@ def find_target(name: str) -> Target:
         wanted = formats.find(kind) if kind else None
         return Target(_spell(container, kind), "qfmt", (), wanted, tuple(DTYPES), keeps=True)
     if container == "gguf":
-        return Target(_spell(container, kind), "gguf", formats.GGUF, _gguf(kind), tuple(GGUF_DENSE.values()), keeps=True)
+        return Target(_spell(container, kind), "gguf", formats.GGUF, _gguf(kind), tuple(GGUF_DENSE.values()), keeps=not kind)
     if container == "safetensors":
         if kind and kind not in SAFETENSORS_DENSE:
             raise UsageError(f"unknown target '{name}': expected safetensors[:{'|'.join(SAFETENSORS_DENSE)}]")

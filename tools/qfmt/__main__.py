@@ -1,0 +1,87 @@
+"""The `qfmt` command: finds the subcommand, runs it, and turns errors into one line and an exit code.
+
+Exit 0 done; 1 refused, differs, unsound or failed; 2 usage. Subcommands are loaded when they are called, so that help and
+headers cost no more than they must.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from qformat.errors import QFormatError
+
+COMMANDS = {
+    "inspect": "what is in a file: container, bits per weight, sizes, oddities",
+    "plan": "what a conversion would do, tensor by tensor; writes nothing",
+    "convert": "convert exactly, or refuse",
+    "quantize": "float weights in, packed weights out",
+    "dequantize": "packed weights in, dense weights out",
+    "check": "soundness of structure and values",
+    "verify": "digests; with --against, values of two files",
+    "hash": "value digest of every tensor and of the whole",
+    "dump": "one block's bytes, annotated",
+    "warm": "compile the kernels once",
+}
+
+
+class Commands(click.Group):
+    """The subcommands, each in a module of its own name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the subcommands in the order of the manual."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a subcommand."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"qfmt.{cmd_name}").command
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of subcommands without loading any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qfmt", prog_name="qfmt")
+def cli() -> None:
+    """Packed low-bit weights: look into them, convert them exactly, keep them whole."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        found = cli.main(args=args, prog_name="qfmt", standalone_mode=False)
+        sys.stdout.flush()
+        return found if isinstance(found, int) else 0
+    except click.exceptions.Exit as err:
+        return err.exit_code
+    except click.ClickException as err:
+        err.show()
+        return 2
+    except click.Abort:
+        click.echo("qfmt: interrupted", err=True)
+        return 1
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except QFormatError as err:
+        click.echo(f"qfmt: {err}", err=True)
+        return 1
+    except OSError as err:
+        place = f"{err.filename}: " if err.filename else ""
+        click.echo(f"qfmt: {place}{(err.strerror or str(err)).lower()}", err=True)
+        return 1
+    except MemoryError:
+        click.echo("qfmt: out of memory; give a smaller --max-memory", err=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

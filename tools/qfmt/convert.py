@@ -1,0 +1,53 @@
+"""`qfmt convert`: convert exactly, or refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars
+
+
+@click.command("convert")
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option("--to", metavar="TARGET", help="What to convert to; by default what the suffix of DST says.")
+@click.option("--allow", type=click.Choice(["exact", "rounded", "requantize"]), default="exact", help="Worst verdict let pass.")
+@click.option("--receipt", type=click.Path(path_type=Path), help="Write verdicts and value digests to this JSON file.")
+@compress_option
+@memory_option
+@force_option
+@json_option
+def command(
+    src: Path,
+    dst: Path,
+    to: str | None,
+    allow: str,
+    receipt: Path | None,
+    compress: str,
+    max_memory: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Convert SRC to DST, every tensor exactly, or write nothing."""
+    from qconvert.conversion import Refused, convert
+
+    from qfmt.verdicts import closing_line, print_refused, print_report_json, write_receipt
+
+    try:
+        with progress_bars() as progress:
+            report = convert(
+                src, dst, to, allow, compress, force, max_memory, progress=progress,
+                after=lambda done: write_receipt(receipt, done) if receipt else None,
+            )  # fmt: skip
+    except Refused as err:
+        if as_json:
+            print_report_json("convert", err.report)
+        else:
+            print_refused(err.report)
+        raise
+    if as_json:
+        print_report_json("convert", report)
+    else:
+        click.echo(closing_line(report, dst, "qfmt verify"))

@@ -1,0 +1,30 @@
+"""`qfmt dequantize`: packed weights in, dense weights out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qfmt.options import force_option, json_option, memory_option, progress_bars
+
+
+@click.command("dequantize")
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), default="f32", show_default=True, help="Of the weights.")
+@memory_option
+@force_option
+@json_option
+def command(src: Path, dst: Path, dtype: str, max_memory: int, force: bool, as_json: bool) -> None:
+    """Decode the packed tensors of SRC and write DST; dense tensors stay as they are."""
+    from qconvert.conversion import dequantize
+
+    from qfmt.verdicts import closing_line, print_report_json
+
+    with progress_bars() as progress:
+        report = dequantize(src, dst, dtype, force, max_memory, progress=progress)
+    if as_json:
+        print_report_json("dequantize", report)
+    else:
+        click.echo(closing_line(report, dst, "qfmt inspect"))

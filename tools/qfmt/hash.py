@@ -1,0 +1,31 @@
+"""`qfmt hash`: digests of values, equal for the same weights in any format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qfmt.options import json_option
+
+
+@click.command("hash")
+@click.argument("src", type=click.Path(path_type=Path))
+@json_option
+def command(src: Path, as_json: bool) -> None:
+    """Print the value digest of every tensor of SRC, and of the whole."""
+    from qconvert import opening
+    from qconvert.digest import digest_all, digest_tensor
+
+    from qfmt.text import print_json
+    from qformat.errors import show
+
+    with opening.open(src) as model:
+        digests = {name: digest_tensor(tensor) for name, tensor in model.items()}
+    whole = digest_all(digests).hex()
+    if as_json:
+        print_json("hash", {"tensors": {name: found.hex() for name, found in digests.items()}, "digest": whole})
+        return
+    for name, found in digests.items():
+        click.echo(f"{found.hex()}  {show(name)}")
+    click.echo(f"{whole}  (all)")

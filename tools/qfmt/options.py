@@ -1,0 +1,62 @@
+"""Options that several commands share, and the progress that they show.
+
+Parses sizes and shows bars; decides nothing about weights.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+Progress = Callable[[str, int, int], None]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 500MB (powers of 1000), 1GiB (powers of 1024)."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the text. Fails as a usage error."""
+        found = _SIZE.fullmatch(str(value).strip())
+        if found is None:
+            self.fail(f"'{value}' is not a size, expected something like 500MB or 1GiB", param, ctx)
+        number, prefix, binary = found.groups()
+        power = " KMGT".index(prefix.upper() or " ")
+        return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+force_option = click.option("--force", is_flag=True, help="Replace an existing destination.")
+memory_option = click.option("--max-memory", type=Size(), default="1GiB", show_default=True, help="Memory to work in.")
+compress_option = click.option(
+    "--compress", type=click.Choice(["none", "scales", "all"]), default="none", show_default=True, help="For .qfmt."
+)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Show a bar per stage on a terminal; nothing where standard error is piped."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description:>6}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield show

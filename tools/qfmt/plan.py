@@ -1,0 +1,33 @@
+"""`qfmt plan`: what a conversion would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qfmt.options import json_option, progress_bars
+
+
+@click.command("plan")
+@click.argument("src", type=click.Path(path_type=Path))
+@click.option("--to", required=True, metavar="TARGET", help="What to convert to, e.g. gguf, gguf:q8_0, qfmt, safetensors.")
+@json_option
+def command(src: Path, to: str, as_json: bool) -> None:
+    """Say for every tensor of SRC what TARGET can do for it; writes nothing."""
+    from qconvert import opening
+    from qconvert.conversion import counted, describe_item
+    from qconvert.planning import make_plan
+    from qconvert.targets import find_target
+
+    from qfmt.text import print_json
+    from qfmt.verdicts import print_plan, totals
+
+    target = find_target(to)
+    with opening.open(src) as model:
+        with progress_bars() as progress:
+            plan = make_plan(model, target, counted("plan", model.n_bytes, progress))
+        if as_json:
+            print_json("plan", {"tensors": [describe_item(item) for item in plan.items], "totals": totals(plan)})
+        else:
+            print_plan(plan)

@@ -1,0 +1,59 @@
+"""How facts are printed: sizes, tables, JSON. One home for the look of the output; it knows no format and no file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from qformat.errors import show
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(n_bytes: int) -> str:
+    """Say a number of bytes in a unit that leaves at most four digits.
+
+    >>> size(98362432)
+    '93.8 MiB'
+    """
+    value, unit = float(n_bytes), 0
+    while value >= 1024 and unit < len(UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{n_bytes} B" if unit == 0 else f"{value:.1f} {UNITS[unit]}"
+
+
+def count(n: int) -> str:
+    """Say a large number with a suffix: 134.5 M."""
+    for limit, suffix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if n >= limit:
+            return f"{n / limit:.1f} {suffix}"
+    return str(n)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> None:
+    """Print aligned columns; `right` names those that are aligned to the right."""
+    text = [[show(str(cell), limit=100) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in text) for i in range(len(header))]
+    for row in text:
+        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        click.echo("  ".join(cells).rstrip())
+
+
+def print_json(command: str, facts: dict[str, Any]) -> None:
+    """Print facts as JSON with the command's schema; NaN and infinities as strings."""
+    click.echo(json.dumps({"schema": f"qfmt.{command}/1", **finite(facts)}, indent=1, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """Replace what JSON cannot hold: NaN and infinities by their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

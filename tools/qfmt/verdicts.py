@@ -1,0 +1,78 @@
+"""Printing plans and reports: a line per tensor, totals, and the next command to type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from qconvert.conversion import Report, describe_item
+from qconvert.planning import Item, Plan
+
+from qfmt.text import finite, print_json, size, table
+
+
+def totals(plan: Plan) -> dict[str, Any]:
+    """Give the sums of a plan."""
+    return {"n_tensors": len(plan.items), "n_bytes": plan.n_bytes, "verdicts": plan.counts()}
+
+
+def print_plan(plan: Plan) -> None:
+    """Print a line for every tensor, then the sums."""
+    rows = [(item.name, shape(item), item.source, item.target, item.verdict.verdict, reason(item)) for item in plan.items]
+    table(("tensor", "shape", "from", "to", "verdict", "reason"), rows)
+    click.echo(f"\n{counts(plan)}, {size(plan.n_bytes)}")
+
+
+def print_report_json(command: str, report: Report, extra: Mapping[str, Any] | None = None) -> None:
+    """Print what a conversion did as JSON."""
+    sums = {**totals(report.plan), "n_bytes_written": report.n_bytes, "seconds": report.seconds}
+    facts = {"tensors": [describe_item(item) for item in report.plan.items], "totals": sums, **(extra or {})}
+    print_json(command, facts)
+
+
+def print_refused(report: Report) -> None:
+    """Print the tensors that stand in the way."""
+    rows = [(i.name, shape(i), i.source, i.target, i.verdict.verdict, reason(i)) for i in report.refused]
+    table(("tensor", "shape", "from", "to", "verdict", "reason"), rows)
+
+
+def closing_line(report: Report, dst: Path, follow: str) -> str:
+    """Say in one line what was done, and what to type next."""
+    return f"{counts(report.plan)}; {size(report.n_bytes)} in {report.seconds:.1f} s; next: {follow} {dst}"
+
+
+def write_receipt(path: Path, report: Report) -> None:
+    """Write the receipt: every tensor's verdict and value digest, and the digest of the whole."""
+    from qconvert.digest import digest_all, digest_tensor
+
+    digests = {item.name: digest_tensor(item.tensor) for item in report.plan.items}
+    tensors = [{**describe_item(item), "digest": digests[item.name].hex()} for item in report.plan.items]
+    facts = {
+        "schema": "qfmt.receipt/1",
+        "target": report.plan.target.name,
+        "tensors": tensors,
+        "totals": totals(report.plan),
+        "digest": digest_all(digests).hex(),
+    }
+    path.write_text(json.dumps(finite(facts), indent=1) + "\n")
+
+
+def counts(plan: Plan) -> str:
+    """Say how many tensors have each verdict."""
+    return ", ".join(f"{n} {verdict}" for verdict, n in plan.counts().items()) or "no tensors"
+
+
+def shape(item: Item) -> str:
+    """Write a shape as 576 x 1536."""
+    return " x ".join(map(str, item.tensor.shape)) or "scalar"
+
+
+def reason(item: Item) -> str:
+    """Give the reason, with the count of what rounds and what else would be exact."""
+    verdict = item.verdict
+    rounded = f" ({verdict.n_rounded}, at most {verdict.max_rel_error:.2g} relative)" if verdict.n_rounded else ""
+    others = f"; also exact as {', '.join(item.others)}" if item.others else ""
+    return f"{verdict.reason}{rounded}{others}"

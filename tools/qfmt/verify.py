@@ -1,0 +1,39 @@
+"""`qfmt verify`: digests of one file, values of two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qfmt.options import json_option
+
+
+@click.command("verify")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), metavar="SRC", help="Decode both and compare every value.")
+@json_option
+def command(file: Path, against: Path | None, as_json: bool) -> None:
+    """Check every byte of FILE that a digest covers; exits 1 at the first that is wrong."""
+    from qconvert import opening
+    from qconvert.compare import compare_values
+
+    from qfmt.text import print_json
+    from qformat.errors import FileError
+
+    with opening.open(file) as model:
+        if model.verify is not None:
+            model.verify()
+        unsound = [odd for odd in model.oddities if odd.level == "error"]
+        if unsound:
+            raise FileError(unsound[0].message, path=file)
+        facts: dict[str, object] = {"file": file.name, "n_tensors": len(model), "digests": model.verify is not None}
+        if against is not None:
+            with opening.open(against) as source:
+                facts["n_equal"] = compare_values(model, source)
+    if as_json:
+        print_json("verify", facts)
+    else:
+        compared = f", {facts['n_equal']} tensors equal to {against}" if against is not None else ""
+        found = "every digest right" if facts["digests"] else "structure sound; the format has no digests"
+        click.echo(f"{file}: {facts['n_tensors']} tensors, {found}{compared}")
