@@ -55,6 +55,7 @@ class Model:
     dialects   : ecosystems whose conventions the tensors follow, most frequent first
     oddities   : what a check should report; lazy as well
     n_bytes    : size on disk
+    check_digests : checks every byte of the file, padding included; None where the container has no digests
     """
 
     path: Path
@@ -68,7 +69,7 @@ class Model:
     assets: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     read_recipe: Callable[[], Recipe | None] = lambda: None
     read_oddities: Callable[[], Sequence[Oddity]] = tuple
-    verify: Callable[[], None] | None = None
+    check_digests: Callable[[], None] | None = None
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -84,6 +85,17 @@ class Model:
     def recipe(self) -> Recipe | None:
         """What a byte-identical return of the source file needs."""
         return self.read_recipe()
+
+    def verify(self) -> bool:
+        """Check every byte that a digest covers, padding included.
+
+        returns: whether the container has digests
+
+        Raises FileError at the first byte that is wrong.
+        """
+        if self.check_digests is not None:
+            self.check_digests()
+        return self.check_digests is not None
 
     def keys(self) -> Sequence[str]:
         """Give the tensor names in the source's order."""

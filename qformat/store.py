@@ -60,7 +60,7 @@ def open(path: str | Path, verify: bool = True) -> Model:
         close=file.close,
         assets={name: partial(file.asset, name) for name in file.assets if name != HEADER_ASSET},
         read_recipe=lambda: read_recipe(file),
-        verify=file.verify,
+        check_digests=file.verify,
     )
 
 

@@ -94,6 +94,7 @@ def convert(
     target = target_for(Path(dst), to)
     with opening.open(src) as model:
         check_paths(model, Path(dst), force)
+        model.verify()
         if to is None and target.is_dense:
             refuse_dense(model, target)
         made = make_plan(model, target, counted("plan", model.n_bytes, progress))
@@ -125,6 +126,7 @@ def dequantize(
         target = replace(find_target(f"{container}:{dtype}"), keeps=True)
     with opening.open(src) as model:
         check_paths(model, path, force)
+        model.verify()
         made = make_plan(model, target, counted("plan", model.n_bytes, progress))
         return carry_out(model, made, path, ROUNDED, "none", max_memory, workers, progress)
 
@@ -154,6 +156,7 @@ def quantize(
     path, target = Path(dst), find_target(to)
     with opening.open(src) as model:
         check_paths(model, path, force)
+        model.verify()
         made = plan_quantize(model, target, rule, include, exclude)
         report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress)
         chosen = [item for item in made.items if item.rule]

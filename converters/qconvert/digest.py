@@ -13,6 +13,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from qformat.bits import DTYPES
 from qformat.scheme import Plain
 from qformat.tensor import PackedTensor
 
@@ -46,7 +47,7 @@ def digest_all(digests: Mapping[str, bytes]) -> bytes:
 def plain_values(tensor: PackedTensor, rows: slice | None = None) -> NDArray[np.float32]:
     """Give the float32 values of rows; small integers and booleans, which a decode refuses, by their number."""
     alphabet = tensor.scheme.alphabet
-    if isinstance(alphabet, Plain) and tensor.codes(slice(0, 0)).dtype.kind in "iub":
+    if isinstance(alphabet, Plain) and DTYPES[alphabet.dtype].kind in ("int", "uint", "bool"):
         return tensor.codes(rows).astype(np.float32)
     return tensor.dequantize(rows=rows)
 

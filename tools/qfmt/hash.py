@@ -21,6 +21,7 @@ def command(src: Path, as_json: bool) -> None:
     from qformat.errors import show
 
     with opening.open(src) as model:
+        model.verify()
         digests = {name: digest_tensor(tensor) for name, tensor in model.items()}
     whole = digest_all(digests).hex()
     if as_json:

@@ -22,12 +22,11 @@ def command(file: Path, against: Path | None, as_json: bool) -> None:
     from qformat.errors import FileError
 
     with opening.open(file) as model:
-        if model.verify is not None:
-            model.verify()
+        has_digests = model.verify()
         unsound = [odd for odd in model.oddities if odd.level == "error"]
         if unsound:
             raise FileError(unsound[0].message, path=file)
-        facts: dict[str, object] = {"file": file.name, "n_tensors": len(model), "digests": model.verify is not None}
+        facts: dict[str, object] = {"file": file.name, "n_tensors": len(model), "digests": has_digests}
         if against is not None:
             with opening.open(against) as source:
                 facts["n_equal"] = compare_values(model, source)
