@@ -82,8 +82,60 @@ def decode(tensor: PackedTensor, input_scale: bool = True) -> NDArray[np.float32
     with np.errstate(all="ignore"):
         for row in range(tensor.n_rows):
             for column in range(tensor.n_cols):
-                out[row, column] = _weight(tensor, row, column, input_scale)
+                out[row, column] = weight(tensor, row, column, input_scale)
     return out.reshape(tensor.shape)
+
+
+def weight(tensor: PackedTensor, row: int, column: int, input_scale: bool = True) -> np.float32:
+    """Give one weight by its row and column in the folded matrix.
+
+    Raises UsageError where only a decode function can read the codes.
+    """
+    scheme = tensor.scheme
+    code = _code(tensor, row, column)
+    value: Any
+    if isinstance(scheme.alphabet, Integers):
+        value = np.float32(code)
+    elif isinstance(scheme.alphabet, Levels):
+        value = np.float32(scheme.alphabet.levels[code])
+    elif isinstance(scheme.alphabet, Stored):
+        value = param_value(tensor, scheme.alphabet.table, (code,))
+    elif isinstance(scheme.alphabet, Plain):
+        return element(code, scheme.alphabet.dtype)
+    else:
+        raise UsageError(f"the codes of scheme '{scheme.name}' are opaque, expected codes that its layout spells out")
+    for step in scheme.steps:
+        value = _apply(step.op, value, _operand(tensor, step.operand, row, column))
+    if scheme.input_scale and input_scale:
+        value = _apply(Op.MUL, value, _operand(tensor, Ref(scheme.input_scale), row, column))
+    return np.float32(value)
+
+
+def group_index(tensor: PackedTensor, name: str, row: int, column: int) -> Index:
+    """Find which value of a parameter a weight uses: its index in the logical array.
+
+    Raises UsageError for a table, which weights do not share.
+    """
+    group = tensor.scheme.param(name).group
+    number = row * tensor.n_cols + column  # of the weight in the flattened tensor
+    if isinstance(group, Grid):
+        return (row // group.rows if group.rows else 0, column // group.cols if group.cols else 0)
+    if isinstance(group, Flat):
+        return (number // group.n_weights,)
+    if isinstance(group, Strided):
+        return (number % math.ceil(tensor.n_weights / group.n_weights),)
+    if isinstance(group, Indexed):
+        return (row, int(param_value(tensor, group.index, (column,))))
+    raise UsageError(f"'{name}' is a table, expected a parameter that weights share")
+
+
+def param_value(tensor: PackedTensor, name: str, index: Index) -> np.float32:
+    """Give the float32 value of a parameter at an index of its logical array."""
+    param, part = tensor.scheme.param(name), tensor.part(name)
+    if not part.form.layout.n_weights and len(part.bound.dims) != len(index):
+        index = _digits(_number(index, param.group.counts(tensor.n_rows, tensor.n_cols)), part.bound.dims)
+    stored = _value(part, name, index)
+    return np.float32(stored) if isinstance(part.form.layout.part(name), Bits) else element(stored, param.dtype)
 
 
 def element(pattern: int, dtype: str) -> np.float32:
@@ -126,27 +178,6 @@ def _read(number: int, part: Field | Bits, i: int) -> int:
     return stored - (part.signed and stored >> (len(places) - 1)) * (1 << len(places)) - part.minus
 
 
-def _weight(tensor: PackedTensor, row: int, column: int, input_scale: bool) -> np.float32:
-    scheme = tensor.scheme
-    code = _code(tensor, row, column)
-    value: Any
-    if isinstance(scheme.alphabet, Integers):
-        value = np.float32(code)
-    elif isinstance(scheme.alphabet, Levels):
-        value = np.float32(scheme.alphabet.levels[code])
-    elif isinstance(scheme.alphabet, Stored):
-        value = _param(tensor, scheme.alphabet.table, (code,))
-    elif isinstance(scheme.alphabet, Plain):
-        return element(code, scheme.alphabet.dtype)
-    else:
-        raise UsageError(f"the codes of scheme '{scheme.name}' are opaque, expected codes that its layout spells out")
-    for step in scheme.steps:
-        value = _apply(step.op, value, _operand(tensor, step.operand, row, column))
-    if scheme.input_scale and input_scale:
-        value = _apply(Op.MUL, value, _operand(tensor, Ref(scheme.input_scale), row, column))
-    return np.float32(value)
-
-
 def _apply(op: Op, left: np.float32, right: np.float32) -> np.float32:
     if op is Op.MUL:
         return left * right
@@ -162,39 +193,15 @@ def _operand(tensor: PackedTensor, operand: Operand, row: int, column: int) -> n
         left, right = (_operand(tensor, side, row, column) for side in (operand.left, operand.right))
         return _apply(operand.op, left, right)
     if isinstance(operand, Lookup):
-        entry = int(_param(tensor, operand.index, _group(tensor, operand.index, row, column)))
-        return _param(tensor, operand.table, (entry,))
-    return _param(tensor, operand.name, _group(tensor, operand.name, row, column))
-
-
-def _group(tensor: PackedTensor, name: str, row: int, column: int) -> Index:
-    """Find which value of a parameter a weight uses."""
-    group = tensor.scheme.param(name).group
-    number = row * tensor.n_cols + column  # of the weight in the flattened tensor
-    if isinstance(group, Grid):
-        return (row // group.rows if group.rows else 0, column // group.cols if group.cols else 0)
-    if isinstance(group, Flat):
-        return (number // group.n_weights,)
-    if isinstance(group, Strided):
-        return (number % math.ceil(tensor.n_weights / group.n_weights),)
-    if isinstance(group, Indexed):
-        return (row, int(_param(tensor, group.index, (column,))))
-    raise UsageError(f"'{name}' is a table, expected a parameter that weights share")
+        entry = int(param_value(tensor, operand.index, group_index(tensor, operand.index, row, column)))
+        return param_value(tensor, operand.table, (entry,))
+    return param_value(tensor, operand.name, group_index(tensor, operand.name, row, column))
 
 
 def _code(tensor: PackedTensor, row: int, column: int) -> int:
     part = tensor.part("codes")
     sizes = part.bound.dims
     return _value(part, "codes", _digits(row * tensor.n_cols + column, sizes))
-
-
-def _param(tensor: PackedTensor, name: str, index: Index) -> np.float32:
-    """Give the float32 value of a parameter."""
-    param, part = tensor.scheme.param(name), tensor.part(name)
-    if not part.form.layout.n_weights and len(part.bound.dims) != len(index):
-        index = _digits(_number(index, param.group.counts(tensor.n_rows, tensor.n_cols)), part.bound.dims)
-    stored = _value(part, name, index)
-    return np.float32(stored) if isinstance(part.form.layout.part(name), Bits) else element(stored, param.dtype)
 
 
 def _value(part: Part, holds: str, index: Index) -> int:
