@@ -6,7 +6,7 @@ asked for; opening costs what reading names costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ class Model:
 
     path       : file or folder
     container  : "qfmt", "gguf", "safetensors" or "folder"
-    names      : tensor names, in the source's order
+    names      : tensor names in the source's order; a mapping's keys, so that asking for one need not list all
     load       : makes the tensor of a name
     metadata   : plain values by key; computed when first asked for
     assets     : small files that belong to the checkpoint, by relative name, read when asked for
@@ -60,7 +60,7 @@ class Model:
 
     path: Path
     container: str
-    names: Sequence[str]
+    names: Collection[str]
     load: Callable[[str], PackedTensor]
     read_metadata: Callable[[], Mapping[str, Any]]
     dialects: tuple[str, ...]
@@ -99,7 +99,7 @@ class Model:
 
     def keys(self) -> Sequence[str]:
         """Give the tensor names in the source's order."""
-        return self.names
+        return tuple(self.names)
 
     def items(self) -> Iterator[tuple[str, PackedTensor]]:
         """Walk over names and tensors."""
@@ -116,7 +116,7 @@ class Model:
             raise
 
     def __contains__(self, name: object) -> bool:
-        return name in self._known
+        return name in self.names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -129,7 +129,3 @@ class Model:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self.names)

@@ -52,7 +52,7 @@ def open(path: str | Path, verify: bool = True) -> Model:
     return Model(
         path=Path(path),
         container="qfmt",
-        names=tuple(file.tensors),
+        names=file.tensors,
         load=lambda name: read_tensor(file, file.tensors[name]),
         read_metadata=lambda: {key: plain(value) for key, value in file.metadata.items()},
         dialects=("qfmt",),

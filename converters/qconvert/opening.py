@@ -73,7 +73,7 @@ def open_gguf_model(path: Path) -> Model:
     return Model(
         path=path,
         container="gguf",
-        names=tuple(file.tensors),
+        names=file.tensors,
         load=load,
         read_metadata=lambda: file.metadata,
         dialects=("gguf",),
@@ -105,7 +105,7 @@ def open_safetensors_model(path: Path) -> Model:
     return Model(
         path=path,
         container="folder" if path.is_dir() else "safetensors",
-        names=tuple(file.tensors),
+        names=file.tensors,
         load=load,
         read_metadata=lambda: file.metadata,
         dialects=("dense",),

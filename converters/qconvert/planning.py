@@ -187,6 +187,9 @@ def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
         return Item(name, tensor, format_of(tensor), Verdict(REFUSED, hint, field="shape"), target.container)
     best = _first(items)
     exact = [item.target for item in items if item.verdict.verdict in (SAME_BYTES, EXACT) and item is not best]
+    if best.verdict.verdict == REFUSED:
+        way_out = f"; nearest: --to {items[-1].target} --allow requantize"
+        best = replace(best, verdict=replace(best.verdict, reason=best.verdict.reason + way_out))
     return replace(best, others=tuple(exact))
 
 
