@@ -48,12 +48,12 @@ class Run:
     n_bytes: int
 
 
-def run(args: Sequence[str | Path]) -> Run:
-    """Run `qfmt` in a process of its own and watch its memory until it ends."""
+def run(args: Sequence[str | Path], folder: Path | None = None) -> Run:
+    """Run `qfmt` in a process of its own, in a folder if one is given, and watch its memory until it ends."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started, peak = time.monotonic(), 0
         command = [sys.executable, "-m", "qfmt", *map(str, args)]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err) as child:
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder) as child:
             while child.poll() is None:
                 peak = max(peak, anonymous_bytes(child.pid))
                 time.sleep(SAMPLE_SECONDS)
