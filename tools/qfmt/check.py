@@ -155,7 +155,8 @@ def _bad(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
     import numpy as np
 
     if DTYPES[dtype].bits > 8:
-        return np.logical_not(np.isfinite(stored))
+        finite: NDArray[Any] = np.isfinite(stored)
+        return ~finite
     codes = [code for code, value in enumerate(values(dtype)) if not math.isfinite(value)]
     bad: NDArray[Any] = np.isin(stored.view(np.uint8), [255] if dtype in EXPONENTS else codes)
     return bad
