@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.formats.form import PartForm
 from qformat.layout import Bits, Field, Layout
 from qformat.tiling import Bound
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    from qformat.deferred import np
 
 ALIGNMENT = 64
 
@@ -47,6 +50,22 @@ class Memory:
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Give bytes [start, stop) as a view."""
         return self.data[start:stop]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Bytes of a mapped file, seen as an array when they are read."""
+
+    data: memoryview
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes held."""
+        return self.data.nbytes
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Give bytes [start, stop) as a view."""
+        return np.frombuffer(self.data[start:stop], np.uint8)
 
 
 @dataclass(frozen=True)

@@ -8,25 +8,29 @@ a chain of operations with one operand per row and run of columns.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qformat.bits import DTYPES, values
 from qformat.scheme import Apply, Const, Flat, Grid, Indexed, Lookup, Op, Operand, Ref, Scheme, Strided
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    from qformat.deferred import np
+
 OPERATIONS: dict[Op, Callable[[Any, Any], Any]] = {
-    Op.MUL: np.multiply,
-    Op.ADD: np.add,
-    Op.SUB: np.subtract,
-    Op.DIV: np.divide,
+    Op.MUL: operator.mul,
+    Op.ADD: operator.add,
+    Op.SUB: operator.sub,
+    Op.DIV: operator.truediv,
 }
 
 # Reads a stored parameter for indices [first, last) of its first axis; last None: to the end.
-ReadParam = Callable[[str, int, int | None], NDArray[Any]]
-F32 = NDArray[np.float32]
+ReadParam: TypeAlias = "Callable[[str, int, int | None], NDArray[Any]]"
+F32: TypeAlias = "NDArray[np.float32]"
 
 
 class Operands:

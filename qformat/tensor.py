@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from qformat.arrays import ByteSource, Memory, Part, aligned, build, numpy_dtype
 from qformat.bits import DTYPES
@@ -19,6 +16,12 @@ from qformat.errors import UsageError
 from qformat.evaluate import F32, Operands, alphabet_table, as_float32, common_run
 from qformat.formats.form import Format, matrix
 from qformat.scheme import Levels, Op, Opaque, Plain, Ref, Scheme, Stored
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    from qformat.deferred import np
 
 TILE_WEIGHTS = 1 << 18  # a float32 tile of 1 MiB: small enough for cache, large enough that a tile's fixed cost is little
 

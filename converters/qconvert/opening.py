@@ -10,13 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qconvert.containers.checkpoint import open_checkpoint, resolve
 from qconvert.containers.gguf import open_gguf
 from qconvert.containers.gguf_header import Header, parse_header
 from qconvert.dialects import ggml
-from qformat.arrays import Memory
+from qformat.arrays import View
 from qformat.errors import FileError
 from qformat.formats.dense import dense
 from qformat.model import Model, Oddity, Recipe
@@ -61,7 +59,7 @@ def open_gguf_model(path: Path) -> Model:
     def load(name: str) -> PackedTensor:
         info = file.tensors[name]
         form = ggml.format_of(info.type_id)
-        data = Memory(np.frombuffer(file.data(info), np.uint8))
+        data = View(file.data(info))
         shape = tuple(reversed(info.dims))
         dtype = form.name if form.scheme.is_dense else ""
         return assemble(form, shape, {form.parts[0].role: data}, dtype, swapped=file.byte_order == ">")
@@ -90,7 +88,7 @@ def open_safetensors_model(path: Path) -> Model:
 
     def load(name: str) -> PackedTensor:
         info = file.tensors[name]
-        data = Memory(np.frombuffer(file.data(name), np.uint8) if info.n_bytes else np.empty(0, np.uint8))
+        data = View(file.data(name))
         return assemble(dense(info.dtype), info.shape, {"values": data}, info.dtype)
 
     checkpoint = file.checkpoint
