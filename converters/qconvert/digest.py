@@ -54,6 +54,7 @@ def plain_values(tensor: PackedTensor, rows: slice | None = None) -> NDArray[np.
 
 def canonical(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Give values with one zero and one NaN, so that bytes are equal where values are."""
-    found = values + np.float32(0)  # -0 + 0 is +0
+    with np.errstate(invalid="ignore"):  # a signaling NaN
+        found = values + np.float32(0)  # -0 + 0 is +0
     found[np.isnan(found)] = np.float32(np.nan)
     return found
