@@ -205,3 +205,25 @@ def test_a_full_disk_is_known_before_writing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     with pytest.raises(UsageError, match="10 free"):
         qconvert.convert(source, tmp_path / "a.qfmt")
+
+
+def test_a_folder_returns_with_the_files_beside_its_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    dense_file(folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    qconvert.convert(folder, tmp_path / "a.qfmt")
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "back", to="safetensors")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()}
+    assert found == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.qfmt", "back", "model"]
+
+
+def test_an_unwritable_destination_leaves_nothing(tmp_path: Path) -> None:
+    source = gguf_file(tmp_path / "a.gguf", ("Q4_0",))
+    with pytest.raises(UsageError, match="does not exist"):
+        qconvert.convert(source, tmp_path / "no" / "a.qfmt")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        qconvert.convert(source, tmp_path / "folder", to="qfmt", force=True)

@@ -196,7 +196,7 @@ def carry_out(
         hidden = sink.finish()
         with opening.open(hidden) as written:
             prove(made, written, counted("prove", model.n_bytes, progress))
-        n_bytes = hidden.stat().st_size
+            n_bytes = written.n_bytes
         sink.commit()
     finally:
         sink.abort()

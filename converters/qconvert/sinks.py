@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,14 +56,20 @@ class Sink(Protocol):
 class PlacedSink:
     """A GGUF or safetensors writer under a hidden name.
 
-    make : makes the writer at a path
-    keys : how the writer calls each tensor of the plan
+    make    : makes the writer at a path
+    keys    : how the writer calls each tensor of the plan
+    beside  : files to lie beside the weights, by name; given, the destination is a folder
     """
 
-    def __init__(self, path: Path, make: Callable[[Path], Any], keys: Sequence[Any]) -> None:
-        self.path, self.keys = path, keys
+    def __init__(
+        self, path: Path, make: Callable[[Path], Any], keys: Sequence[Any], beside: Mapping[str, bytes] | None = None
+    ) -> None:
+        self.path, self.keys, self.beside = path, keys, beside
         self.hidden = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
-        self.writer = make(self.hidden)
+        if beside is not None:
+            self.hidden.mkdir()
+        self.weights = self.hidden if beside is None else self.hidden / "model.safetensors"
+        self.writer = make(self.weights)
 
     def write(self, tensor: int, role: str, byte_offset: int, data: Bytes) -> None:
         """Take bytes of a tensor, whose one part is its data."""
@@ -71,7 +78,10 @@ class PlacedSink:
     def finish(self) -> Path:
         """Make the file whole and durable under its hidden name."""
         self.writer.close()
-        sync(self.hidden)
+        sync(self.weights)
+        for name, data in (self.beside or {}).items():
+            (self.hidden / name).write_bytes(data)
+            sync(self.hidden / name)
         return self.hidden
 
     def commit(self) -> None:
@@ -80,7 +90,9 @@ class PlacedSink:
         sync(self.path.parent)
 
     def abort(self) -> None:
-        """Remove the hidden file, if it is still there."""
+        """Remove the hidden file or folder, if it is still there."""
+        if self.beside is not None:
+            shutil.rmtree(self.hidden, ignore_errors=True)
         self.hidden.unlink(missing_ok=True)
 
 
@@ -127,16 +139,21 @@ def gguf_sink(path: Path, model: Model, items: Sequence[Item]) -> Sink:
 
 
 def safetensors_sink(path: Path, model: Model, items: Sequence[Item]) -> Sink:
-    """Begin a safetensors file: the very header of the source where nothing changes, else one planned anew."""
+    """Begin a safetensors file, or a folder with it where the destination has no such suffix.
+
+    The header is the source's own where nothing changes, else planned anew.
+    """
+    is_file = path.suffix.lower() == ".safetensors"
+    beside = None if is_file else {name: read() for name, read in model.assets.items() if "/" not in name}
     names = [item.name for item in items]
     tensors = [(item.name, item.form.name, item.tensor.shape) for item in items]
     recipe = model.recipe
     own = recipe.header if recipe is not None and recipe.facts["container"] == "safetensors" else b""
     if own and all(item.verdict.verdict == SAME_BYTES for item in items):
-        return PlacedSink(path, lambda hidden: SafetensorsWriter(hidden, header=own), names)
+        return PlacedSink(path, lambda hidden: SafetensorsWriter(hidden, header=own), names, beside)
     strings = {key: value for key, value in model.metadata.items() if isinstance(value, str)}
     metadata = strings if model.container != "gguf" else {}
-    return PlacedSink(path, lambda hidden: SafetensorsWriter(hidden, tensors, metadata or None), names)
+    return PlacedSink(path, lambda hidden: SafetensorsWriter(hidden, tensors, metadata or None), names, beside)
 
 
 def gguf_type(item: Item) -> int:
