@@ -1,0 +1,142 @@
+"""The commands that write, as a person types them: exit codes, one line on stderr, JSON on stdout."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qfmt.__main__ import main
+from safetensors.numpy import load_file, save_file
+
+RNG = np.random.default_rng(3)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    tensors = {"a.weight": RNG.normal(0, 0.05, (6, 128)).astype(np.float32), "a.bias": np.arange(6, dtype=np.float32)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    code = main([str(arg) for arg in args])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def facts(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
+    code, out, err = run(capsys, *args, "--json")
+    assert (code, err) == (0, "")
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_quantize_reports_rule_and_error_of_each_tensor(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, "quantize", source, source.with_suffix(".qfmt"), "--to", "QFMT:INT4_G32")
+    assert (found["schema"], found["rule"]) == ("qfmt.quantize/1", "symmetric")
+    assert [error["name"] for error in found["errors"]] == ["a.weight"]
+    assert found["errors"][0]["bits_per_weight"] == 4.5
+    assert [(t["name"], t["verdict"]) for t in found["tensors"]] == [("a.bias", "same-bytes"), ("a.weight", "requantize")]
+
+
+def test_exclude_leaves_a_tensor_as_it_is(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, "quantize", source, source.with_suffix(".qfmt"), "--to", "qfmt:nf4", "--exclude", "a.w*")
+    assert found["errors"] == []
+
+
+def test_plan_and_convert_print_the_same_verdicts(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = source.with_suffix(".qfmt")
+    run(capsys, "quantize", source, packed, "--to", "qfmt:int4-g32")
+    planned = facts(capsys, "plan", packed, "--to", "gguf")
+    done = facts(capsys, "convert", packed, source.with_suffix(".gguf"))
+    assert planned["tensors"] == done["tensors"]
+    weight = next(t for t in done["tensors"] if t["name"] == "a.weight")
+    assert {k: weight[k] for k in ("shape", "from", "to", "verdict", "reason", "n_rounded")} == {
+        "shape": [6, 128], "from": "qfmt:int4-g32", "to": "gguf:q4_0", "verdict": "exact",
+        "reason": "codes copied", "n_rounded": 0,
+    }  # fmt: skip
+
+
+def test_a_refused_conversion_exits_1_with_one_line_and_still_reports(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = source.with_suffix(".qfmt")
+    run(capsys, "quantize", source, packed, "--to", "qfmt:nf4")
+    code, out, err = run(capsys, "convert", packed, source.with_suffix(".gguf"), "--json")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "'a.weight'" in err
+    assert [t["verdict"] for t in json.loads(out)["tensors"]] == ["same-bytes", "refused"]
+    assert not source.with_suffix(".gguf").exists()
+
+
+def test_plan_of_a_refusal_exits_0_and_writes_nothing(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(source.parent.iterdir())
+    code, out, _ = run(capsys, "plan", source, "--to", "gguf:q4_0")
+    assert (code, "requantize" in out) == (0, True)
+    assert sorted(source.parent.iterdir()) == before
+
+
+def test_dequantize_to_float16_rounds_once(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed, back = source.with_suffix(".qfmt"), source.with_name("back.safetensors")
+    run(capsys, "quantize", source, packed, "--to", "qfmt:int8")
+    code, out, err = run(capsys, "dequantize", packed, back, "--dtype", "f16")
+    assert (code, err, "next: qfmt inspect" in out) == (0, "", True)
+    weights = load_file(source)["a.weight"]
+    scale = (np.abs(weights).max(axis=1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
+    codes = np.clip(np.rint(weights / scale), -127, 127).astype(np.int8)
+    assert load_file(back)["a.weight"].tobytes() == (codes * scale).astype(np.float16).tobytes()
+
+
+def test_hash_is_the_same_across_containers(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "convert", source, source.with_suffix(".gguf"))
+    assert facts(capsys, "hash", source)["digest"] == facts(capsys, "hash", source.with_suffix(".gguf"))["digest"]
+
+
+def test_a_receipt_holds_verdicts_and_digests(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    receipt = source.with_name("receipt.json")
+    run(capsys, "convert", source, source.with_suffix(".qfmt"), "--receipt", receipt)
+    written = json.loads(receipt.read_text())
+    hashed = facts(capsys, "hash", source)
+    assert {t["name"]: t["digest"] for t in written["tensors"]} == hashed["tensors"]
+    assert written["digest"] == hashed["digest"]
+
+
+def test_verify_against_finds_the_first_weight_that_differs(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = source.with_name("b.safetensors")
+    tensors = load_file(source)
+    tensors["a.weight"][2, 5] = 9
+    save_file(tensors, other)
+    code, _, err = run(capsys, "verify", source, "--against", other)
+    assert (code, "'a.weight': weight 261" in err) == (1, True)
+    assert run(capsys, "verify", source, "--against", source)[0] == 0
+
+
+def test_verify_of_a_flipped_bit_exits_1(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = source.with_suffix(".qfmt")
+    run(capsys, "convert", source, packed)
+    data = bytearray(packed.read_bytes())
+    data[600] ^= 4
+    packed.write_bytes(data)
+    code, out, err = run(capsys, "verify", packed)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["convert", "SRC", "x.qfmt", "--to", "nope"], 1, "unknown target 'nope'"),
+        (["convert", "SRC", "x.out"], 1, "give --to"),
+        (["convert", "SRC"], 2, "Missing argument 'DST'"),
+        (["convert", "missing.gguf", "x.qfmt"], 1, "no such file"),
+        (["convert", "SRC", "SRC", "--force"], 1, "destination is the source"),
+        (["quantize", "SRC", "x.qfmt", "--to", "qfmt:int4", "--rule", "best"], 1, "best"),
+        (["quantize", "SRC", "x.gguf", "--to", "gguf"], 1, "names no packed type"),
+        (["nothing"], 2, "No such command"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, args: list[str], code: int, words: str
+) -> None:
+    monkeypatch.chdir(source.parent)
+    found, _, err = run(capsys, *[source if arg == "SRC" else arg for arg in args])
+    assert (found, words in err) == (code, True)
+    assert "Traceback" not in err
