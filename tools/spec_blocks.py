@@ -48,7 +48,7 @@ def sizes_table(forms: Iterable[Format]) -> str:
     for form in forms:
         blocks = ", ".join(f"{part.role}: {_count(part.layout)} in {part.layout.n_bytes} B" for part in form.parts)
         groups = ", ".join(f"{param.name} {param.dtype} per {_per(param.group)}" for param in form.scheme.params)
-        rows.append((f"`{form.name}`", blocks, groups or "none", f"{bits_per_weight(form):.6g}", form.rule or "none"))
+        rows.append((f"`{form.name}`", blocks, groups or "none", f"{bits_per_weight(form):.7g}", form.rule or "none"))
     return markdown(("format", "blocks", "parameters", "bits per weight", "default rule"), rows)
 
 
@@ -111,7 +111,7 @@ def worked(form: Format, n_weights: int) -> str:
     lines = ["```"]
     for part in tensor.parts:
         data = part.source.read(0, part.source.n_bytes).tobytes()
-        lines += [f"{part.form.role}, {len(data)} bytes", *_dump(data)]
+        lines += [f"{part.form.role}, {len(data)} byte{'s' if len(data) > 1 else ''}", *_dump(data)]
         for i in range(0, len(data), part.form.layout.n_bytes):
             lines += _parameters(data[i : i + part.form.layout.n_bytes], part.form.layout)
     codes = [str(code) for code in example_codes(tensor)]
