@@ -9,12 +9,14 @@ import ast
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import handmade_gguf as made
 import pytest
+import qconvert
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"qformat": ROOT, "qconvert": ROOT / "converters", "qfmt": ROOT / "tools"}
@@ -182,3 +184,46 @@ def test_importing_a_package_loads_nothing_heavy(name: str) -> None:
 @pytest.mark.parametrize("name", ["qformat", "qconvert"])
 def test_importing_a_library_package_loads_no_terminal_library(name: str) -> None:
     assert loaded_after(f"import {name}") & {"click", "rich"} == set()
+
+
+def gguf(folder: Path) -> Path:
+    """Write a GGUF file of a dense, a packed and an opaque tensor."""
+    path = folder / "a.gguf"
+    infos = [made.info("f", [8], 30, 0), made.info("q", [32], 2, 32), made.info("k", [256], 12, 64)]
+    path.write_bytes(made.gguf([made.ARCH], infos, bytes(224)))
+    return path
+
+
+def safetensors(folder: Path) -> Path:
+    """Write a safetensors file whose element type only ml_dtypes knows."""
+    path = folder / "a.safetensors"
+    header = b'{"w":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    return path
+
+
+def qfmt(folder: Path) -> Path:
+    """Write a .qfmt file that is compressed throughout, made from a GGUF file."""
+    path = folder / "a.qfmt"
+    qconvert.convert(gguf(folder), path, compress="all")
+    return path
+
+
+def run_qfmt(*args: str) -> str:
+    """Give code that runs the command line and insists on success."""
+    return f"from qfmt.__main__ import main; assert main({list(args)!r}) == 0"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert loaded_after(run_qfmt("--help")) & (HEAVY | {"numpy", "rich"}) == set()
+
+
+@pytest.mark.parametrize("options", [[], ["--tensors"], ["--json"]], ids=["summary", "tensors", "json"])
+@pytest.mark.parametrize("write", [gguf, safetensors, qfmt])
+def test_inspecting_loads_nothing_heavy(write: Callable[[Path], Path], options: list[str], tmp_path: Path) -> None:
+    assert loaded_after(run_qfmt("inspect", str(write(tmp_path)), *options)) & (HEAVY | {"rich"}) == set()
+
+
+@pytest.mark.parametrize("write", [gguf, safetensors])
+def test_inspecting_a_foreign_header_does_not_load_numpy(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    assert "numpy" not in loaded_after(run_qfmt("inspect", str(write(tmp_path)), "--tensors"))

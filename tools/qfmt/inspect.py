@@ -112,7 +112,7 @@ def _sum(tensors: Iterable[PackedTensor]) -> Totals:
 def _print_summary(model: Model, tensors: dict[str, PackedTensor]) -> None:
     totals = _sum(tensors.values())
     click.echo(f"{show(str(model.path))}: {model.container}, {size(model.n_bytes)}, dialects: {', '.join(model.dialects)}")
-    for key in HEADLINES:
+    for key in HEADLINES if model.container != "qfmt" else ():  # a .qfmt may keep them compressed, with a whole vocabulary
         if isinstance(value := model.metadata.get(key), str):
             click.echo(f"{key}: {show(value, limit=100)}")
     bpw = f"{totals.bits_per_weight:.3f} bits per weight"

@@ -1,0 +1,274 @@
+"""`qfmt inspect`, `qfmt dump` and `qfmt check`: what they say of files made by hand, and their exit codes."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import handmade_gguf as made
+import numpy as np
+import pytest
+import safetensors.numpy
+from qfmt.__main__ import main
+
+import qformat
+
+Q4_0, Q8_0, Q4_K, MXFP4 = 2, 8, 12, 39
+FLOATS = struct.pack("<8f", *range(8))
+
+
+def half(value: float) -> bytes:
+    return struct.pack("<e", value)
+
+
+def q8_0(scale: float) -> bytes:
+    """Make a block whose codes are -16 to 15."""
+    return half(scale) + struct.pack("<32b", *range(-16, 16))
+
+
+def gguf_file(folder: Path, dims: list[int], kind: int, data: bytes, name: str = "w") -> Path:
+    """Write a GGUF file of one tensor, its padding whole."""
+    path = folder / "a.gguf"
+    path.write_bytes(made.gguf([made.ARCH], [made.info(name, dims, kind, 0)], data + bytes(-len(data) % 32)))
+    return path
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, dict[str, Any]]:
+    code = main([*map(str, args), "--json"])
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return code, facts
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
+    code = main([*map(str, args)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_inspect_json_names_every_fact_of_a_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gguf_file(tmp_path, [32, 2], Q8_0, q8_0(1) * 2)
+
+    code, facts = run_json(capsys, "inspect", path)
+
+    tensor = {"name": "w", "shape": [2, 32], "scheme": "q8_0", "layout": "q8_0", "n_bytes": 68, "bits_per_weight": 8.5}
+    planes = [{"role": "blocks", "n_bytes": 68, "layout": "q8_0"}]
+    assert (code, facts) == (
+        0,
+        {
+            "schema": "qfmt.inspect/1",
+            "container": "gguf",
+            "dialects": ["gguf"],
+            "n_weights": 64,
+            "n_bytes": 68,
+            "bits_per_weight": 8.5,
+            "tensors": [{**tensor, "planes": planes}],
+        },
+    )
+
+
+def test_inspect_json_does_not_depend_on_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gguf_file(tmp_path, [32], Q8_0, q8_0(1))
+
+    assert run_json(capsys, "inspect", path, "--tensors") == run_json(capsys, "inspect", path)
+
+
+def test_inspect_of_a_qfmt_lists_the_planes_of_a_packed_tensor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.qfmt"
+    qformat.save(path, {"m": qformat.quantize(np.ones((2, 64), np.float32), "mxfp4"), "f": np.zeros(3, np.float16)})
+
+    _, facts = run_json(capsys, "inspect", path)
+
+    packed, dense = facts["tensors"]
+    assert [(plane["role"], plane["n_bytes"]) for plane in packed["planes"]] == [("codes", 64), ("scales", 4)]
+    assert (packed["bits_per_weight"], dense["scheme"], dense["n_bytes"]) == (4.25, "float16", 6)
+    assert (facts["container"], facts["n_weights"], facts["n_bytes"]) == ("qfmt", 131, 74)
+
+
+def test_include_restricts_tensors_and_totals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file({"a.x": np.zeros(4, np.float32), "b.x": np.zeros(2, np.float32)}, path)
+
+    _, facts = run_json(capsys, "inspect", path, "--include", "b.*")
+
+    assert ([tensor["name"] for tensor in facts["tensors"]], facts["n_weights"], facts["container"]) == (
+        ["b.x"],
+        2,
+        "safetensors",
+    )
+
+
+def test_inspect_of_no_tensors_has_no_bits_per_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(made.gguf([made.ARCH]))
+
+    code, facts = run_json(capsys, "inspect", path)
+
+    assert (code, facts["n_weights"], facts["bits_per_weight"], facts["tensors"]) == (0, 0, 0.0, [])
+
+
+def test_inspect_text_says_architecture_schemes_and_roles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gguf_file(tmp_path, [32, 2], Q8_0, q8_0(1) * 2)
+
+    _, out, _ = run(capsys, "inspect", path, "--tensors")
+
+    lines = [line.split() for line in out.splitlines()]
+    assert "general.architecture: llama" in out
+    assert ["q8_0", "1", "64", "68", "B", "8.500"] in lines
+    assert ["codes", "64", "B", "94.1", "%"] in lines
+    assert ["w", "[2,", "32]", "q8_0", "q8_0", "68", "B", "8.500"] in lines
+
+
+def test_inspect_reports_oddities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(made.gguf([made.ARCH], [made.info("w", [32], Q8_0, 0)], q8_0(1)))
+
+    assert "warning: 30 bytes of padding are missing at the end" in run(capsys, "inspect", path)[1]
+
+
+@pytest.mark.parametrize("args", [("inspect", "--tensors"), ("dump", "\x1b[2Jw"), ("check",)], ids=lambda args: str(args[0]))
+def test_names_with_control_characters_are_escaped(
+    args: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = gguf_file(tmp_path, [32], Q8_0, q8_0(float("nan")), name="\x1b[2Jw")
+
+    _, out, err = run(capsys, args[0], path, *args[1:])
+
+    assert "\\x1b[2Jw" in out
+    assert "\x1b" not in out + err
+
+
+def test_dump_names_the_owner_of_every_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gguf_file(tmp_path, [32, 2], Q8_0, q8_0(1) + q8_0(0.5))
+
+    code, out, _ = run(capsys, "dump", path, "w", "--block", "1")
+
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert "block 1 of 2 in 'blocks': 34 bytes" in out
+    assert ["0x0000", "d", "00", "38"] in lines
+    assert ["0x0002", "qs", *(f"{code % 256:02x}" for code in range(-16, 0))] in lines
+    assert ["d:", "scales", "(float16)", "0.5"] in lines
+    assert ["[1,", "0]", "-16", "-8"] in lines
+    assert ["[1,", "31]", "15", "7.5"] in lines
+
+
+def test_dump_shows_the_parameters_that_other_arrays_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.qfmt"
+    row = np.repeat(np.array([6, 12], np.float32), 32)
+    qformat.save(path, {"m": qformat.quantize(row.reshape(1, 64), "mxfp4")})
+
+    _, out, _ = run(capsys, "dump", path, "m", "--block", "16")
+
+    lines = [line.split() for line in out.splitlines()]
+    assert ["0x0000", "codes", "77"] in lines
+    assert "scales[0, 1] (float8_e8m0fnu): 2" in out
+    assert ["[0,", "32]", "7", "12"] in lines
+
+
+def test_dump_of_a_dense_tensor_shows_one_element(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gguf_file(tmp_path, [8], 0, FLOATS)
+
+    _, out, _ = run(capsys, "dump", path, "w", "--block", "3")
+
+    assert ["[0,", "3]", str(0x40400000), "3.0"] in [line.split() for line in out.splitlines()]
+
+
+def test_dump_of_opaque_blocks_shows_bytes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gguf_file(tmp_path, [256], Q4_K, bytes(range(144)))
+
+    code, out, _ = run(capsys, "dump", path, "w")
+
+    assert (code, "codes are opaque" in out, "80 81 82" in out) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [(("v",), "no tensor 'v' among 1"), (("w", "--block", "2"), "block 2, expected 0 to 1")],
+    ids=["unknown tensor", "block beyond"],
+)
+def test_dump_refuses_what_is_not_there(
+    args: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = gguf_file(tmp_path, [32, 2], Q8_0, q8_0(1) * 2)
+
+    code, out, err = run(capsys, "dump", path, *args)
+
+    assert (code, out, said in err, err.count("\n")) == (1, "", True, 1)
+
+
+def test_check_of_a_sound_file_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gguf_file(tmp_path, [32, 2], Q8_0, q8_0(0) + q8_0(-1))
+
+    assert run_json(capsys, "check", path, "--strict") == (0, {"schema": "qfmt.check/1", "findings": []})
+
+
+UNSOUND = [
+    ("nan scale", [32, 4], Q4_0, half(1) + bytes(16) + half(float("nan")) + bytes(16) + bytes(36), "1 scales (float16)", 1),
+    ("infinite scales", [32, 2], Q8_0, q8_0(float("inf")) + q8_0(float("-inf")), "2 scales (float16)", 0),
+    ("e8m0 255", [32, 4], MXFP4, bytes(34) + b"\xff" + bytes(33), "1 scales (float8_e8m0half)", 2),
+]
+
+
+@pytest.mark.parametrize(("dims", "kind", "data", "said", "index"), [c[1:] for c in UNSOUND], ids=[c[0] for c in UNSOUND])
+def test_check_finds_scales_that_are_no_numbers(
+    dims: list[int], kind: int, data: bytes, said: str, index: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = gguf_file(tmp_path, dims, kind, data)
+
+    code, facts = run_json(capsys, "check", path)
+
+    (found,) = facts["findings"]
+    assert (code, found["level"], found["tensor"], found["field"]) == (1, "error", "w", "scales")
+    assert found["message"].startswith(f"{said} are NaN or infinite, the first at index {index} ")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_dense_nan_is_a_warning(strict: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.numpy.save_file({"w": np.array([1, np.nan, -np.inf], np.float16)}, path)
+
+    code, facts = run_json(capsys, "check", path, *(["--strict"] if strict else []))
+
+    (found,) = facts["findings"]
+    assert (code, found["level"], found["tensor"]) == (int(strict), "warning", "w")
+    assert found["message"].startswith("2 weights (float16) are NaN or infinite, the first at index 1 ")
+
+
+BAD_PAIRS = [
+    ("bool 2", made.kv("a.b", made.BOOL, 2), "a bool stored as 2, expected 0 or 1"),
+    ("bool array", made.kv_array("a.b", made.BOOL, [0, 1, 255]), "a bool stored as 255, expected 0 or 1"),
+    ("text in an array", made.kv_array("a.b", made.STR, ["x", b"\xff"]), "byte 0xff is not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("pair", "said"), [c[1:] for c in BAD_PAIRS], ids=[c[0] for c in BAD_PAIRS])
+def test_check_finds_unsound_metadata(pair: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(made.gguf([made.ARCH, pair]))
+
+    code, facts = run_json(capsys, "check", path)
+
+    (found,) = facts["findings"]
+    assert (code, found["level"], said in found["message"]) == (1, "error", True)
+
+
+def test_check_finds_a_flipped_bit_in_a_qfmt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.qfmt"
+    qformat.save(path, {"w": np.arange(64, dtype=np.uint8) + np.uint8(0xA0)})
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(range(0xA0, 0xE0)))] ^= 1
+    path.write_bytes(data)
+
+    code, out, err = run(capsys, "check", path)
+
+    assert (code, out.startswith("error: tensor 'w'"), err.count("\n")) == (1, True, 1)
+
+
+def test_check_of_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(made.one([8])[:-1])
+
+    code, facts = run_json(capsys, "check", path)
+
+    (found,) = facts["findings"]
+    assert (code, found["level"], found["tensor"]) == (1, "error", "w")
