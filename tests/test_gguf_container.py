@@ -274,6 +274,7 @@ def test_alignment_is_counted_from_the_start_of_the_file(save: SAVE, alignment: 
 
 
 KEY = made.text("k")
+EMPTY = struct.pack("<IQ", U8, 0)  # an inner array
 HEADERS = [
     ("no bytes", b"", "empty file"),
     ("part of the magic", b"GGU", "field 'header' at 0x3: the file ends after 3 bytes, expected at least 24"),
@@ -313,8 +314,9 @@ VALUES = [
     ("2^30 strings", made.kv_array("k", STR, ["x"], 2**30), "'k' at 0x31: 8589934592 bytes needed, 9 left"),
     ("second string 2^64-1", made.kv_array("k", STR, ["x", ""])[:-8] + b"\xff" * 8, f"'k' at 0x42: {U64_MAX} bytes"),
     ("last string past the end", made.kv_array("k", STR, ["x"])[:-1], "'k' at 0x39: 1 bytes needed, 0 left"),
-    ("array of arrays", KEY + struct.pack("<IIQIQ", ARR, ARR, 1, U8, 0), "'k' at 0x25: an array of arrays"),
-    ("arrays 5000 deep", KEY + struct.pack("<I", ARR) + struct.pack("<IQ", ARR, 1) * 5000, "an array of arrays"),
+    ("arrays 5 deep", KEY + struct.pack("<I", ARR) + struct.pack("<IQ", ARR, 1) * 4 + EMPTY, "arrays nested deeper than 4"),
+    ("arrays 5000 deep", KEY + struct.pack("<I", ARR) + struct.pack("<IQ", ARR, 1) * 5000, "'k' at 0x49: arrays nested"),
+    ("2^30 inner arrays", KEY + struct.pack("<IIQ", ARR, ARR, 2**30) + EMPTY, "'k' at 0x31: 12884901888 bytes needed, 12"),
 ]
 PAIRS = [
     ("key twice", [made.kv("k", U8, 1), made.kv("k", STR, "1")], "'k' at 0x26: the key stands twice"),
@@ -439,3 +441,35 @@ def test_vocabulary_of_150000_tokens_opens_at_once(save: SAVE) -> None:
         open_gguf(path).close()
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.1
+
+
+def nested(order: str) -> bytes:
+    """Make a pair of [[1, 2], [], ["a"], [[true]]], its types mixed as the format allows."""
+    inner = [struct.pack(order + "IQHH", made.U16, 2, 1, 2), struct.pack(order + "IQ", U8, 0)]
+    inner += [
+        struct.pack(order + "IQ", STR, 1) + made.text("a", order=order),
+        struct.pack(order + "IQIQB", ARR, 1, made.BOOL, 1, 1),
+    ]
+    return made.text("k", order=order) + struct.pack(order + "IIQ", ARR, ARR, 4) + b"".join(inner)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_arrays_of_arrays_are_read_and_turn_into_either_byte_order(order: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(made.gguf([nested(order)], order=order))
+
+    with open_gguf(tmp_path / "a.gguf") as file:
+        pair = file.key_values["k"]
+        assert isinstance(pair.value, GGUFArray)
+        assert pair.value.values() == [[1, 2], [], ["a"], [[True]]]
+        assert [b"".join(pair.encode(other)) for other in ("<", ">")] == [nested("<"), nested(">")]
+        assert file.oddities == ()
+
+
+def test_a_bool_of_2_inside_inner_arrays_is_an_error(tmp_path: Path) -> None:
+    data = made.gguf([nested("<")[:-1] + b"\2"])
+    (tmp_path / "a.gguf").write_bytes(data)
+
+    with open_gguf(tmp_path / "a.gguf") as file:
+        (oddity,) = file.oddities
+
+    assert (oddity.level, oddity.message, oddity.byte_offset) == ("error", "a bool stored as 2, expected 0 or 1", len(data) - 1)

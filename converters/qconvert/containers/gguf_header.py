@@ -4,8 +4,9 @@ Decides whether a header is legal, where each tensor's bytes lie, and which rang
 (padding). Works on a buffer and the length of the whole file, so that a header kept elsewhere is read the same way.
 Must not know how a file is opened or written, nor what a block's bytes mean. Standard library alone.
 
-ggml-org/ggml: src/gguf.cpp (gguf_init_from_file_impl), 0.26.0, refuses what is refused here, with two exceptions: bytes
-of a bool other than 0 and 1, which it reads as true, and ids younger than this table are kept and reported.
+ggml-org/ggml: src/gguf.cpp (gguf_init_from_file_impl), 0.26.0, refuses what is refused here, with three exceptions: bytes
+of a bool other than 0 and 1, which it reads as true, and ids younger than this table are kept and reported; arrays of
+arrays, which the format's description allows and ggml does not read, are kept.
 """
 
 from __future__ import annotations

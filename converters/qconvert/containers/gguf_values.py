@@ -28,6 +28,8 @@ Scalar: TypeAlias = int | float | bool | str
 
 MAX_KEY_BYTES = 65535
 MAX_COUNT = 1 << 30  # ggml refuses longer strings and arrays
+MAX_DEPTH = 4  # of arrays in arrays; the format's description sets no limit, ggml reads none
+MIN_ARRAY_BYTES = 12  # element type and count
 MIN_KEY_VALUE_BYTES = 8 + 1 + 4 + 1  # length, one byte of key, type, one byte of value
 
 
@@ -51,10 +53,12 @@ class GGUFArray:
         return self.n_values
 
     def values(self) -> list[Any]:
-        """Decode every element: int, float, bool or str.
+        """Decode every element: int, float, bool or str; a list for each inner array.
 
         Raises FileError for a string that is not UTF-8; bounds were checked when the file was opened.
         """
+        if self.element_type == ARRAY:
+            return [inner.values() for inner in self.arrays()]
         if self.element_type == STRING:
             cursor = Cursor(self.raw, self.byte_order, self.path, base=self.byte_offset)
             return [cursor.string(self.field or "array", MAX_COUNT) for _ in range(self.n_values)]
@@ -63,15 +67,21 @@ class GGUFArray:
         code = VALUE_TYPES[self.element_type].code
         return list(struct.unpack(f"{self.byte_order}{self.n_values}{code}", self.raw))
 
+    def arrays(self) -> list[GGUFArray]:
+        """Give the inner arrays of an array of arrays, not decoded."""
+        cursor = Cursor(self.raw, self.byte_order, self.path, base=self.byte_offset)
+        return [_read_array(cursor, self.field or "array", self.byte_order) for _ in range(self.n_values)]
+
     def numpy(self) -> NDArray[Any]:
         """View the elements of a numeric array without copying, in the file's byte order; bool as a copy.
 
-        Raises UsageError for an array of strings.
+        Raises UsageError for an array of strings or of arrays.
         """
         import numpy as np
 
-        if self.element_type == STRING:
-            raise UsageError("an array of strings has no NumPy form; use values()", path=self.path, field=self.field)
+        if self.element_type in (STRING, ARRAY):
+            kind = VALUE_TYPES[self.element_type].name
+            raise UsageError(f"an array of {kind}s has no NumPy form; use values()", path=self.path, field=self.field)
         elements: NDArray[Any]
         if self.element_type == BOOL:
             elements = np.frombuffer(self.raw, np.uint8) != 0
@@ -108,9 +118,7 @@ class KeyValue:
     def _swapped(self, byte_order: ByteOrder) -> bytes:
         if not isinstance(self.value, GGUFArray):
             return _swap(self.value_type, 1, self.raw, self.byte_order, byte_order)
-        element_type, n_values = self.value.element_type, self.value.n_values
-        elements = _swap(element_type, n_values, self.value.raw, self.byte_order, byte_order)
-        return struct.pack(f"{byte_order}IQ", element_type, n_values) + elements
+        return _swap_array(self.value, byte_order)
 
 
 def key_value(
@@ -147,8 +155,8 @@ def key_value(
 def read_key_value(cursor: Cursor, byte_order: ByteOrder) -> KeyValue:
     """Read one pair at the cursor; arrays are walked for their bounds and left where they are.
 
-    Raises FileError for an empty or overlong key, text that is not UTF-8, a type that does not exist, an array of
-    arrays, and anything that does not fit in the bytes left.
+    Raises FileError for an empty or overlong key, text that is not UTF-8, a type that does not exist, arrays
+    nested deeper than 4, and anything that does not fit in the bytes left.
     """
     start = cursor.pos
     key = cursor.string("key", MAX_KEY_BYTES)
@@ -173,26 +181,38 @@ def read_key_value(cursor: Cursor, byte_order: ByteOrder) -> KeyValue:
 
 def odd_bool(pair: KeyValue) -> tuple[int, int] | None:
     """Find the first bool byte other than 0 and 1: its byte offset and value. ggml reads any such byte as true."""
-    if BOOL not in (pair.value_type, pair.element_type):
-        return None
-    raw, start = pair.raw, pair.byte_offset
     if isinstance(pair.value, GGUFArray):
-        raw, start = pair.value.raw, pair.value.byte_offset
+        return _odd_bool_of(pair.value)
+    return _other_than_bool(pair.raw, pair.byte_offset) if pair.value_type == BOOL else None
+
+
+def _odd_bool_of(value: GGUFArray) -> tuple[int, int] | None:
+    if value.element_type == ARRAY:
+        return next((found for inner in value.arrays() if (found := _odd_bool_of(inner))), None)
+    return _other_than_bool(value.raw, value.byte_offset) if value.element_type == BOOL else None
+
+
+def _other_than_bool(raw: memoryview, start: int) -> tuple[int, int] | None:
     others = bytes(raw).translate(None, b"\0\1")
     return (start + bytes(raw).index(others[:1]), others[0]) if others else None
 
 
-def _read_array(cursor: Cursor, key: str, byte_order: ByteOrder) -> GGUFArray:
+def _read_array(cursor: Cursor, key: str, byte_order: ByteOrder, depth: int = 1) -> GGUFArray:
     at = cursor.pos
     element_type, count = cursor.u32(key), cursor.u64(key)
-    if element_type == ARRAY:
-        raise cursor.error("an array of arrays, expected an array of scalars or strings", key, at)
+    if element_type == ARRAY and depth == MAX_DEPTH:
+        raise cursor.error(f"arrays nested deeper than {MAX_DEPTH}, expected scalars or strings", key, at)
     if element_type not in VALUE_TYPES:
         raise cursor.error(f"element type {element_type} does not exist, expected 0 to 12", key, at)
     if count > MAX_COUNT:
         raise cursor.error(f"an array of {count} values, expected at most {MAX_COUNT}", key, at + 4)
     start = cursor.pos
-    if element_type == STRING:
+    if element_type == ARRAY:
+        if count * MIN_ARRAY_BYTES > cursor.left():
+            raise cursor.cut(count * MIN_ARRAY_BYTES, key)
+        for _ in range(count):
+            _read_array(cursor, key, byte_order, depth + 1)
+    elif element_type == STRING:
         cursor.skip_strings(count, key)
     else:
         cursor.take(count * VALUE_TYPES[element_type].n_bytes, key)
@@ -221,6 +241,14 @@ def _pack(key: str, value_type: int, value: object, byte_order: ByteOrder) -> by
     except (struct.error, OverflowError, TypeError, UnicodeEncodeError) as err:
         message = f"found {str(value)[:40]!r}, expected a value that {kind.name} holds"
         raise UsageError(message, field=key, found=value, expected=kind.name) from err
+
+
+def _swap_array(value: GGUFArray, new: ByteOrder) -> bytes:
+    """Turn an array, its head included, into the other byte order."""
+    head = struct.pack(f"{new}IQ", value.element_type, value.n_values)
+    if value.element_type == ARRAY:
+        return head + b"".join(_swap_array(inner, new) for inner in value.arrays())
+    return head + _swap(value.element_type, value.n_values, value.raw, value.byte_order, new)
 
 
 def _swap(value_type: int, n_values: int, raw: memoryview, old: ByteOrder, new: ByteOrder) -> bytes:
