@@ -93,13 +93,13 @@ class Part:
         field = self.form.layout.part(holds)
         if field is None:
             raise UsageError(f"layout '{self.form.layout.name}' holds no '{holds}'")
-        last = self.bound.dims[0] if last is None else last
-        lead = self.bound.tiling.logical[0]
-        per = math.prod(self.bound.size[name] for name in lead[1:])
-        if lead[0] not in [name for name, _, _ in self.bound.tiling.stored]:  # slabs: any range touches every slab
-            per = self.bound.padded[0]
+        size, lead = field_sizes(self.bound, field), self.bound.tiling.logical[0]
+        n_lead = math.prod(size[name] for name in lead)
+        last = min(self.bound.dims[0], n_lead) if last is None else last
+        is_stored = lead[0] in [name for name, _, _ in self.bound.tiling.stored]
+        per = math.prod(size[name] for name in lead[1:]) if is_stored else n_lead  # slabs: any range touches every slab
         low, high = first // per, -(-last // per)
-        whole = per == self.bound.padded[0]
+        whole = per == n_lead
         blocks = self.blocks() if whole else self.blocks(lead[0], low, high)
         out, view = _allocate(self.bound, field, None if whole else (lead[0], high - low))
         n_stored = blocks.ndim - 2
@@ -111,6 +111,12 @@ class Part:
             view[...] = values.reshape(view.shape)
         crop = (slice(first - low * per, last - low * per), *(slice(n) for n in self.bound.dims[1:]))
         return out[crop]
+
+    def extent(self, holds: str) -> tuple[int, ...]:
+        """Give the logical sizes that the array has room for, for one field; at least those that it covers."""
+        field = self.form.layout.part(holds)
+        size = {} if field is None else field_sizes(self.bound, field)
+        return tuple(math.prod(size[name] for name in group) for group in self.bound.tiling.logical) if size else ()
 
     def blocks(self, axis: str = "", low: int = 0, high: int = 0) -> NDArray[np.uint8]:
         """Give the blocks as a strided view, shape (stored axes..., words, bytes of a word); a range of one axis if named."""
@@ -223,12 +229,8 @@ def _allocate(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Allocate a logical array and the same memory seen as (stored axes..., in-block axes...)."""
     tiling = bound.tiling
-    size = dict(bound.size)
+    size = field_sizes(bound, field)
     inner = [name for name, _, _ in tiling.inner]
-    spread = math.prod(size[name] for name in inner)
-    if field.count != spread:  # a parameter of the block: its one in-block axis holds `count` values
-        size.update(dict.fromkeys(inner, 1))
-        size[inner[-1]] = field.count
     if axis is not None:
         size[axis[0]] = axis[1]
     shape = tuple(math.prod(size[name] for name in group) for group in tiling.logical)
@@ -239,3 +241,13 @@ def _allocate(
     stored = [name for name, _, _ in tiling.stored if name != tiling.word_axis]
     view = split.transpose([order.index(name) for name in [*stored, *inner]])
     return out, view
+
+
+def field_sizes(bound: Bound, field: Field | Bits) -> dict[str, int]:
+    """Give the axis sizes of one field: a parameter of the block has `count` values where codes have more."""
+    size = dict(bound.size)
+    inner = [name for name, _, _ in bound.tiling.inner]
+    if field.count != math.prod(size[name] for name in inner):
+        size.update(dict.fromkeys(inner, 1))
+        size[inner[-1]] = field.count
+    return size

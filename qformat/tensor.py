@@ -220,7 +220,7 @@ def assemble(
 ) -> PackedTensor:
     """Make a tensor of a format from its stored byte arrays, by role.
 
-    Raises UsageError when an array has another size than the shape asks for.
+    Raises UsageError when an array has another size than the shape asks for, or none has room for a parameter.
     """
     rows, cols = matrix(shape)
     parts = []
@@ -228,7 +228,14 @@ def assemble(
         source = sources[part.role]
         dims = part.dims(form.scheme, rows, cols, source.n_bytes)
         parts.append(Part(part, part.bind(dims), source, swapped))
-    return PackedTensor(shape, form.scheme, tuple(parts), dtype, rule)
+    tensor = PackedTensor(shape, form.scheme, tuple(parts), dtype, rule)
+    for param in form.scheme.params:
+        wanted, room = param.group.counts(rows, cols), tensor.part(param.name).extent(param.name)
+        if len(room) != len(wanted) or any(have < need for have, need in zip(room, wanted, strict=True)):
+            message = f"'{param.name}' has room for {room} values, its groups are {wanted}"
+            raise UsageError(message, field=param.name, found=room, expected=wanted)
+    tensor.part("codes")
+    return tensor
 
 
 def from_values(
