@@ -30,6 +30,7 @@ from qformat.tensor import PackedTensor
 
 ALLOW = ("exact", ROUNDED, REQUANTIZE)
 MAX_MEMORY = 1 << 30
+NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will load this file"
 HEADER_SLACK = 1 << 22  # bytes that headers and padding may take beyond the tensors, when free space is looked at
 
 # Told what is being done ("plan", "write", "prove"), and bytes done and in all.
@@ -44,12 +45,14 @@ class Report:
     refused  : tensors that stand in the way; nothing was written if there are any
     n_bytes  : size of the written file, 0 if none
     seconds  : time taken
+    notices  : what a user should hear although nothing was lost
     """
 
     plan: Plan
     refused: tuple[Item, ...]
     n_bytes: int
     seconds: float
+    notices: tuple[str, ...] = ()
 
 
 def plan(src: str | Path, to: str) -> Plan:
@@ -200,7 +203,8 @@ def carry_out(
         sink.commit()
     finally:
         sink.abort()
-    return Report(made, (), n_bytes, time.monotonic() - started)
+    foreign = made.target.container == "gguf" and opening.gguf_header(model) is None
+    return Report(made, (), n_bytes, time.monotonic() - started, (NO_RUNTIME,) if foreign else ())
 
 
 class Refused(NotExact):

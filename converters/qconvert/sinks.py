@@ -32,6 +32,7 @@ from qformat.file.write import Writer
 from qformat.model import Model
 
 Bytes = NDArray[np.uint8]
+WEIGHTS = "model.safetensors"
 MAX_GGUF_NAME = 63
 MAX_GGUF_RANK = 4
 GGUF_STRING, GGUF_BOOL, GGUF_INT64, GGUF_FLOAT64, GGUF_ARRAY = 8, 7, 11, 12, 9
@@ -68,7 +69,7 @@ class PlacedSink:
         self.hidden = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
         if beside is not None:
             self.hidden.mkdir()
-        self.weights = self.hidden if beside is None else self.hidden / "model.safetensors"
+        self.weights = self.hidden if beside is None else self.hidden / WEIGHTS
         self.writer = make(self.weights)
 
     def write(self, tensor: int, role: str, byte_offset: int, data: Bytes) -> None:
@@ -144,7 +145,7 @@ def safetensors_sink(path: Path, model: Model, items: Sequence[Item]) -> Sink:
     The header is the source's own where nothing changes, else planned anew.
     """
     is_file = path.suffix.lower() == ".safetensors"
-    beside = None if is_file else {name: read() for name, read in model.assets.items() if "/" not in name}
+    beside = None if is_file else {name: read() for name, read in model.assets.items() if "/" not in name and name != WEIGHTS}
     names = [item.name for item in items]
     tensors = [(item.name, item.form.name, item.tensor.shape) for item in items]
     recipe = model.recipe

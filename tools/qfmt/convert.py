@@ -33,7 +33,7 @@ def command(
     """Convert SRC to DST, every tensor exactly, or write nothing."""
     from qconvert.conversion import Refused, convert
 
-    from qfmt.verdicts import closing_line, print_refused, print_report_json, write_receipt
+    from qfmt.verdicts import closing_line, print_notices, print_refused, print_report_json, write_receipt
 
     try:
         with progress_bars() as progress:
@@ -47,6 +47,7 @@ def command(
         else:
             print_refused(err.report)
         raise
+    print_notices(report)
     if as_json:
         print_report_json("convert", report)
     else:

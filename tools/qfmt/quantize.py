@@ -38,10 +38,11 @@ def command(
     from qconvert.conversion import quantize
 
     from qfmt.text import table
-    from qfmt.verdicts import closing_line, print_report_json
+    from qfmt.verdicts import closing_line, print_notices, print_report_json
 
     with progress_bars() as progress:
         report, errors = quantize(src, dst, to, rule, include, exclude, compress, force, max_memory, progress=progress)
+    print_notices(report)
     chosen = next((item.form.rule for item in report.plan.items if item.name in errors), "")
     if as_json:
         facts = {"rule": chosen, "errors": [{"name": name, **asdict(found)} for name, found in errors.items()]}

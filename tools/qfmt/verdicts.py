@@ -39,6 +39,12 @@ def print_refused(report: Report) -> None:
     table(("tensor", "shape", "from", "to", "verdict", "reason"), rows)
 
 
+def print_notices(report: Report) -> None:
+    """Print on standard error what a user should hear although nothing was lost."""
+    for notice in report.notices:
+        click.echo(f"qfmt: note: {notice}", err=True)
+
+
 def closing_line(report: Report, dst: Path, follow: str) -> str:
     """Say in one line what was done, and what to type next."""
     return f"{counts(report.plan)}; {size(report.n_bytes)} in {report.seconds:.1f} s; next: {follow} {dst}"
@@ -55,6 +61,7 @@ def write_receipt(path: Path, report: Report) -> None:
         "target": report.plan.target.name,
         "tensors": tensors,
         "totals": totals(report.plan),
+        "notices": list(report.notices),
         "digest": digest_all(digests).hex(),
     }
     path.write_text(json.dumps(finite(facts), indent=1) + "\n")
