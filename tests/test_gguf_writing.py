@@ -15,7 +15,7 @@ from qconvert.containers.gguf import GGUFFile, Recipe, open_gguf
 from qconvert.containers.gguf_plan import PlannedTensor, plan_from_recipe, plan_gguf
 from qconvert.containers.gguf_types import GGML_TYPES
 from qconvert.containers.gguf_values import KeyValue, key_value
-from qconvert.containers.gguf_write import GGUFWriter
+from qconvert.containers.gguf_write import write_gguf
 
 from qformat.errors import FileError, UsageError
 
@@ -56,7 +56,7 @@ def planned(file: GGUFFile) -> list[PlannedTensor]:
 
 
 def write_all(path: Path, plan: Any, payloads: Sequence[Any]) -> bytes:
-    with GGUFWriter(path, plan) as writer:
+    with write_gguf(path, plan) as writer:
         for index, data in enumerate(payloads):
             writer.write(index, 0, data)
     return path.read_bytes()
@@ -201,8 +201,8 @@ def test_data_comes_in_any_order_and_in_pieces(save: SAVE, tmp_path: Path) -> No
     with open_gguf(save(TWO)) as file:
         plan = plan_from_recipe(file.recipe())
     path = tmp_path / "out.gguf"
-    with GGUFWriter(path, plan) as writer:
-        assert [info.byte_offset for info in writer.tensors] == [len(TWO) - 64, len(TWO) - 32]
+    with write_gguf(path, plan) as writer:
+        assert [info.byte_offset for info in writer.tensors.values()] == [len(TWO) - 64, len(TWO) - 32]
         writer.write(1, 10, memoryview(EIGHT)[10:24])
         writer.write(0, 0, np.frombuffer(EIGHT[:12], "<f4"))
         writer.write(1, 0, bytearray(EIGHT[:10]))
@@ -228,7 +228,7 @@ def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
 
 def test_descriptor_is_written_and_closed(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "out.gguf", os.O_CREAT | os.O_WRONLY)
-    with GGUFWriter(fd, plan_gguf([], [("w", [8], 0, 32)])) as writer:
+    with write_gguf(fd, plan_gguf([], [("w", [8], 0, 32)])) as writer:
         writer.write(0, 0, EIGHT)
     assert (tmp_path / "out.gguf").read_bytes()[-32:] == EIGHT
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -239,12 +239,12 @@ def test_existing_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "out.gguf"
     path.write_bytes(b"precious")
     with pytest.raises(UsageError, match="cannot be created: file exists"):
-        GGUFWriter(path, plan_gguf([], []))
+        write_gguf(path, plan_gguf([], []))
     assert path.read_bytes() == b"precious"
 
 
 def test_tensor_left_unwritten_is_told_at_the_end(tmp_path: Path) -> None:
-    writer = GGUFWriter(tmp_path / "out.gguf", plan_gguf([], [("w", [8], 0, 32)]))
+    writer = write_gguf(tmp_path / "out.gguf", plan_gguf([], [("w", [8], 0, 32)]))
     writer.write(0, 0, EIGHT[:12])
     with pytest.raises(UsageError, match="12 bytes of tensors were written, expected 32"):
         writer.close()
@@ -263,7 +263,7 @@ def test_tensor_left_unwritten_is_told_at_the_end(tmp_path: Path) -> None:
 def test_data_that_does_not_fit_is_refused(tmp_path: Path, byte_offset: int, data: Any, words: str) -> None:
     with (
         pytest.raises(UsageError, match=f"tensor 'w'.*{words}"),
-        GGUFWriter(tmp_path / "out.gguf", plan_gguf([], [("w", [8], 0, 32)])) as writer,
+        write_gguf(tmp_path / "out.gguf", plan_gguf([], [("w", [8], 0, 32)])) as writer,
     ):
         writer.write(0, byte_offset, data)
 

@@ -30,7 +30,12 @@ HEAVY = {"gguf", "ml_dtypes", "numba", "zstandard"}
 STANDARD_LIBRARY_ALONE = (
     *("qformat.errors", "qformat.bits", "qformat.order", "qformat.layout", "qformat.tiling", "qformat.scheme"),
     *("qformat.formats", "qformat.formats.*"),
-    *("qconvert.containers.mapped", "qconvert.containers.gguf*", "qconvert.containers.safetensors*"),
+    *(
+        "qconvert.containers.mapped",
+        "qconvert.containers.places",
+        "qconvert.containers.gguf*",
+        "qconvert.containers.safetensors*",
+    ),
     *("qconvert.containers.cursor", "qconvert.containers.strict_json"),
 )
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from qconvert.containers.safetensors import open_safetensors
 from qconvert.containers.safetensors_header import DTYPES, TensorInfo
-from qconvert.containers.safetensors_write import SafetensorsWriter, plan_header
+from qconvert.containers.safetensors_write import plan_header, write_safetensors
 
 from qformat.errors import FileError, UsageError
 
@@ -252,7 +252,7 @@ def test_an_odd_but_legal_file_comes_back_byte_for_byte(save: SAVE, data: bytes,
         recipe = file.recipe()
         specs = [(info.name, info.dtype, info.shape) for info in file.tensors.values()]
         planned = (
-            SafetensorsWriter(copy, specs, file.metadata or None) if recipe is None else SafetensorsWriter(copy, header=recipe)
+            write_safetensors(copy, specs, file.metadata or None) if recipe is None else write_safetensors(copy, header=recipe)
         )
         with planned as writer:
             for info in file.tensors.values():
@@ -370,7 +370,7 @@ def test_reading_a_header_loads_neither_numpy_nor_ml_dtypes(save: SAVE) -> None:
 
 def write_all(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str] | None = None) -> None:
     specs = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
-    with SafetensorsWriter(path, specs, metadata) as writer:
+    with write_safetensors(path, specs, metadata) as writer:
         for name, array in arrays.items():
             writer.write(name, 0, array.tobytes())
 
@@ -427,7 +427,7 @@ def test_a_reference_file_gives_the_arrays_it_was_made_of(save: SAVE, name: str)
 def test_the_reference_reads_every_dtype_we_write(tmp_path: Path, code: str, dtype: str, bits: int) -> None:
     path, payload = tmp_path / "w.safetensors", bytes(range(bits // 2))
 
-    with SafetensorsWriter(path, [("w", dtype, (4,)), ("v", dtype, (0, 3))], {"format": "pt"}) as writer:
+    with write_safetensors(path, [("w", dtype, (4,)), ("v", dtype, (0, 3))], {"format": "pt"}) as writer:
         writer.write("w", 0, payload)
 
     stored = dict(safetensors.deserialize(path.read_bytes()))
@@ -444,7 +444,7 @@ def test_the_reference_reads_every_dtype_we_write(tmp_path: Path, code: str, dty
 def test_pieces_may_be_written_in_any_order(tmp_path: Path) -> None:
     arrays = {"a": np.arange(6, dtype=np.int16), "b": np.arange(4, dtype=np.float64)}
 
-    with SafetensorsWriter(tmp_path / "w", [("a", "int16", (6,)), ("b", "float64", (4,))]) as writer:
+    with write_safetensors(tmp_path / "w", [("a", "int16", (6,)), ("b", "float64", (4,))]) as writer:
         writer.write("a", 8, arrays["a"][4:])
         writer.write("b", 0, arrays["b"])
         writer.write("a", 0, memoryview(arrays["a"][:4]))
@@ -453,7 +453,7 @@ def test_pieces_may_be_written_in_any_order(tmp_path: Path) -> None:
 
 
 def test_places_are_known_before_anything_is_written(tmp_path: Path) -> None:
-    writer = SafetensorsWriter(tmp_path / "w", [("b", "uint8", (3,)), ("a", "float32", (2,))])
+    writer = write_safetensors(tmp_path / "w", [("b", "uint8", (3,)), ("a", "float32", (2,))])
     n_header = len(plan_header([("b", "uint8", (3,)), ("a", "float32", (2,))]))
 
     assert list(writer.tensors.values()) == [
@@ -461,7 +461,7 @@ def test_places_are_known_before_anything_is_written(tmp_path: Path) -> None:
         TensorInfo("b", "uint8", (3,), n_header + 8, 3),
     ]
     assert writer.n_bytes == n_header + 11
-    with pytest.raises(UsageError, match=rf"{n_header} bytes were written, expected {n_header + 11}"):
+    with pytest.raises(UsageError, match="0 bytes of tensors were written, expected 11"):
         writer.close()
 
 
@@ -492,7 +492,7 @@ UNWRITABLE: list[tuple[str, list[tuple[str, str, Any]], dict[Any, Any] | None, s
 @pytest.mark.parametrize(("tensors", "metadata", "words"), [u[1:] for u in UNWRITABLE], ids=[u[0] for u in UNWRITABLE])
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path, tensors: Any, metadata: Any, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        SafetensorsWriter(tmp_path / "w", tensors, metadata)
+        write_safetensors(tmp_path / "w", tensors, metadata)
 
     assert words in str(caught.value)
     assert not (tmp_path / "w").exists()
@@ -510,7 +510,7 @@ MISUSED: list[tuple[str, str, int, Any, str]] = [
 
 @pytest.mark.parametrize(("name", "at", "data", "words"), [m[1:] for m in MISUSED], ids=[m[0] for m in MISUSED])
 def test_bytes_that_do_not_fit_are_refused(tmp_path: Path, name: str, at: int, data: Any, words: str) -> None:
-    writer = SafetensorsWriter(tmp_path / "w", [("w", "uint8", (8,))])
+    writer = write_safetensors(tmp_path / "w", [("w", "uint8", (8,))])
 
     with pytest.raises(UsageError) as caught:
         writer.write(name, at, data)
@@ -522,21 +522,21 @@ def test_a_file_that_exists_is_not_written_over(save: SAVE) -> None:
     path = save(b"precious")
 
     with pytest.raises(UsageError, match="cannot be created: file exists"):
-        SafetensorsWriter(path, [])
+        write_safetensors(path, [])
 
     assert path.read_bytes() == b"precious"
 
 
 def test_an_error_inside_the_block_is_not_hidden_by_missing_bytes(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), SafetensorsWriter(tmp_path / "w", [("w", "uint8", (8,))]):
+    with pytest.raises(KeyError), write_safetensors(tmp_path / "w", [("w", "uint8", (8,))]):
         raise KeyError("from the caller")
 
 
 def test_a_kept_header_must_be_a_whole_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="bytes follow the header"):
-        SafetensorsWriter(tmp_path / "w", header=st_bytes(GOOD))
+        write_safetensors(tmp_path / "w", header=st_bytes(GOOD))
 
 
 def test_a_kept_header_takes_the_place_of_tensors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give one of the two"):
-        SafetensorsWriter(tmp_path / "w", [], header=st_bytes("{}", b""))
+        write_safetensors(tmp_path / "w", [], header=st_bytes("{}", b""))

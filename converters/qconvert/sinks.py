@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from qconvert.containers.gguf import Recipe
 from qconvert.containers.gguf_plan import plan_from_recipe, plan_gguf
 from qconvert.containers.gguf_values import KeyValue, key_value
-from qconvert.containers.gguf_write import GGUFWriter
-from qconvert.containers.safetensors_write import SafetensorsWriter
+from qconvert.containers.gguf_write import write_gguf
+from qconvert.containers.safetensors_write import write_safetensors
 from qconvert.dialects import ggml
 from qconvert.opening import gguf_header
 from qconvert.planning import Item
@@ -133,10 +133,10 @@ def gguf_sink(path: Path, model: Model, items: Sequence[Item]) -> Sink:
         records = [(info.name, tuple(info.dims), info.type_id, info.n_bytes) for info in header.tensors.values()]
         if records == tensors:
             plan = plan_from_recipe(Recipe(dict(recipe.facts), recipe.header))
-            return PlacedSink(path, lambda hidden: GGUFWriter(hidden, plan), range(len(items)))
+            return PlacedSink(path, lambda hidden: write_gguf(hidden, plan), range(len(items)))
     pairs = list(header.key_values.values()) if header is not None else key_values(model.metadata)
     new = plan_gguf(pairs, tensors)
-    return PlacedSink(path, lambda hidden: GGUFWriter(hidden, new), range(len(items)))
+    return PlacedSink(path, lambda hidden: write_gguf(hidden, new), range(len(items)))
 
 
 def safetensors_sink(path: Path, model: Model, items: Sequence[Item]) -> Sink:
@@ -151,10 +151,10 @@ def safetensors_sink(path: Path, model: Model, items: Sequence[Item]) -> Sink:
     recipe = model.recipe
     own = recipe.header if recipe is not None and recipe.facts["container"] == "safetensors" else b""
     if own and all(item.verdict.verdict == SAME_BYTES for item in items):
-        return PlacedSink(path, lambda hidden: SafetensorsWriter(hidden, header=own), names, beside)
+        return PlacedSink(path, lambda hidden: write_safetensors(hidden, header=own), names, beside)
     strings = {key: value for key, value in model.metadata.items() if isinstance(value, str)}
     metadata = strings if model.container != "gguf" else {}
-    return PlacedSink(path, lambda hidden: SafetensorsWriter(hidden, tensors, metadata or None), names, beside)
+    return PlacedSink(path, lambda hidden: write_safetensors(hidden, tensors, metadata or None), names, beside)
 
 
 def gguf_type(item: Item) -> int:
