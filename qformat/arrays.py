@@ -112,6 +112,11 @@ class Part:
         crop = (slice(first - low * per, last - low * per), *(slice(n) for n in self.bound.dims[1:]))
         return out[crop]
 
+    @property
+    def has_spare_bits(self) -> bool:
+        """Whether there are bits that no value depends on: fields that hold nothing, blocks filled up at an end."""
+        return self.bound.padded != self.bound.dims or any(not part.holds for part in self.form.layout.parts)
+
     def extent(self, holds: str) -> tuple[int, ...]:
         """Give the logical sizes that the array has room for, for one field; at least those that it covers."""
         field = self.form.layout.part(holds)
@@ -176,6 +181,8 @@ def build(form: PartForm, dims: tuple[int, ...], values: dict[str, NDArray[Any]]
         given = values[field.holds]
         if isinstance(field, Field) and given.dtype != full.dtype:
             raise UsageError(f"'{field.holds}' is {given.dtype}, expected {full.dtype}", field=field.holds)
+        if isinstance(field, Bits):
+            full[...] = -field.minus  # stored as zero bits
         full[tuple(slice(n) for n in given.shape)] = given
         write_field(view.reshape(*blocks.shape[:-1], field.count), form.layout, field, blocks)
     if not bound.tiling.word_axis:

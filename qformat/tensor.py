@@ -148,6 +148,21 @@ class PackedTensor:
             self._decode(low, high, flat[low - first : high - first], input_scale)
         return out
 
+    def residue(self) -> dict[str, NDArray[np.uint8]]:
+        """Give the stored bits that no value depends on, where any is set: padding, fields that nothing reads.
+
+        returns: by role, as many bytes as the part has: what packing its codes and parameters anew would not give back
+        """
+        found = {}
+        for part in self.parts:
+            if part.has_spare_bits:
+                values = {holds: part.read(holds) for holds in part.form.layout.holds}
+                stored = part.blocks().reshape(-1) if part.swapped else part.source.read(0, part.source.n_bytes)
+                rest = build(part.form, part.bound.dims, values) ^ stored
+                if rest.any():
+                    found[part.form.role] = rest
+        return found
+
     def tiles(self, first: int = 0, last: int | None = None, n_weights: int = TILE_WEIGHTS) -> Iterator[tuple[int, int]]:
         """Cut rows [first, last) into ranges of about `n_weights` weights."""
         last = self.n_rows if last is None else last

@@ -13,8 +13,12 @@ from qconvert.digest import digest_tensor
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+import qformat
 from qformat import rules, store
+from qformat.arrays import Memory
 from qformat.errors import FileError, NotExact, UsageError
+from qformat.formats import find
+from qformat.tensor import assemble
 
 RNG = np.random.default_rng(7)
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
@@ -227,3 +231,20 @@ def test_an_unwritable_destination_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         qconvert.convert(source, tmp_path / "folder", to="qfmt", force=True)
+
+
+def test_bits_that_no_value_depends_on_are_kept_or_said_to_go(tmp_path: Path) -> None:
+    """Three weights of four bits leave the high nibble of the second byte spare."""
+    form = find("int4_channel")
+    scales = Memory(np.array([0x00, 0x3C], np.uint8))
+    tensor = assemble(form, (1, 3), {"codes": Memory(np.array([0x21, 0xF3], np.uint8)), "scales": scales})
+    assert {role: spare.tolist() for role, spare in tensor.residue().items()} == {"codes": [0, 0xF0]}
+    qformat.save(tmp_path / "a.qfmt", {"w": tensor})
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "b.qfmt")
+    with qformat.open(tmp_path / "b.qfmt") as model:
+        assert model["w"].residue()["codes"].tolist() == [0, 0xF0]
+    report = qconvert.convert(tmp_path / "a.qfmt", tmp_path / "c.qfmt", to="qfmt:int8-channel")
+    assert (report.plan.counts(), report.notices) == (
+        {"exact": 1},
+        ("'w': bits that no value depends on are not kept",),
+    )

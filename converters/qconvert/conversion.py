@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvert import opening
-from qconvert.planning import Item, Plan, make_plan, plan_quantize
+from qconvert.planning import Item, Plan, make_plan, notices, plan_quantize
 from qconvert.prove import prove
 from qconvert.run import write_items
 from qconvert.sinks import open_sink
@@ -30,7 +30,6 @@ from qformat.tensor import PackedTensor
 
 ALLOW = ("exact", ROUNDED, REQUANTIZE)
 MAX_MEMORY = 1 << 30
-NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will load this file"
 HEADER_SLACK = 1 << 22  # bytes that headers and padding may take beyond the tensors, when free space is looked at
 
 # Told what is being done ("plan", "write", "prove"), and bytes done and in all.
@@ -203,8 +202,7 @@ def carry_out(
         sink.commit()
     finally:
         sink.abort()
-    foreign = made.target.container == "gguf" and opening.gguf_header(model) is None
-    return Report(made, (), n_bytes, time.monotonic() - started, (NO_RUNTIME,) if foreign else ())
+    return Report(made, (), n_bytes, time.monotonic() - started, notices(model, made))
 
 
 class Refused(NotExact):

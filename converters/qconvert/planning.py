@@ -15,7 +15,7 @@ from qconvert.dialects import ggml
 from qconvert.targets import GGUF_DENSE, WIDER, Target, spell
 from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple
 from qformat.bits import DTYPES
-from qformat.errors import QFormatError, UsageError
+from qformat.errors import QFormatError, UsageError, show
 from qformat.formats import Format
 from qformat.formats.dense import dense
 from qformat.model import Model
@@ -25,6 +25,7 @@ from qformat.store import format_of, part_bytes
 from qformat.tensor import PackedTensor
 
 MIN_MATRIX_RANK = 2
+NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will load this file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,3 +206,12 @@ def _first(items: Iterable[Item]) -> Item:
     found = rounded or fallback
     assert found is not None  # callers give at least one
     return found
+
+
+def notices(model: Model, plan: Plan) -> tuple[str, ...]:
+    """Say what a user should hear although no value is lost: bits that no value depends on, and who can load the file."""
+    changed = [item for item in plan.items if item.verdict.verdict != SAME_BYTES]
+    spare = [item.name for item in changed if item.tensor.residue()]
+    found = [f"'{show(name)}': bits that no value depends on are not kept" for name in spare]
+    is_gguf = model.recipe is not None and model.recipe.facts["container"] == "gguf"
+    return (*found, NO_RUNTIME) if plan.target.container == "gguf" and not is_gguf else tuple(found)
