@@ -61,3 +61,10 @@ def test_a_deep_description_is_refused() -> None:
 
 def test_descriptions_do_not_hold_defaults() -> None:
     assert "shift" not in describe(nf4(64))["parts"][0]["layout"]["parts"][0]["planes"][0]
+
+
+def test_a_field_of_another_range_or_type_than_the_scheme_says_is_refused() -> None:
+    with pytest.raises(FileError, match=r"'codes' is stored as -8\.\.7, expected -9\.\.7"):
+        read_format(broken("scheme", "alphabet", "low", value=-9))
+    with pytest.raises(FileError, match="'scales' is stored as float16, expected bfloat16"):
+        read_format(broken("scheme", "params", 0, "dtype", value="bfloat16"))

@@ -25,7 +25,16 @@ BYTES_PER_LINE = 16
 CODES_PER_LINE = 16
 VALUES_PER_LINE = 8
 # Whole values of worked blocks, as bit patterns: 0.25, -0.5, 2.0 and exponent bytes.
-PATTERNS = {"float16": (0x3400, 0xB800), "float32": (0x40000000,), "float8_e8m0fnu": (0x7E,), "float8_e8m0half": (0x7E,)}
+# Of 0.25 and -0.5 where the type has signs and fractions, else of one value.
+PATTERNS = {
+    "float16": (0x3400, 0xB800),
+    "bfloat16": (0x3E80, 0xBF00),
+    "float32": (0x40000000,),
+    "float64": (0x4000000000000000,),
+    "float8_e8m0fnu": (0x7E,),
+    "float8_e8m0half": (0x7E,),
+}
+ONE = (0x01,)
 
 Owner = tuple[str, int, int]  # field, index, bit of the value
 
@@ -158,7 +167,7 @@ def _example_block(layout: Layout, number: int) -> bytes:
         elif part.holds == "codes":
             fields[part.name] = [_ramp(number * part.count + i, 8 * part.n_bytes // part.count) for i in range(part.count)]
         else:
-            known = PATTERNS[part.dtype]
+            known = PATTERNS.get(part.dtype, ONE)
             fields[part.name] = [known[pattern % len(known)]] * part.count
             pattern += 1
     return reference.pack(fields, layout)

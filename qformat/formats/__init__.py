@@ -36,4 +36,6 @@ def find(name: str) -> Format:
         group = group or (integer.CHANNEL if bits == "8" else "g128")
         size = int(group[1:]) if re.fullmatch(r"g\d+", group) else group
         return integer.integer(int(bits), size, signed=not unsigned, zero=bool(unsigned or asym))
-    raise UsageError(f"unknown format '{name}': expected mxfp4, nf4[_bN], [u]intN[_asym][_gN|_channel|_tensor]")
+    families = dict.fromkeys(form.name for form in PLANAR if not (_NF4.fullmatch(form.name) or _INTEGER.fullmatch(form.name)))
+    expected = ", ".join([*families, "nf4[_bN]", "[u]intN[_asym][_gN|_channel|_tensor]"])
+    raise UsageError(f"unknown format '{name}': expected {expected}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from qformat.errors import UsageError
 from qformat.layout import Bits, Field, Layout, Plane
-from qformat.scheme import Opaque, Param, Scheme
+from qformat.scheme import Integers, Opaque, Param, Scheme
 from qformat.tiling import FLAT, ROWS, Bound, Tiling
 
 
@@ -43,12 +44,27 @@ class Format:
     scheme : what the codes mean
     parts  : the byte arrays
     rule   : name of the default quantization rule; empty where nothing quantizes to it
+
+    Raises UsageError where a field is declared of another type or range than the scheme says.
     """
 
     name: str
     scheme: Scheme
     parts: tuple[PartForm, ...]
     rule: str = ""
+
+    def __post_init__(self) -> None:
+        params = {param.name: param.dtype for param in self.scheme.params}
+        alphabet = self.scheme.alphabet
+        codes = (alphabet.low, alphabet.high) if isinstance(alphabet, Integers) else None
+        for field in (field for part in self.parts for field in part.layout.parts):
+            if isinstance(field, Field):
+                found, expected = field.dtype, params.get(field.holds, field.dtype)
+            else:
+                found = f"{field.low}..{field.high}"
+                expected = f"{codes[0]}..{codes[1]}" if codes and field.holds == "codes" else found
+            if found != expected:
+                raise UsageError(f"format '{self.name}': '{field.holds}' is stored as {found}, expected {expected}")
 
     def n_bytes(self, shape: tuple[int, ...]) -> int:
         """Give the stored bytes of a tensor of this shape."""
