@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.formats.form import PartForm
 from qformat.layout import Bits, Field, Layout
@@ -224,11 +223,6 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + n_bytes].view(dtype).reshape(shape)
-
-
-def is_small(dtype: str) -> bool:
-    """Tell whether an element type has so few codes that a table holds its values."""
-    return DTYPES[dtype].bits <= 8
 
 
 def _allocate(

@@ -70,7 +70,11 @@ class PlacedSink:
         if beside is not None:
             self.hidden.mkdir()
         self.weights = self.hidden if beside is None else self.hidden / WEIGHTS
-        self.writer = make(self.weights)
+        try:
+            self.writer = make(self.weights)
+        except BaseException:
+            self.abort()
+            raise
 
     def write(self, tensor: int, role: str, byte_offset: int, data: Bytes) -> None:
         """Take bytes of a tensor, whose one part is its data."""
