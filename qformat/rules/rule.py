@@ -17,6 +17,7 @@ F32 = NDArray[np.float32]
 # Logical arrays by name: "codes" and every parameter of the scheme.
 Values = dict[str, NDArray[Any]]
 Encode = Callable[[F32, Scheme, Extremes | None], Values]
+Weighted = Callable[[F32, Scheme, F32], Values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,11 @@ class Rule:
     formula : one line: how the parameters come about, how codes are rounded, which way ties go
     source  : whose rule it is
     encode  : (rows, K) float32, scheme, extremes of the whole tensor where one group covers it -> logical arrays
+    weighted: the same with an importance of every column, (1 or rows, K) float32; absent where the rule has no use for it
     """
 
     name: str
     formula: str
     source: str
     encode: Encode
+    weighted: Weighted | None = None
