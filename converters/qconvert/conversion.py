@@ -95,7 +95,7 @@ def convert(
     """
     target = target_for(Path(dst), to)
     with opening.open(src) as model:
-        check_paths(model, Path(dst), force)
+        check_paths(model.path, Path(dst), force)
         model.verify()
         if to is None and target.is_dense:
             refuse_dense(model, target)
@@ -127,7 +127,7 @@ def dequantize(
     else:
         target = replace(find_target(f"{container}:{dtype}"), keeps=True)
     with opening.open(src) as model:
-        check_paths(model, path, force)
+        check_paths(model.path, path, force)
         model.verify()
         made = make_plan(model, target, counted("plan", model.n_bytes, progress))
         return carry_out(model, made, path, ROUNDED, "none", max_memory, workers, progress)
@@ -157,7 +157,7 @@ def quantize(
     """
     path, target = Path(dst), find_target(to)
     with opening.open(src) as model:
-        check_paths(model, path, force)
+        check_paths(model.path, path, force)
         model.verify()
         made = plan_quantize(model, target, rule, include, exclude)
         report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress)
@@ -228,12 +228,12 @@ def target_for(dst: Path, to: str | None) -> Target:
     return replace(target, keeps=True)
 
 
-def check_paths(model: Model, dst: Path, force: bool) -> None:
+def check_paths(src: Path, dst: Path, force: bool) -> None:
     """Refuse a destination that exists, or that is the source."""
     if not dst.parent.is_dir():
         raise UsageError(f"folder '{dst.parent}' does not exist", path=dst)
     if dst.exists() or dst.is_symlink():
-        if dst.exists() and dst.samefile(model.path):
+        if dst.exists() and dst.samefile(src):
             raise UsageError("destination is the source", path=dst)
         if dst.is_dir():
             raise UsageError("destination is a folder", path=dst)
