@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import qconvert
 from qconvert import conversion, sinks
-from qconvert.conversion import Refused, dequantize, quantize
+from qconvert.conversion import Refused, dequantize
 from qconvert.digest import digest_tensor
+from qconvert.quantizing import quantize
 from safetensors import safe_open
 from safetensors.numpy import save_file
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qconvert.conversion import Report, convert, plan
     from qconvert.opening import open
+    from qconvert.quantizing import quantize
 
-__all__ = ["Report", "convert", "open", "plan"]
+__all__ = ["Report", "convert", "open", "plan", "quantize"]
 
-_HOMES = {"conversion": ("Report", "convert", "plan"), "opening": ("open",)}
+_HOMES = {"conversion": ("Report", "convert", "plan"), "opening": ("open",), "quantizing": ("quantize",)}
 
 
 def __getattr__(name: str) -> Any:

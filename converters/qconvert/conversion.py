@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qconvert import opening
-from qconvert.planning import Item, Plan, make_plan, notices, plan_quantize
+from qconvert.planning import Item, Plan, make_plan, notices
 from qconvert.prove import prove
 from qconvert.run import write_items
 from qconvert.sinks import open_sink
@@ -25,8 +25,6 @@ from qconvert.verdict import ORDER, REQUANTIZE, ROUNDED
 from qformat.errors import NotExact, UsageError
 from qformat.formats.dense import dense
 from qformat.model import Model
-from qformat.rules import ErrorReport, Sums, measure
-from qformat.tensor import PackedTensor
 
 ALLOW = ("exact", ROUNDED, REQUANTIZE)
 MAX_MEMORY = 1 << 30
@@ -131,48 +129,6 @@ def dequantize(
         model.verify()
         made = make_plan(model, target, counted("plan", model.n_bytes, progress))
         return carry_out(model, made, path, ROUNDED, "none", max_memory, workers, progress)
-
-
-def quantize(
-    src: str | Path,
-    dst: str | Path,
-    to: str,
-    rule: str | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    compress: str = "none",
-    force: bool = False,
-    max_memory: int = MAX_MEMORY,
-    workers: int | None = None,
-    progress: Progress = lambda what, done, total: None,
-) -> tuple[Report, dict[str, ErrorReport]]:
-    """Quantize the float matrices of a checkpoint; everything else stays as it is.
-
-    to               : target with a packed type: "qfmt:mxfp4", "gguf:q4_0"
-    rule             : how scales and codes are chosen; the format's default if absent
-    include, exclude : globs of tensor names
-    returns          : the report, and the error of every quantized tensor, measured on the written file
-
-    Raises NotExact for rows that are no whole blocks; FileError and UsageError as `convert` does.
-    """
-    path, target = Path(dst), find_target(to)
-    with opening.open(src) as model:
-        check_paths(model.path, path, force)
-        model.verify()
-        made = plan_quantize(model, target, rule, include, exclude)
-        report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress)
-        chosen = [item for item in made.items if item.rule]
-        with opening.open(path) as written:
-            return report, {item.name: measured(item.tensor, written[item.name]) for item in chosen}
-
-
-def measured(source: PackedTensor, written: PackedTensor) -> ErrorReport:
-    """Measure the error of a written tensor against its source, tile by tile."""
-    total = Sums()
-    for tile in source.tiles():
-        rows = slice(*tile)
-        total += measure(source.dequantize(rows=rows), written.dequantize(rows=rows))
-    return total.report(written.bits_per_weight)
 
 
 def carry_out(

@@ -7,19 +7,17 @@ unless the target names a dense type.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from qconvert.dialects import ggml
 from qconvert.targets import GGUF_DENSE, WIDER, Target, spell
 from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple
 from qformat.bits import DTYPES
-from qformat.errors import QFormatError, UsageError, show
+from qformat.errors import QFormatError, show
 from qformat.formats import Format
 from qformat.formats.dense import dense
 from qformat.model import Model
-from qformat.rules.catalogue import find as find_rule
 from qformat.scheme import Plain
 from qformat.store import format_of, part_bytes
 from qformat.tensor import PackedTensor
@@ -94,34 +92,6 @@ def make_plan(model: Model, target: Target, progress: Callable[[int], None] | No
             raise
         if progress is not None:
             progress(tensor.n_bytes)
-    return Plan(target, tuple(items))
-
-
-def plan_quantize(
-    model: Model, target: Target, rule: str | None, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> Plan:
-    """Plan to quantize the float matrices of a model; whatever else it holds stays as it is.
-
-    rule             : name of a rule of the target's format; its default if absent
-    include, exclude : globs of tensor names
-
-    Raises UsageError where the target names no packed format or the rule does not exist.
-    """
-    form = target.wanted
-    if form is None or form.scheme.is_dense:
-        raise UsageError(f"target '{target.name}' names no packed type to quantize to", expected="e.g. qfmt:mxfp4, gguf:q4_0")
-    chosen = replace(form, rule=find_rule(form, rule).name)
-    items = []
-    for name, tensor in model.items():
-        named = not include or any(fnmatchcase(name, glob) for glob in include)
-        if named and not any(fnmatchcase(name, glob) for glob in exclude) and is_float_matrix(tensor):
-            verdict = Verdict(REQUANTIZE, f"quantized by rule {chosen.rule}")
-            if not can_requantize(tensor, chosen):
-                reason = f"rows of {tensor.n_cols} weights, expected a multiple of {row_multiple(form)} ({form.name} block)"
-                verdict = Verdict(REFUSED, reason, field="shape", value=float(tensor.n_cols))
-            items.append(Item(name, tensor, chosen, verdict, target.container, rule=chosen.rule))
-        else:
-            items.append(decide(name, tensor, replace(target, wanted=None)))
     return Plan(target, tuple(items))
 
 

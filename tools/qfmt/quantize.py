@@ -35,7 +35,7 @@ def command(
     """Quantize the float matrices of SRC and write DST; reports the error of each."""
     from dataclasses import asdict
 
-    from qconvert.conversion import quantize
+    from qconvert.quantizing import quantize
 
     from qfmt.text import table
     from qfmt.verdicts import closing_line, print_notices, print_report_json
