@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qformat.errors import UsageError
 from qformat.formats.form import PartForm
-from qformat.layout import Bits, Field, Layout
+from qformat.layout import CODES, PIECE, Bits, Field, Layout
 from qformat.tiling import Bound
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from qformat.decode import Unpacker
 else:
     from qformat.deferred import np
 
@@ -89,7 +91,11 @@ class Part:
 
         returns: logical array in the field's own element type, at most `bound.dims` large, cropped to the range
         """
-        field = self.form.layout.part(holds)
+        layout = self.form.layout
+        if holds == CODES and layout.unpacker:
+            pieces = {piece: self.read(PIECE + piece, first, last) for piece in layout.pieces}
+            return _unpacker(layout).unpack(pieces)
+        field = layout.part(holds)
         if field is None:
             raise UsageError(f"layout '{self.form.layout.name}' holds no '{holds}'")
         size, lead = field_sizes(self.bound, field), self.bound.tiling.logical[0]
@@ -114,7 +120,8 @@ class Part:
     @property
     def has_spare_bits(self) -> bool:
         """Whether there are bits that no value depends on: fields that hold nothing, blocks filled up at an end."""
-        return self.bound.padded != self.bound.dims or any(not part.holds for part in self.form.layout.parts)
+        layout = self.form.layout
+        return self.bound.padded != self.bound.dims or bool(layout.unpacker) or any(not part.holds for part in layout.parts)
 
     def extent(self, holds: str) -> tuple[int, ...]:
         """Give the logical sizes that the array has room for, for one field; at least those that it covers."""
@@ -150,7 +157,12 @@ def read_field(blocks: NDArray[np.uint8], layout: Layout, field: Field | Bits, o
         return
     from qformat.kernels import unpack
 
-    unpack(blocks, field, out)
+    if not field.dtype:
+        unpack(blocks, field, out)
+        return
+    patterns = np.empty(out.shape, np.int32)
+    unpack(blocks, field, patterns)
+    out[...] = patterns.astype(np.uint16).view(out.dtype)
 
 
 def write_field(values: NDArray[Any], layout: Layout, field: Field | Bits, blocks: NDArray[np.uint8]) -> None:
@@ -161,7 +173,7 @@ def write_field(values: NDArray[Any], layout: Layout, field: Field | Bits, block
         return
     from qformat.kernels import pack
 
-    pack(values, field, blocks)
+    pack(np.ascontiguousarray(values).view(np.uint16) if field.dtype else values, field, blocks)
 
 
 def build(form: PartForm, dims: tuple[int, ...], values: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
@@ -171,6 +183,9 @@ def build(form: PartForm, dims: tuple[int, ...], values: dict[str, NDArray[Any]]
     returns: flat uint8
     """
     bound = form.bind(dims)
+    if form.layout.unpacker:
+        pieces = _unpacker(form.layout).pack(values[CODES])
+        values = values | {PIECE + piece: array for piece, array in pieces.items()}
     names = [name for name, _, _ in bound.tiling.stored if name != bound.tiling.word_axis]
     blocks = np.zeros((*(bound.size[name] for name in names), bound.n_bytes), np.uint8)
     for field in form.layout.parts:
@@ -208,7 +223,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 def value_dtype(field: Field | Bits) -> np.dtype[Any]:
     """Give the dtype in which the values of a field are handed out."""
-    if isinstance(field, Field):
+    if isinstance(field, Field) or field.dtype:
         return numpy_dtype(field.dtype)
     for kind in (np.uint8, np.int8, np.int16, np.int32):
         info = np.iinfo(kind)
@@ -223,6 +238,13 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def _unpacker(layout: Layout) -> Unpacker:
+    """Find what makes codes of a layout's pieces."""
+    from qformat import decode  # here: of all layouts few need it
+
+    return decode.find(layout.unpacker)
 
 
 def _allocate(

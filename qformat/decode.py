@@ -1,34 +1,173 @@
-"""Decode functions for blocks that planes cannot say: base-3 digits and grids of vectors.
+"""Codes that planes cannot say: base-3 digits, and runs of weights that are entries of a grid.
 
-A layout names one of these by string. The tables and the arithmetic are those of the `gguf` package, imported on use; its
-results equal ggml's to the bit for every type that it can decode.
+A layout names an entry of `UNPACKERS` by string, and declares where its pieces lie: indices, signs, digits. An entry makes
+codes of the pieces and pieces of the codes; which bits are a piece is the layout's business, what a code is worth the
+scheme's. The grids are those of the `gguf` package, imported on use.
+
+Source: ggml-org/ggml at d99724f2: src/ggml-quants.c (dequantize_row_iq*, dequantize_row_tq1_0).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.errors import UsageError
+from qformat.errors import NotExact, UsageError
+
+Ints = NDArray[Any]
+Pieces = dict[str, Ints]
+
+SIGN_RUN = 8  # weights whose signs are stored together
+EIGHTH = 8  # IQ1's codes are eighths: a grid value and a shift of one eighth
+# TQ1_0: (piece, first byte, bytes, digits per byte); within a run digit n of byte m is weight m + n * bytes.
+TRITS = (("fives", 0, 32, 5), ("fives", 32, 16, 5), ("fours", 0, 4, 4))
 
 
-def decode(name: str, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Decode rows of opaque blocks.
+@dataclass(frozen=True, slots=True)
+class Unpacker:
+    """A pair of opposites; arrays are (n_rows, values in a row).
 
-    name    : ggml's type name in lower case
-    rows    : (n_rows, bytes of a row) uint8
-    returns : (n_rows, n_cols) float32
-
-    Raises UsageError for a type that cannot be decoded.
+    unpack : pieces by name -> int8 codes
+    pack   : int8 codes -> pieces. Raises NotExact for codes that the pieces cannot say
     """
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
 
-    kinds: dict[str, Any] = {kind.name.lower(): kind for kind in GGMLQuantizationType}
-    try:
-        found: NDArray[np.float32] = dequantize(np.ascontiguousarray(rows), kinds[name])
-    except (KeyError, NotImplementedError) as err:
-        raise UsageError(f"type '{name}' can be listed and copied, but not decoded") from err
-    return found
+    unpack: Callable[[Pieces], Ints]
+    pack: Callable[[Ints], Pieces]
+
+
+def find(name: str) -> Unpacker:
+    """Find an entry by the name that a layout gives. Raises UsageError for one that is not known here."""
+    if name not in UNPACKERS:
+        raise UsageError(f"codes need the decode function '{name}', expected one of {', '.join(UNPACKERS)}", found=name)
+    return UNPACKERS[name]
+
+
+def unpack_trits(pieces: Pieces) -> Ints:
+    """Give codes -1..1 of bytes that hold five or four base-3 digits as a fraction of 256, most significant digit first."""
+    n_rows = len(pieces["fives"])
+    runs = []
+    for piece, first, n_bytes, n_digits in TRITS:
+        block = pieces[piece].astype(np.uint8).reshape(n_rows, -1, 48 if piece == "fives" else 4)
+        data = block[:, :, first : first + n_bytes]
+        digits = [(data * np.uint8(3**n)).astype(np.uint16) * 3 >> 8 for n in range(n_digits)]
+        runs.append(np.concatenate(digits, axis=2))
+    return (np.concatenate(runs, axis=2).astype(np.int8) - np.int8(1)).reshape(n_rows, -1)
+
+
+def pack_trits(codes: Ints) -> Pieces:
+    """Give the bytes of codes -1..1: the least byte above the fraction; a fifth digit that is not there is 0."""
+    digits = codes.reshape(len(codes), -1, 256).astype(np.int32) + 1
+    packed: dict[str, list[Ints]] = {"fives": [], "fours": []}
+    at = 0
+    for piece, _, n_bytes, n_digits in TRITS:
+        number = np.zeros((*digits.shape[:2], n_bytes), np.int32)
+        for n in range(5):
+            number *= 3
+            if n < n_digits:
+                number += digits[:, :, at + n * n_bytes : at + (n + 1) * n_bytes]
+        packed[piece].append(((number * 256 + 242) // 243).astype(np.uint8))
+        at += n_bytes * n_digits
+    return {name: np.concatenate(runs, axis=2).reshape(len(codes), -1) for name, runs in packed.items()}
+
+
+def unpack_signed(grid: str, even: bool, pieces: Pieces) -> Ints:
+    """Give codes of indices into a grid and of sign bits.
+
+    grid : type whose grid it is, in the `gguf` package's spelling
+    even : 7 sign bits per 8 weights, the eighth making the number of negative weights even; else 8
+    """
+    vectors = grid_of(grid)[pieces["index"]].reshape(len(pieces["index"]), -1)
+    signs = pieces["signs"].astype(np.uint8)
+    if even:
+        signs = signs | (_parity(signs) << np.uint8(7))
+    negative = np.unpackbits(signs[..., None], axis=-1, bitorder="little").reshape(vectors.shape)
+    return np.where(negative, -vectors, vectors)
+
+
+def pack_signed(grid: str, even: bool, codes: Ints) -> Pieces:
+    """Give the indices and sign bits of codes. Raises NotExact for codes that are not in the grid."""
+    index = _index_in(grid, np.abs(codes))
+    signs = np.packbits((codes < 0).reshape(len(codes), -1, SIGN_RUN), axis=-1, bitorder="little")[..., 0]
+    if even:
+        _refuse(_parity(signs), "weights of a run of 8 are negative in odd number")
+        signs = signs & np.uint8(127)
+    return {"index": index, "signs": signs}
+
+
+def unpack_shifted(grid: str, run: int, pieces: Pieces) -> Ints:
+    """Give codes in eighths: grid values -1, 0, 1 shifted by an eighth, up or, where the bit of `run` weights is set, down."""
+    vectors = grid_of(grid)[pieces["index"]].reshape(len(pieces["index"]), -1)
+    down = np.repeat(pieces["shift"].astype(np.int8), run, axis=1)
+    return vectors * np.int8(EIGHTH) + (np.int8(1) - np.int8(2) * down)
+
+
+def pack_shifted(grid: str, run: int, codes: Ints) -> Pieces:
+    """Give the indices and shift bits of codes in eighths. Raises NotExact for codes that are not in the grid."""
+    down = (codes & 7 == 7).reshape(len(codes), -1, run)
+    _refuse(down.any(axis=-1) != down.all(axis=-1), f"weights of a run of {run} are shifted both ways")
+    values = codes - np.where(down, np.int8(-1), np.int8(1)).reshape(codes.shape)
+    _refuse(values % EIGHTH != 0, "code is no grid value and an eighth")
+    return {"index": _index_in(grid, values // EIGHTH), "shift": down[..., 0].astype(np.uint8)}
+
+
+@cache
+def grid_of(name: str) -> Ints:
+    """Give a grid of the `gguf` package: (vectors, weights of a vector) int8."""
+    import gguf.quants
+
+    kind = getattr(gguf.quants, name)
+    kind.init_grid()
+    grid: Ints = kind.grid.reshape(kind.grid_shape).astype(np.int8)
+    grid.flags.writeable = False
+    return grid
+
+
+def _index_in(grid: str, values: Ints) -> Ints:
+    """Find the entry of a grid that each run of values is."""
+    table = grid_of(grid)
+    keys, wanted = _keys(table), _keys(np.ascontiguousarray(values.astype(np.int8)).reshape(len(values), -1, table.shape[1]))
+    order = np.argsort(keys)
+    found = order[np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)]
+    _refuse(keys[found] != wanted, f"weights of a run of {table.shape[1]} are not in the grid of {grid.lower()}")
+    return found.astype(np.int32)
+
+
+def _keys(vectors: Ints) -> Ints:
+    """See vectors of int8, the last axis, as unsigned integers."""
+    return np.ascontiguousarray(vectors).view(f"u{vectors.shape[-1]}")[..., 0]
+
+
+def _parity(signs: Ints) -> Ints:
+    bits: Ints = np.unpackbits(signs[..., None], axis=-1).sum(axis=-1).astype(np.uint8) & np.uint8(1)
+    return bits
+
+
+def _refuse(wrong: Ints, what: str) -> None:
+    if wrong.any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise NotExact(f"{what}, at {where}", field="codes", found=where)
+
+
+def _signed(grid: str, even: bool) -> Unpacker:
+    return Unpacker(partial(unpack_signed, grid, even), partial(pack_signed, grid, even))
+
+
+def _shifted(run: int) -> Unpacker:
+    return Unpacker(partial(unpack_shifted, "IQ1_S", run), partial(pack_shifted, "IQ1_S", run))
+
+
+UNPACKERS = {
+    "trits": Unpacker(unpack_trits, pack_trits),
+    "iq2_xxs": _signed("IQ2_XXS", even=True),
+    "iq2_xs": _signed("IQ2_XS", even=True),
+    "iq2_s": _signed("IQ2_S", even=False),
+    "iq3_xxs": _signed("IQ3_XXS", even=True),
+    "iq3_s": _signed("IQ3_S", even=False),
+    "iq1_s": _shifted(run=32),
+    "iq1_m": _shifted(run=8),
+}

@@ -16,6 +16,8 @@ from qformat.errors import UsageError
 from qformat.order import Strides, strides
 
 MAX_BLOCK_BYTES = 1 << 16
+CODES = "codes"
+PIECE = "codes."  # begins the name of what the unpacker needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Field:
     at    : first byte
     dtype : element type by its NumPy name
     count : values, one after the other
-    holds : the scheme's parameter that this is; empty: residue, bits that no value depends on
+    holds : the scheme's parameter that this is, or a piece of the codes ("codes.digits"); empty: residue, bits that no value
+            depends on
     """
 
     name: str
@@ -75,7 +78,9 @@ class Bits:
     count  : values in a block
     minus  : subtracted from the stored field: `codes are stored with a bias of 8` is minus=8
     signed : the field is two's complement
-    holds  : the scheme's parameter that this is ("codes" for the codes); empty: residue
+    holds  : the scheme's parameter that this is ("codes" for the codes, "codes.index" for a piece that the layout's unpacker
+             makes codes of); empty: residue
+    dtype  : element type of 16 bits whose pattern the field is, instead of an integer
     """
 
     name: str
@@ -84,6 +89,7 @@ class Bits:
     minus: int = 0
     signed: bool = False
     holds: str = ""
+    dtype: str = ""
 
     @property
     def width(self) -> int:
@@ -109,7 +115,8 @@ class Layout:
     n_weights : weights in a block; 0 where a block holds parameters only
     n_bytes   : bytes of a block
     parts     : fields and bit planes; every bit of the block belongs to exactly one
-    unpacker  : name of a function in `qformat.decode` for what planes cannot say (base-3 digits, grids)
+    unpacker  : name of the entry of `qformat.decode` that makes codes of the pieces, where planes cannot say them (base-3
+                digits, grids of vectors)
     source    : where the facts come from
     """
 
@@ -131,6 +138,8 @@ class Layout:
             raise UsageError(f"layout '{self.name}': a field name stands twice in {names}")
         if self.codes is not None and self.codes.count != self.n_weights:
             raise UsageError(f"layout '{self.name}': {self.codes.count} codes, expected {self.n_weights}")
+        if bool(self.unpacker) != bool(self.pieces) or (self.unpacker and self.part(CODES)):
+            raise UsageError(f"layout '{self.name}': unpacker '{self.unpacker}' has the pieces {self.pieces}")
 
     @property
     def bits_per_weight(self) -> float:
@@ -140,7 +149,7 @@ class Layout:
     @cached_property
     def codes(self) -> Bits | None:
         """The codes, or None where a decode function reads them or the block has none."""
-        found = self.part("codes")
+        found = self.part(CODES)
         return found if isinstance(found, Bits) else None
 
     @cached_property
@@ -159,7 +168,13 @@ class Layout:
     @cached_property
     def holds(self) -> tuple[str, ...]:
         """Name the parameters that a block holds, codes included."""
-        return tuple(part.holds for part in self.parts if part.holds)
+        named = (CODES if part.holds.startswith(PIECE) else part.holds for part in self.parts)
+        return tuple(dict.fromkeys(name for name in named if name))
+
+    @cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """Name the pieces that the unpacker makes codes of, without their prefix."""
+        return tuple(part.holds.removeprefix(PIECE) for part in self.parts if part.holds.startswith(PIECE))
 
     @cached_property
     def swap(self) -> tuple[int, ...]:
@@ -168,29 +183,27 @@ class Layout:
         It is its own inverse; the identity where the block holds single bytes only.
         """
         order = list(range(self.n_bytes))
-        for first, last, width in self._words():
-            for start in range(first, last, width):
-                order[start : start + width] = reversed(range(start, start + width))
+        for start, width in self._words():
+            order[start : start + width] = reversed(range(start, start + width))
         return tuple(order)
 
     def part(self, holds: str) -> Field | Bits | None:
         """Find the field that holds a parameter."""
         return next((part for part in self.parts if part.holds == holds), None)
 
-    def _words(self) -> set[tuple[int, int, int]]:
-        """List (first byte, end, word width) of every run of multi-byte integers."""
-        runs = set()
+    def _words(self) -> set[tuple[int, int]]:
+        """List (first byte, width) of every multi-byte value."""
+        words = set()
         for part in self.parts:
             if isinstance(part, Field):
-                runs.add((part.at, part.at + part.n_bytes, part.n_bytes // part.count))
+                width = part.n_bytes // part.count
+                words |= {(part.at + i * width, width) for i in range(part.count)}
                 continue
             for plane in part.planes:
-                touched = [
-                    bit // 8 for start in plane.strides(part.count).positions() for bit in (start, start + plane.bits - 1)
-                ]
-                first = plane.at + (min(touched) - plane.at) // plane.word * plane.word
-                runs.add((first, plane.at - (plane.at - max(touched) - 1) // plane.word * plane.word, plane.word))
-        return {run for run in runs if run[2] > 1}
+                starts = plane.strides(part.count).positions()
+                touched = {bit // 8 - plane.at for start in starts for bit in (start, start + plane.bits - 1)}
+                words |= {(plane.at + byte // plane.word * plane.word, plane.word) for byte in touched}
+        return {word for word in words if word[1] > 1}
 
 
 def bits_of(part: Field | Bits) -> list[int]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from qformat.arrays import Part
 from qformat.bits import DTYPES, values
+from qformat.decode import find as decode_function
 from qformat.errors import UsageError
-from qformat.layout import Bits, Field, Layout
+from qformat.layout import PIECE, Bits, Field, Layout
 from qformat.scheme import (
     Apply,
     Const,
@@ -76,7 +77,7 @@ def decode(tensor: PackedTensor, input_scale: bool = True) -> NDArray[np.float32
 
     input_scale : apply a per-column input scale, part of the effective weight
 
-    Raises UsageError for weights that are no floats, and where only a decode function can read the codes.
+    Raises UsageError for weights that are no floats, and for opaque codes.
     """
     out = np.empty((tensor.n_rows, tensor.n_cols), np.float32)
     with np.errstate(all="ignore"):
@@ -89,7 +90,7 @@ def decode(tensor: PackedTensor, input_scale: bool = True) -> NDArray[np.float32
 def weight(tensor: PackedTensor, row: int, column: int, input_scale: bool = True) -> np.float32:
     """Give one weight by its row and column in the folded matrix.
 
-    Raises UsageError where only a decode function can read the codes.
+    Raises UsageError for opaque codes.
     """
     scheme = tensor.scheme
     code = _code(tensor, row, column)
@@ -135,7 +136,9 @@ def param_value(tensor: PackedTensor, name: str, index: Index) -> np.float32:
     if not part.form.layout.n_weights and len(part.bound.dims) != len(index):
         index = _digits(_number(index, param.group.counts(tensor.n_rows, tensor.n_cols)), part.bound.dims)
     stored = _value(part, name, index)
-    return np.float32(stored) if isinstance(part.form.layout.part(name), Bits) else element(stored, param.dtype)
+    field = part.form.layout.part(name)
+    is_number = isinstance(field, Bits) and not field.dtype
+    return np.float32(stored) if is_number else element(stored, param.dtype)
 
 
 def element(pattern: int, dtype: str) -> np.float32:
@@ -207,16 +210,17 @@ def _code(tensor: PackedTensor, row: int, column: int) -> int:
 def _value(part: Part, holds: str, index: Index) -> int:
     """Find the block that holds a value, and the value in it."""
     tiling, size = part.bound.tiling, dict(part.bound.size)
-    field = part.form.layout.part(holds)
-    assert field is not None, holds
+    layout = part.form.layout
+    field = layout.part(holds)
     inner = [name for name, _, _ in tiling.inner]
-    if field.count != math.prod(size[name] for name in inner):
+    if field is not None and field.count != math.prod(size[name] for name in inner):
         size.update(dict.fromkeys(inner, 1) | {inner[-1]: field.count})
     at: dict[str, int] = {}
     for group, i in zip(tiling.logical, index, strict=True):
         at.update(zip(group, _digits(i, tuple(size[name] for name in group)), strict=True))
     block = _block(part, tuple(at.get(name, 0) for name, _, _ in tiling.stored))
-    return _fields(block, part.form.layout)[field.name][_number([at[name] for name in inner], [size[name] for name in inner])]
+    values = _codes(block, layout) if field is None else _fields(block, layout)[field.name]
+    return values[_number([at[name] for name in inner], [size[name] for name in inner])]
 
 
 def _block(part: Part, at: Index) -> bytes:
@@ -235,6 +239,14 @@ def _block(part: Part, at: Index) -> bytes:
 @lru_cache(maxsize=4096)
 def _fields(block: bytes, layout: Layout) -> dict[str, list[int]]:
     return unpack(block, layout)
+
+
+@lru_cache(maxsize=4096)
+def _codes(block: bytes, layout: Layout) -> list[int]:
+    """Give the codes of a block that the layout's decode function makes of its pieces."""
+    fields = _fields(block, layout)
+    pieces = {part.holds.removeprefix(PIECE): np.array([fields[part.name]]) for part in layout.parts}
+    return [int(code) for code in decode_function(layout.unpacker).unpack(pieces)[0]]
 
 
 def _number(digits: Index | list[int], sizes: Index | list[int]) -> int:

@@ -167,7 +167,7 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Codes that only the decode function of the layout understands; it gives float32 values."""
+    """Codes that nothing here understands: blocks of a type that is known by its name alone."""
 
     name: str
 

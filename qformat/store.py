@@ -110,14 +110,14 @@ def part_bytes(tensor: PackedTensor) -> dict[str, int]:
 @lru_cache(maxsize=1024)
 def columns(layout: Layout) -> tuple[Column, ...]:
     """Cut a block where its owner changes, so that parameters compress apart from codes."""
-    codes = next((part.name for part in layout.parts if part.holds == "codes"), "")
+    codes = {part.name for part in layout.parts if part.holds.partition(".")[0] == "codes"}
     widths = {part.name: part.n_bytes // part.count for part in layout.parts if isinstance(part, Field)}
     owners = [layout.owners[8 * byte] or "" for byte in range(layout.n_bytes)]
     cuts = [byte for byte in range(layout.n_bytes) if byte == 0 or owners[byte] != owners[byte - 1]]
     found = []
     for begin, end in zip(cuts, [*cuts[1:], layout.n_bytes], strict=True):
         width = widths.get(owners[begin], 1)
-        found.append(Column(begin, end, width if (end - begin) % width == 0 else 1, owners[begin] == codes))
+        found.append(Column(begin, end, width if (end - begin) % width == 0 else 1, owners[begin] in codes))
     return tuple(found)
 
 

@@ -86,10 +86,10 @@ class PackedTensor:
         rows   : rows of the folded matrix (`n_rows` x `n_cols`), step 1; all if absent
         returns: shape `self.shape`, or (rows, n_cols); int8 or uint8, the stored dtype for a dense tensor
 
-        Raises UsageError for an opaque scheme, whose codes only its decode function understands.
+        Raises UsageError for an opaque scheme, whose codes nothing here understands.
         """
         if isinstance(self.scheme.alphabet, Opaque):
-            raise UsageError(f"codes of '{self.scheme.name}' are opaque: copy the blocks or dequantize")
+            raise UsageError(f"codes of '{self.scheme.name}' are opaque: its blocks can be copied")
         first, last = self._range(rows)
         part = self.part("codes")
         if len(part.bound.dims) == 2 and part.bound.dims[0] == self.n_rows:
@@ -179,11 +179,7 @@ class PackedTensor:
             self._plain(alphabet, first, last, out)
             return
         if isinstance(alphabet, Opaque):
-            from qformat.decode import decode
-
-            with np.errstate(all="ignore"):
-                out[...] = decode(alphabet.name, self.part("codes").read("codes", first, last))
-            return
+            raise UsageError(f"type '{alphabet.name}' can be listed and copied, but not decoded", field="scheme")
         operands = Operands(self.scheme, self.n_cols, self.param)
         steps = operands.steps(first, last, input_scale)
         run = self.n_cols

@@ -3,10 +3,10 @@
 import re
 
 from qformat.errors import UsageError
-from qformat.formats import dense, gguf, integer, mx, nf4
+from qformat.formats import dense, gguf, gguf_few, gguf_grid, gguf_k, integer, mx, nf4
 from qformat.formats.form import Format, PartForm, matrix
 
-GGUF = gguf.ALL
+GGUF = (*gguf.ALL, *gguf_k.ALL, *gguf_few.ALL, *gguf_grid.ALL)
 PLANAR = (*mx.ALL, *nf4.ALL, *integer.ALL)
 DENSE = dense.ALL
 ALL = (*GGUF, *PLANAR, *DENSE)

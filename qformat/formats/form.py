@@ -58,7 +58,7 @@ class Format:
         alphabet = self.scheme.alphabet
         codes = (alphabet.low, alphabet.high) if isinstance(alphabet, Integers) else None
         for field in (field for part in self.parts for field in part.layout.parts):
-            if isinstance(field, Field):
+            if isinstance(field, Field) or field.dtype:
                 found, expected = field.dtype, params.get(field.holds, field.dtype)
             else:
                 found = f"{field.low}..{field.high}"

@@ -37,11 +37,11 @@ def _warm_chain(form: Format) -> None:
     import ml_dtypes
 
     alphabet = form.scheme.alphabet
-    field = next(part.layout.codes for part in form.parts if part.layout.codes)
+    codes = next((_dtype(part.layout.codes) for part in form.parts if part.layout.codes), np.dtype(np.int8))
     table = np.array(alphabet.levels, np.float32) if isinstance(alphabet, Levels) else None
     chain = tuple((step.op, np.ones((1, 1), np.float32)) for step in form.scheme.steps)
     for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
-        evaluate(np.zeros((1, 8), _dtype(field)), table, chain, 8, np.empty((1, 8), dtype))
+        evaluate(np.zeros((1, 8), codes), table, chain, 8, np.empty((1, 8), dtype))
 
 
 def _dtype(field: Bits) -> np.dtype[Any]:

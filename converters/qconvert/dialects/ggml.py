@@ -1,7 +1,6 @@
 """GGUF's tensor types and our formats: which type id a format is, and which format a type id is.
 
-Types that no layout is declared for are opaque: their blocks are listed, copied and, where the `gguf` package can,
-decoded.
+Types younger than the catalogue are opaque: their blocks are listed and copied.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from qformat.formats import GGUF, Format, PartForm
 from qformat.formats.dense import dense
 from qformat.layout import Field, Layout
 from qformat.scheme import Opaque, Scheme
-from qformat.tiling import FLAT, ROWS
+from qformat.tiling import FLAT
 
 BLOCKS = "blocks"
 
@@ -28,10 +27,8 @@ def format_of(type_id: int) -> Format:
     for form in GGUF:
         if form.name == name:
             return form
-    known = GGML_TYPES.get(type_id)
-    n_weights, n_bytes = (known.n_weights, known.n_bytes) if known else (0, 1)
-    layout = Layout(name, n_weights, n_bytes, (Field("block", 0, "uint8", n_bytes, holds="codes"),))
-    return Format(name, Scheme(name, Opaque(name)), (PartForm(BLOCKS, layout, ROWS if known else FLAT),))
+    layout = Layout(name, 0, 1, (Field("block", 0, "uint8", holds="codes"),))
+    return Format(name, Scheme(name, Opaque(name)), (PartForm(BLOCKS, layout, FLAT),))
 
 
 def type_of(form: Format) -> int | None:
