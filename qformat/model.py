@@ -56,6 +56,7 @@ class Model:
     oddities   : what a check should report; lazy as well
     n_bytes    : size on disk
     check_digests : checks every byte of the file, padding included; None where the container has no digests
+    files      : those that hold the weights; empty where `path` alone does
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Model:
     read_recipe: Callable[[], Recipe | None] = lambda: None
     read_oddities: Callable[[], Sequence[Oddity]] = tuple
     check_digests: Callable[[], None] | None = None
+    files: Sequence[Path] = ()
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:

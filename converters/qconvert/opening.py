@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.containers.checkpoint import open_checkpoint, resolve
-from qconvert.containers.gguf import open_gguf
 from qconvert.containers.gguf_header import Header, parse_header
+from qconvert.containers.gguf_split import open_parts
 from qconvert.dialects import ggml
 from qformat.arrays import View
 from qformat.errors import FileError
@@ -53,13 +53,13 @@ def open_qfmt(path: Path, verify: bool) -> Model:
 
 
 def open_gguf_model(path: Path) -> Model:
-    """Open a GGUF file."""
-    file = open_gguf(path)
+    """Open a GGUF file; of a split one, all parts."""
+    file = open_parts(path)
 
     def load(name: str) -> PackedTensor:
         info = file.tensors[name]
         form = ggml.format_of(info.type_id)
-        data = View(file.data(info))
+        data = View(file.data(name))
         shape = tuple(reversed(info.dims))
         dtype = form.name if form.scheme.is_dense else ""
         return assemble(form, shape, {form.parts[0].role: data}, dtype, swapped=file.byte_order == ">")
@@ -71,6 +71,7 @@ def open_gguf_model(path: Path) -> Model:
     return Model(
         path=path,
         container="gguf",
+        files=tuple(part.path for part in file.files),
         names=file.tensors,
         load=load,
         read_metadata=lambda: file.metadata,
@@ -103,6 +104,7 @@ def open_safetensors_model(path: Path) -> Model:
     return Model(
         path=path,
         container="folder" if path.is_dir() else "safetensors",
+        files=checkpoint.shards,
         names=file.tensors,
         load=load,
         read_metadata=lambda: file.metadata,

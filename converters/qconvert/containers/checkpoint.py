@@ -4,7 +4,7 @@ It decides which files make up the checkpoint (a folder, an index, a single file
 names second, and that index and shards agree with one another. It must not know what config or tensors mean.
 
 Of a folder's files `model.safetensors` is the weights if it is there, else the index, else the one file of another
-name; files beside the weights that are small and text belong to the checkpoint and are carried along.
+name, where all parts of a split GGUF file count as one; files beside the weights that are small and text belong to the checkpoint and are carried along.
 
 Source: huggingface/transformers 5.23.0: src/transformers/modeling_utils.py (order in which weight files are tried).
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from qconvert.containers.gguf_split import read_part_name
 from qconvert.containers.mapped import explain_foreign, open_mapped
 from qconvert.containers.safetensors import SafetensorsFile, open_safetensors
 from qconvert.containers.safetensors_header import MAX_HEADER_BYTES, TensorInfo
@@ -52,7 +53,7 @@ class Checkpoint:
     path      : as given
     folder    : where they lie
     kind      : container of the weights
-    shards    : the weight files, by name; one for a single file
+    shards    : the weight files, by name; one for a single file, and for a split GGUF file one of its parts
     weight_map: tensor name -> its file, of a sharded checkpoint; None when there is no index
     index     : the index file, None when there is none
     config    : config.json beside safetensors weights, parsed; None when there is none
@@ -221,7 +222,7 @@ def _choose_weights(folder: Path, names: list[str]) -> str:
     """Pick the file of weights, or the index, among the names in a folder."""
     singles = [name for name in names if name.endswith(".safetensors")]
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    others = [name for name in names if name.endswith((".gguf", ".qfmt"))]
+    others = _one_of_each(name for name in names if name.endswith((".gguf", ".qfmt")))
     for name in ("model.safetensors", f"model{INDEX_SUFFIX}"):
         if name in names:
             return name
@@ -238,6 +239,15 @@ def _choose_weights(folder: Path, names: list[str]) -> str:
         held = f"no weights: it holds {_list(names)}" if names else "nothing"
     message = f"the folder holds {held}; expected a .safetensors, .gguf or .qfmt file or a safetensors index"
     raise FileError(message, path=folder, found=names)
+
+
+def _one_of_each(names: Iterable[str]) -> list[str]:
+    """Let the first part of a split GGUF file that is there stand for all of them."""
+    found: dict[object, str] = {}
+    for name in names:
+        part = read_part_name(name)
+        found.setdefault((part[0], part[2]) if part else name, name)
+    return list(found.values())
 
 
 def _side_files(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
