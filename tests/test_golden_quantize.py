@@ -184,7 +184,7 @@ ZERO_BLOCKS = {
 
 @pytest.mark.parametrize("name", ZERO_BLOCKS)
 def test_a_zero_block_has_the_bytes_that_ggml_gives_it(name: str) -> None:
-    """Code 0 of Q5_0 is the field 16, whose highest bits come first; the last bytes of TQ1_0 hold four digits instead of five."""
+    """Code 0 of Q5_0 is the field 16, whose highest bits come first; the last bytes of TQ1_0 hold four digits, not five."""
     assert blocks_of(np.zeros((1, GGML[name][1]), np.float32), name) == ZERO_BLOCKS[name]
 
 
