@@ -15,7 +15,7 @@ from qformat import formats
 from qformat.errors import UsageError
 from qformat.formats import Format
 from qformat.rules import ErrorReport, Sums, describe, encode, error, measure, prepare, quantize, resolve, rules
-from qformat.scheme import Grid, Integers
+from qformat.scheme import Grid, Integers, Levels
 from qformat.tensor import PackedTensor
 
 F32 = NDArray[np.float32]
@@ -35,7 +35,7 @@ WEIGHTS = st.one_of(
     st.sampled_from([0.0, -0.0, 0.5, -0.5, 1e-7, -1e-9, 1e-20]),
     st.floats(-60000, 60000, width=32),
 )
-MATRICES = arrays(np.float32, st.sampled_from([(1, 32), (3, 64), (2, 128)]), elements=WEIGHTS)
+MATRICES = arrays(np.float32, st.sampled_from([(1, 256), (3, 256), (2, 512)]), elements=WEIGHTS)
 
 
 def normal(*shape: int, seed: int = 11) -> F32:
@@ -99,7 +99,7 @@ def test_a_rule_describes_itself_in_one_line_and_is_recorded(target: str, rule: 
 
     assert text.startswith(f"{rule}: ")
     assert "\n" not in text
-    assert quantize(normal(2, 64), target, rule).rule == rule
+    assert quantize(normal(2, 256), target, rule).rule == rule
 
 
 @pytest.mark.parametrize("spelling", ["MXFP4", "qfmt:mxfp4", "QFMT:MxFp4"])
@@ -159,7 +159,7 @@ def test_rows_that_are_no_whole_blocks_are_refused(target: str) -> None:
 @every_target
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_16_bit_weights_quantize_as_their_float32_values(target: str, dtype: Any) -> None:
-    weights = normal(3, 128).astype(dtype)
+    weights = normal(3, 256).astype(dtype)
 
     packed = quantize(weights, target)
 
@@ -168,7 +168,7 @@ def test_16_bit_weights_quantize_as_their_float32_values(target: str, dtype: Any
 
 
 @every_target
-@pytest.mark.parametrize("shape", [(64,), (2, 3, 64), (0, 64), (3, 0), (1, 32)], ids=str)
+@pytest.mark.parametrize("shape", [(256,), (2, 3, 256), (0, 256), (3, 0), (1, 512)], ids=str)
 def test_the_shape_is_kept(target: str, shape: tuple[int, ...]) -> None:
     packed = quantize(normal(*shape), target)
 
@@ -193,8 +193,8 @@ def test_a_short_last_group_quantizes_as_if_filled_up_with_zeros(target: str, n_
 
 @every_target
 def test_strided_read_only_and_big_endian_weights_give_the_same_bytes(target: str) -> None:
-    weights = normal(4, 128)
-    wide = np.zeros((8, 256), np.float32)
+    weights = normal(4, 256)
+    wide = np.zeros((8, 512), np.float32)
     wide[::2, ::2] = weights
     frozen = wide[::2, ::2]
     frozen.flags.writeable = False
@@ -203,7 +203,7 @@ def test_strided_read_only_and_big_endian_weights_give_the_same_bytes(target: st
 
     assert stored(quantize(frozen, target)) == expected
     assert stored(quantize(weights.astype(">f4"), target)) == expected
-    assert weights.tobytes() == normal(4, 128).tobytes()
+    assert weights.tobytes() == normal(4, 256).tobytes()
 
 
 @every_rule
@@ -264,7 +264,7 @@ def test_a_bad_weight_of_a_tile_is_named_by_its_place_in_the_tensor() -> None:
 @every_rule
 @pytest.mark.parametrize("zero", [0.0, -0.0], ids=["plus", "minus"])
 def test_zeros_decode_to_zeros(target: str, rule: str, zero: float) -> None:
-    assert not quantize(np.full((2, 64), zero, np.float32), target, rule).dequantize().any()
+    assert not quantize(np.full((2, 256), zero, np.float32), target, rule).dequantize().any()
 
 
 @pytest.mark.parametrize("target", ["int4_g32", "uint4_g32", "int8_asym", "int8_tensor"])
@@ -337,7 +337,7 @@ def test_weights_below_the_smallest_scale_are_rounded_against_it() -> None:
 @planar_rule
 @pytest.mark.parametrize("largest", [1e-45, 1e-30, 3e-8, 6e4, 1e6, 3.4e38])
 def test_no_scale_makes_a_decode_infinite_or_nan(target: str, rule: str, largest: float) -> None:
-    weights = (normal(2, 128).clip(-1, 1) * np.float32(largest)).astype(np.float32)
+    weights = (normal(2, 256).clip(-1, 1) * np.float32(largest)).astype(np.float32)
 
     assert np.isfinite(quantize(weights, target, rule).dequantize()).all()
 
@@ -381,7 +381,8 @@ def test_the_range_of_minmax_holds_zero(low: float, high: float, zero: int) -> N
 def test_codes_are_within_the_alphabet(target: str, rule: str, weights: F32) -> None:
     packed = quantize(weights, target, rule)
     alphabet = packed.scheme.alphabet
-    low, high = (alphabet.low, alphabet.high) if isinstance(alphabet, Integers) else (0, 15)
+    n_levels = len(alphabet.levels) if isinstance(alphabet, Levels) else 0
+    low, high = (alphabet.low, alphabet.high) if isinstance(alphabet, Integers) else (0, n_levels - 1)
 
     assert packed.codes().min() >= low
     assert packed.codes().max() <= high

@@ -53,7 +53,8 @@ def _family(scheme: Scheme) -> tuple[Rule, ...]:
     if scale is None or len(scheme.steps) != len(params):
         return ()
     if isinstance(scheme.alphabet, Integers) and (_along_rows(scale.group) or scale.group == Grid(0, 0)):
-        families = {("scales",): affine.SCALED, ("scales", "zeros"): affine.ZEROED, ("biases", "scales"): affine.BIASED}
+        scaled = affine.SCALED if scheme.alphabet.low + scheme.alphabet.high <= 0 else ()  # codes -high..high exist
+        families = {("scales",): scaled, ("scales", "zeros"): affine.ZEROED, ("biases", "scales"): affine.BIASED}
         return families.get(tuple(sorted(params)), ())
     if isinstance(scheme.alphabet, Levels) and len(params) == 1:
         if scheme.alphabet.name == E2M1 and scale.dtype in EXPONENTS and _along_rows(scale.group):
