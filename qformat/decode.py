@@ -49,19 +49,18 @@ def find(name: str) -> Unpacker:
 
 def unpack_trits(pieces: Pieces) -> Ints:
     """Give codes -1..1 of bytes that hold five or four base-3 digits as a fraction of 256, most significant digit first."""
-    n_rows = len(pieces["fives"])
     runs = []
     for piece, first, n_bytes, n_digits in TRITS:
-        block = pieces[piece].astype(np.uint8).reshape(n_rows, -1, 48 if piece == "fives" else 4)
+        block = _runs(pieces[piece].astype(np.uint8), 48 if piece == "fives" else 4)
         data = block[:, :, first : first + n_bytes]
         digits = [(data * np.uint8(3**n)).astype(np.uint16) * 3 >> 8 for n in range(n_digits)]
         runs.append(np.concatenate(digits, axis=2))
-    return (np.concatenate(runs, axis=2).astype(np.int8) - np.int8(1)).reshape(n_rows, -1)
+    return _flat(np.concatenate(runs, axis=2).astype(np.int8) - np.int8(1))
 
 
 def pack_trits(codes: Ints) -> Pieces:
     """Give the bytes of codes -1..1: the least byte above the fraction; a fifth digit that is not there is 0."""
-    digits = codes.reshape(len(codes), -1, 256).astype(np.int32) + 1
+    digits = _runs(codes, 256).astype(np.int32) + 1
     packed: dict[str, list[Ints]] = {"fives": [], "fours": []}
     at = 0
     for piece, _, n_bytes, n_digits in TRITS:
@@ -72,7 +71,7 @@ def pack_trits(codes: Ints) -> Pieces:
                 number += digits[:, :, at + n * n_bytes : at + (n + 1) * n_bytes]
         packed[piece].append(((number * 256 + 242) // 243).astype(np.uint8))
         at += n_bytes * n_digits
-    return {name: np.concatenate(runs, axis=2).reshape(len(codes), -1) for name, runs in packed.items()}
+    return {name: _flat(np.concatenate(runs, axis=2)) for name, runs in packed.items()}
 
 
 def unpack_signed(grid: str, even: bool, pieces: Pieces) -> Ints:
@@ -81,7 +80,7 @@ def unpack_signed(grid: str, even: bool, pieces: Pieces) -> Ints:
     grid : type whose grid it is, in the `gguf` package's spelling
     even : 7 sign bits per 8 weights, the eighth making the number of negative weights even; else 8
     """
-    vectors = grid_of(grid)[pieces["index"]].reshape(len(pieces["index"]), -1)
+    vectors = _flat(grid_of(grid)[pieces["index"]])
     signs = pieces["signs"].astype(np.uint8)
     if even:
         signs = signs | (_parity(signs) << np.uint8(7))
@@ -92,7 +91,7 @@ def unpack_signed(grid: str, even: bool, pieces: Pieces) -> Ints:
 def pack_signed(grid: str, even: bool, codes: Ints) -> Pieces:
     """Give the indices and sign bits of codes. Raises NotExact for codes that are not in the grid."""
     index = _index_in(grid, np.abs(codes))
-    signs = np.packbits((codes < 0).reshape(len(codes), -1, SIGN_RUN), axis=-1, bitorder="little")[..., 0]
+    signs = np.packbits(_runs(codes < 0, SIGN_RUN), axis=-1, bitorder="little")[..., 0]
     if even:
         _refuse(_parity(signs), "weights of a run of 8 are negative in odd number")
         signs = signs & np.uint8(127)
@@ -101,14 +100,14 @@ def pack_signed(grid: str, even: bool, codes: Ints) -> Pieces:
 
 def unpack_shifted(grid: str, run: int, pieces: Pieces) -> Ints:
     """Give codes in eighths: grid values -1, 0, 1 shifted by an eighth, up or, where the bit of `run` weights is set, down."""
-    vectors = grid_of(grid)[pieces["index"]].reshape(len(pieces["index"]), -1)
+    vectors = _flat(grid_of(grid)[pieces["index"]])
     down = np.repeat(pieces["shift"].astype(np.int8), run, axis=1)
     return vectors * np.int8(EIGHTH) + (np.int8(1) - np.int8(2) * down)
 
 
 def pack_shifted(grid: str, run: int, codes: Ints) -> Pieces:
     """Give the indices and shift bits of codes in eighths. Raises NotExact for codes that are not in the grid."""
-    down = (codes & 7 == 7).reshape(len(codes), -1, run)
+    down = _runs(codes & 7 == 7, run)
     _refuse(down.any(axis=-1) != down.all(axis=-1), f"weights of a run of {run} are shifted both ways")
     values = codes - np.where(down, np.int8(-1), np.int8(1)).reshape(codes.shape)
     _refuse(values % EIGHTH != 0, "code is no grid value and an eighth")
@@ -130,11 +129,21 @@ def grid_of(name: str) -> Ints:
 def _index_in(grid: str, values: Ints) -> Ints:
     """Find the entry of a grid that each run of values is."""
     table = grid_of(grid)
-    keys, wanted = _keys(table), _keys(np.ascontiguousarray(values.astype(np.int8)).reshape(len(values), -1, table.shape[1]))
+    keys, wanted = _keys(table), _keys(_runs(values.astype(np.int8), table.shape[1]))
     order = np.argsort(keys)
     found = order[np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)]
     _refuse(keys[found] != wanted, f"weights of a run of {table.shape[1]} are not in the grid of {grid.lower()}")
     return found.astype(np.int32)
+
+
+def _runs(values: Ints, n: int) -> Ints:
+    """Cut rows, of which there may be none, into runs of `n`."""
+    return values.reshape(len(values), values.shape[1] // n, n)
+
+
+def _flat(runs: Ints) -> Ints:
+    """Undo `_runs`."""
+    return runs.reshape(len(runs), runs.shape[1] * runs.shape[2])
 
 
 def _keys(vectors: Ints) -> Ints:
