@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors
 from qconvert.containers.checkpoint import open_checkpoint, resolve, sniff
-from qconvert.containers.shards import index_json, plan_shards, read_index
+from qconvert.containers.shards import Limits, index_json, plan_shards, read_index
 
 from qformat.errors import FileError, QFormatError, UsageError
 
@@ -350,7 +350,7 @@ DIVISIONS: list[tuple[int | None, list[str]]] = [
 
 @pytest.mark.parametrize(("limit", "groups"), DIVISIONS)
 def test_shards_are_filled_up_to_the_limit(limit: int | None, groups: list[str]) -> None:
-    plan = plan_shards(SIZES, limit)
+    plan = plan_shards(SIZES, Limits(limit))
 
     assert ["".join(names) for names in plan.values()] == groups
     n = len(groups)
@@ -359,7 +359,7 @@ def test_shards_are_filled_up_to_the_limit(limit: int | None, groups: list[str])
 
 def test_a_limit_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="at most 0 bytes"):
-        plan_shards(SIZES, 0)
+        Limits(0)
 
 
 def test_an_index_written_is_the_index_read(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvert import opening
+from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.planning import Item, Plan, make_plan, notices
 from qconvert.prove import prove
 from qconvert.run import write_items
@@ -43,6 +44,7 @@ class Report:
     n_bytes  : size of the written file, 0 if none
     seconds  : time taken
     notices  : what a user should hear although nothing was lost
+    paths    : the files or the folder that were written, the one to open first
     """
 
     plan: Plan
@@ -50,6 +52,7 @@ class Report:
     n_bytes: int
     seconds: float
     notices: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
 
 
 def plan(src: str | Path, to: str) -> Plan:
@@ -75,11 +78,12 @@ def convert(
     workers: int | None = None,
     progress: Progress = lambda what, done, total: None,
     after: Callable[[Report], None] = lambda report: None,
+    limits: Limits = NO_LIMITS,
 ) -> Report:
     """Convert a checkpoint, exactly or not at all.
 
     src        : any source of weights; never modified
-    dst        : file to make; must not exist unless `force`
+    dst        : file to make, or what the names of several are made from; must not exist unless `force`
     to         : target; by default what the suffix of `dst` says
     allow      : "exact", or the worst verdict that is let pass: "rounded", "requantize"
     compress   : for `.qfmt`: "none", "scales" or "all"
@@ -87,20 +91,44 @@ def convert(
     workers    : threads; the file never depends on it
     progress   : told stage, bytes done and bytes in all
     after      : given the report while the source is still open
+    limits     : what one of several files may hold
 
     Raises NotExact, with the report's first refusal, when a tensor's verdict is not allowed; nothing is written then.
     Raises FileError, UsageError as `open` and the writers do.
     """
     target = target_for(Path(dst), to)
     with opening.open(src) as model:
-        check_paths(model.path, Path(dst), force)
-        model.verify()
-        if to is None and target.is_dense:
-            refuse_dense(model, target)
-        made = make_plan(model, target, counted("plan", model.n_bytes, progress))
-        report = carry_out(model, made, Path(dst), allow, compress, max_memory, workers, progress)
+        report = convert_model(
+            model, Path(dst), target, to is not None, allow, compress, force, max_memory, workers, progress, limits
+        )
         after(report)
         return report
+
+
+def convert_model(
+    model: Model,
+    dst: Path,
+    target: Target,
+    is_named: bool,
+    allow: str = "exact",
+    compress: str = "none",
+    force: bool = False,
+    max_memory: int = MAX_MEMORY,
+    workers: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+    limits: Limits = NO_LIMITS,
+) -> Report:
+    """Convert an open checkpoint; see `convert`.
+
+    is_named : whether the user asked for the target by name, not by a suffix
+    """
+    if not limits.are_set:
+        check_target(model, force, dst)
+    model.verify()
+    if target.is_dense and not is_named:
+        refuse_dense(model, target)
+    made = make_plan(model, target, counted("plan", model.n_bytes, progress))
+    return carry_out(model, made, dst, allow, compress, max_memory, workers, progress, limits, force)
 
 
 def dequantize(
@@ -125,10 +153,7 @@ def dequantize(
     else:
         target = replace(find_target(f"{container}:{dtype}"), keeps=True)
     with opening.open(src) as model:
-        check_paths(model.path, path, force)
-        model.verify()
-        made = make_plan(model, target, counted("plan", model.n_bytes, progress))
-        return carry_out(model, made, path, ROUNDED, "none", max_memory, workers, progress)
+        return convert_model(model, path, target, True, ROUNDED, "none", force, max_memory, workers, progress)
 
 
 def carry_out(
@@ -140,6 +165,8 @@ def carry_out(
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     progress: Progress = lambda what, done, total: None,
+    limits: Limits = NO_LIMITS,
+    force: bool = False,
 ) -> Report:
     """Write and prove a plan, unless it holds a verdict worse than `allow`."""
     started = time.monotonic()
@@ -147,7 +174,13 @@ def carry_out(
     if refused:
         raise Refused(Report(made, refused, 0, time.monotonic() - started), model.path, allow)
     check_space(dst, made.n_bytes)
-    sink = open_sink(dst, made.target.container, model, made.items, compress)
+    paths: list[Path] = []
+
+    def check(path: Path) -> None:
+        check_target(model, force, path)
+        paths.append(path)
+
+    sink = open_sink(dst, model, made, compress, limits, check)
     try:
         with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as executor:
             write_items(made.items, sink, executor, max_memory, counted("write", made.n_bytes, progress))
@@ -158,7 +191,7 @@ def carry_out(
         sink.commit()
     finally:
         sink.abort()
-    return Report(made, (), n_bytes, time.monotonic() - started, notices(model, made))
+    return Report(made, (), n_bytes, time.monotonic() - started, notices(model, made), tuple(paths))
 
 
 class Refused(NotExact):
@@ -182,6 +215,12 @@ def target_for(dst: Path, to: str | None) -> Target:
         raise UsageError(f"cannot tell the target from '{dst.name}': give --to", path=dst, expected=tuple(SUFFIXES))
     target = find_target(SUFFIXES[dst.suffix.lower()])
     return replace(target, keeps=True)
+
+
+def check_target(model: Model, force: bool, dst: Path) -> None:
+    """Refuse a destination that exists, or that is one of the source's files."""
+    for src in (model.path, *model.files):
+        check_paths(src, dst, force)
 
 
 def check_paths(src: Path, dst: Path, force: bool) -> None:

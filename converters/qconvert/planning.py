@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from qconvert.containers.gguf_values import KeyValue
 from qconvert.dialects import ggml
 from qconvert.targets import GGUF_DENSE, WIDER, Target, spell
 from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple
@@ -62,10 +63,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All tensors of a conversion, in the source's order."""
+    """All tensors of a conversion, in the source's order.
+
+    key_values : what a GGUF file is to say in place of the source's key-values of the same keys
+    """
 
     target: Target
     items: tuple[Item, ...]
+    key_values: tuple[KeyValue, ...] = ()
 
     @property
     def n_bytes(self) -> int:

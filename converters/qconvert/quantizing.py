@@ -49,7 +49,7 @@ def quantize(
         check_paths(model.path, path, force)
         model.verify()
         made = plan_quantize(model, target, rule, include, exclude)
-        report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress)
+        report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress, force=force)
         chosen = [item for item in made.items if item.rule]
         with opening.open(path) as written:
             return report, {item.name: measured(item.tensor, written[item.name]) for item in chosen}

@@ -1,22 +1,19 @@
-"""A file that has its name only once it is whole.
+"""A file that has its name only once it is whole, written at any offset.
 
-Decides how bytes reach the disk: a hidden sibling, durable before the rename, the folder durable after it. Knows nothing of
-what is written.
+Decides how bytes reach the disk: durable before the rename. Knows nothing of what is written.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from qformat.errors import FileError
 from qformat.file.chunks import Bytes
+from qformat.file.hidden import Hidden, explain
 
 
 class Output:
@@ -28,9 +25,9 @@ class Output:
     """
 
     def __init__(self, path: str | Path, n_bytes: int) -> None:
-        self.path = Path(path)
-        self.folder = str(self.path.parent)
-        self.hidden = self.path.with_name(f".{self.path.name[:200]}.{secrets.token_hex(4)}.part")
+        self.name = Hidden(path)
+        self.hidden = self.name.place
+        self.folder = str(self.name.path.parent)
         self.is_closed = False
         with self.explain():
             self.file = os.open(self.hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -65,31 +62,21 @@ class Output:
 
     def commit(self) -> None:
         """Give the file its name, and make the name durable."""
-        with self.explain():
-            os.replace(self.hidden, self.path)
-            self.close()
-            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        self.name.commit()
+        self.close()
 
     def abort(self) -> None:
         """Remove the file, if it has no name yet."""
         if not self.is_closed:
             self.close()
             with suppress(OSError):
-                os.unlink(self.hidden)
+                self.name.abort()
 
     def close(self) -> None:
         """Close the file."""
         self.is_closed = True
         os.close(self.file)
 
-    @contextmanager
-    def explain(self) -> Iterator[None]:
+    def explain(self) -> AbstractContextManager[None]:
         """Turn what the system says into one line about the path that was asked for."""
-        try:
-            yield
-        except OSError as error:
-            raise FileError(f"cannot be written: {os.strerror(error.errno or 0).lower()}", path=self.path) from error
+        return explain(self.name.path)

@@ -4,7 +4,8 @@ It decides which files make up the checkpoint (a folder, an index, a single file
 names second, and that index and shards agree with one another. It must not know what config or tensors mean.
 
 Of a folder's files `model.safetensors` is the weights if it is there, else the index, else the one file of another
-name, where all parts of a split GGUF file count as one; files beside the weights that are small and text belong to the checkpoint and are carried along.
+name, where all parts of a split GGUF file count as one; files beside the weights that are small and text belong to the
+checkpoint and are carried along.
 
 Source: huggingface/transformers 5.23.0: src/transformers/modeling_utils.py (order in which weight files are tried).
 """

@@ -1,4 +1,4 @@
-"""The index of a sharded checkpoint: which file holds which tensor, read and planned.
+"""The division of a checkpoint over files, and the index that says which file holds which tensor, read and planned.
 
 It decides what an index may say: every entry names a file below the index's own folder, and links are followed, since
 hub caches are made of links. It must not know of tensors' bytes; whether the shards hold what the index promises is
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from qconvert.containers.mapped import open_mapped
@@ -35,6 +36,33 @@ class Index:
     weight_map: dict[str, str]
     shards: tuple[str, ...]
     metadata: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What each of several files may hold; None sets no limit.
+
+    n_bytes   : of tensors, headers and padding not counted; a tensor that is larger gets a file of its own
+    n_tensors : how many
+
+    Raises UsageError for a limit that is not a positive number.
+    """
+
+    n_bytes: int | None = None
+    n_tensors: int | None = None
+
+    def __post_init__(self) -> None:
+        for limit, unit in ((self.n_bytes, "bytes"), (self.n_tensors, "tensors")):
+            if limit is not None and limit < 1:
+                raise UsageError(f"a file of at most {limit} {unit} holds nothing, expected 1 or more", found=limit)
+
+    @property
+    def are_set(self) -> bool:
+        """Whether there is any limit."""
+        return (self.n_bytes, self.n_tensors) != (None, None)
+
+
+NO_LIMITS = Limits()
 
 
 def read_json_object(path: str | Path, what: str) -> dict[str, object]:
@@ -81,33 +109,33 @@ def read_index(path: str | Path) -> Index:
     return Index(weight_map, tuple(sorted(shards)), metadata)
 
 
-def plan_shards(
-    tensors: Iterable[tuple[str, int]], split_max_size: int | None, stem: str = "model"
-) -> dict[str, tuple[str, ...]]:
-    """Divide tensors over files, in the order given, each file filled up to the limit.
+def divide(sizes: Sequence[int], limits: Limits) -> list[range]:
+    """Divide tensors over files, in the order given, each file filled up to the limits.
 
-    tensors       : (name, bytes)
-    split_max_size: bytes of tensors a file may hold, headers not counted; None sets no limit. A tensor that is larger
-                    than the limit gets a file of its own
-    returns       : file name -> its tensors; one file is `<stem>.safetensors`, several are
-                    `<stem>-00001-of-00003.safetensors` and so on
-
-    Raises UsageError when the limit is not a positive number.
+    sizes   : bytes of each tensor
+    returns : the numbers of each file's tensors; one file, be it empty, at least
     """
-    if split_max_size is not None and split_max_size < 1:
-        raise UsageError(f"a shard of at most {split_max_size} bytes holds nothing, expected 1 or more")
-    groups: list[list[str]] = [[]]
-    room = split_max_size
-    for name, n_bytes in tensors:
-        if split_max_size is not None and room is not None:
-            if n_bytes > room and groups[-1]:
-                groups.append([])
-                room = split_max_size
-            room -= n_bytes
-        groups[-1].append(name)
+    firsts, held = [0], 0
+    for number, n_bytes in enumerate(sizes):
+        n_held = number - firsts[-1]
+        if n_held and (n_held == limits.n_tensors or (limits.n_bytes is not None and held + n_bytes > limits.n_bytes)):
+            firsts.append(number)
+            held = 0
+        held += n_bytes
+    return [range(*ends) for ends in pairwise([*firsts, len(sizes)])]
+
+
+def plan_shards(tensors: Sequence[tuple[str, int]], limits: Limits, stem: str = "model") -> dict[str, tuple[str, ...]]:
+    """Divide named tensors over safetensors files.
+
+    tensors : (name, bytes)
+    returns : file name -> its tensors; one file is `<stem>.safetensors`, several are
+              `<stem>-00001-of-00003.safetensors` and so on
+    """
+    groups = [tuple(tensors[k][0] for k in numbers) for numbers in divide([n_bytes for _, n_bytes in tensors], limits)]
     if len(groups) == 1:
-        return {f"{stem}.safetensors": tuple(groups[0])}
-    return {f"{stem}-{i:05}-of-{len(groups):05}.safetensors": tuple(g) for i, g in enumerate(groups, 1)}
+        return {f"{stem}.safetensors": groups[0]}
+    return {f"{stem}-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
 def index_json(shards: Mapping[str, Iterable[str]], total_size: int) -> bytes:

@@ -1,0 +1,124 @@
+"""Writing GGUF from a plan: one file, or the parts of a split one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qconvert.containers.gguf import Recipe
+from qconvert.containers.gguf_plan import Plan, PlannedTensor, plan_from_recipe, plan_gguf
+from qconvert.containers.gguf_split import part_name, read_part_name, split_pairs, without_split
+from qconvert.containers.gguf_types import ARRAY, BOOL, STRING
+from qconvert.containers.gguf_values import KeyValue, key_value
+from qconvert.containers.gguf_write import write_gguf
+from qconvert.containers.shards import Limits, divide
+from qconvert.dialects import ggml
+from qconvert.opening import gguf_header
+from qconvert.planning import Item
+from qconvert.sinks.placed import PlacedSink, PlannedFile
+from qconvert.verdict import SAME_BYTES
+from qformat import store
+from qformat.errors import NotExact, UsageError
+from qformat.file.hidden import Hidden
+from qformat.model import Model
+
+MAX_NAME = 63
+MAX_RANK = 4
+INT64, FLOAT64 = 11, 12
+
+
+def gguf_sink(
+    path: Path,
+    model: Model,
+    items: Sequence[Item],
+    said: Sequence[KeyValue],
+    limits: Limits,
+    check: Callable[[Path], None],
+) -> PlacedSink:
+    """Begin a GGUF file, or as many parts as the limits ask for, all metadata in the first.
+
+    said : key-values in place of the source's of the same keys
+
+    Source of what a part holds: ggml-org/llama.cpp: gguf-py/gguf/gguf_writer.py (add_shard_kv_data).
+    """
+    tensors = [(item.name, tuple(reversed(item.tensor.shape)), gguf_type(item), item.n_bytes) for item in items]
+    numbers = divide([item.n_bytes for item in items], limits)
+    names = part_names(path, len(numbers)) if limits.are_set else ()
+    unchanged = not said and all(item.verdict.verdict == SAME_BYTES for item in items)
+    pairs = list(({pair.key: pair for pair in pairs_of(model)} | {pair.key: pair for pair in said}).values())
+    plans = plan_parts(pairs, tensors, numbers) if names else [plan_one(model, pairs, tensors, unchanged)]
+    files = [
+        PlannedFile(name, partial(write_gguf, plan=plan), range(len(plan.tensors)))
+        for name, plan in zip(names or (path.name,), plans, strict=True)
+    ]
+    for file in files:
+        check(path.with_name(file.name))
+    return PlacedSink(Hidden(path, names), files, {})
+
+
+def part_names(path: Path, count: int) -> tuple[str, ...]:
+    """Name the parts of a file; none where it stays one.
+
+    Raises UsageError for a destination that is named like a part itself.
+    """
+    if found := read_part_name(path.name):
+        raise UsageError(f"this is the name of a part, expected that of the whole: '{found[0]}.gguf'", path=path)
+    stem = path.stem if path.suffix.lower() == ".gguf" else path.name
+    return tuple(part_name(stem, number, count) for number in range(count)) if count > 1 else ()
+
+
+def plan_one(model: Model, pairs: Sequence[KeyValue], tensors: Sequence[PlannedTensor], unchanged: bool) -> Plan:
+    """Plan one file: by the very header of the source where nothing changes, else by key-values and new records."""
+    header, recipe = gguf_header(model), model.recipe
+    if header is not None and recipe is not None and unchanged:
+        records = [(info.name, tuple(info.dims), info.type_id, info.n_bytes) for info in header.tensors.values()]
+        if records == tensors:
+            return plan_from_recipe(Recipe(dict(recipe.facts), recipe.header))
+    return plan_gguf(pairs, tensors)
+
+
+def plan_parts(pairs: Sequence[KeyValue], tensors: Sequence[PlannedTensor], numbers: Sequence[range]) -> list[Plan]:
+    """Plan the parts of a split file, each with these tensors."""
+    return [
+        plan_gguf(
+            [*(() if part else pairs), *split_pairs(part, len(numbers), len(tensors))],
+            tensors[members.start : members.stop],
+        )
+        for part, members in enumerate(numbers)
+    ]
+
+
+def pairs_of(model: Model) -> list[KeyValue]:
+    """Give the key-values of a model, those of a GGUF file as the bytes they were."""
+    header = gguf_header(model)
+    return key_values(model.metadata) if header is None else without_split(header.key_values.values())
+
+
+def gguf_type(item: Item) -> int:
+    """Give the type id of a tensor. Raises NotExact where GGUF cannot hold it."""
+    type_id = ggml.type_of(item.form)
+    if type_id is None:
+        raise NotExact(f"gguf has no type for {item.form.name}", tensor=item.name, field="type")
+    n_name, rank = len(item.name.encode()), len(item.tensor.shape)
+    if n_name > MAX_NAME:
+        raise NotExact(f"name of {n_name} bytes, gguf holds at most {MAX_NAME}", tensor=item.name, field="name")
+    if rank > MAX_RANK:
+        raise NotExact(f"{rank} dimensions, gguf holds at most {MAX_RANK}", tensor=item.name, field="shape")
+    return type_id
+
+
+def key_values(metadata: Mapping[str, Any]) -> list[KeyValue]:
+    """Give plain metadata GGUF types: strings, booleans, 64-bit numbers, and lists of one of these."""
+    return [_key_value(key, value) for key, value in metadata.items() if key]
+
+
+def _key_value(key: str, value: Any) -> KeyValue:
+    kinds = {"string": STRING, "bool": BOOL, "int64": INT64, "float64": FLOAT64}
+    typed = store.typed(value)
+    if typed.type == "array":
+        if typed.items not in kinds:
+            raise UsageError(f"metadata list of {typed.items}, expected one of {', '.join(kinds)}", field=key)
+        return key_value(key, ARRAY, list(typed.value), kinds[typed.items])
+    return key_value(key, kinds[typed.type], typed.value)

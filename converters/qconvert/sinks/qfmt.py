@@ -1,0 +1,26 @@
+"""Writing a `.qfmt` file from a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qconvert.planning import Item
+from qformat import store
+from qformat.file.metadata import Typed
+from qformat.file.write import Writer
+from qformat.model import Model
+
+
+def qfmt_sink(path: Path, model: Model, items: Sequence[Item], compress: str) -> Writer:
+    """Begin a `.qfmt` file; it keeps the source's recipe."""
+    specs = [store.tensor_spec(item.name, item.form, item.tensor.shape, item.tensor.dtype, item.part_bytes()) for item in items]
+    assets = {name: read() for name, read in model.assets.items()}
+    recipe = model.recipe
+    if recipe is not None and recipe.header:
+        assets[store.HEADER_ASSET] = recipe.header
+    metadata: dict[str, Typed] = {}
+    if recipe is None or recipe.facts["container"] != "gguf":
+        metadata = {key: store.typed(value) for key, value in model.metadata.items()}
+    facts = None if recipe is None else recipe.facts
+    return Writer(path, specs, metadata=metadata, assets=assets, recipe=facts, compress=compress)
