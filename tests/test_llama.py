@@ -1,0 +1,187 @@
+"""What is written, read by the real readers: llama.cpp runs it, and the gguf package's reader opens it.
+
+Two real models must come back from `.qfmt` as the same files and say the same tokens. A tiny random model goes through every
+type: llama.cpp must compute from the packed file what it computes from the floats that we decode from it.
+"""
+
+import hashlib
+import importlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import qconvert
+import tiny_llama
+from numpy.typing import NDArray
+from qconvert.quantizing import quantize
+
+N_GREEDY = 32
+BEGINNING = "The three laws of thermodynamics are"
+
+DENSE = ("f32", "f16", "bf16")
+PACKED = (
+    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"),
+    *("tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"),
+)
+# Types that have no encoder here; ggml's own packs one matrix of the model.
+GRIDS = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
+# The package's table ends before Q2_0, whose files its reader cannot open.
+NAMED = [kind for kind in (*DENSE, *PACKED) if kind.upper() in gguf.GGMLQuantizationType.__members__]
+
+# llama.cpp rounds activations to 8 bits before it multiplies, which moves the logits of this model by 1 to 3 %. A scale, an
+# order or a code that is misread moves them by the size of a logit.
+EIGHT_BITS = 0.05
+
+
+@pytest.fixture(autouse=True)
+def tools(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """Let the scripts below tools/ be imported."""
+    monkeypatch.syspath_prepend(root / "tools")
+
+
+@pytest.fixture
+def llama(tools: None) -> ModuleType:
+    """Give tools/llama.py as a module."""
+    return importlib.import_module("llama")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the tiny model in float32."""
+    return tiny_llama.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Give a folder that is gone after the test: real models are large."""
+    with tempfile.TemporaryDirectory(prefix="qfmt-llama-") as made:
+        yield Path(made)
+
+
+def place_smollm2(path: Path) -> None:
+    installed = importlib.import_module("installed")
+    path.symlink_to(installed.package_file(*installed.SMOLLM2))
+
+
+def place_gemma(path: Path) -> None:
+    digest = importlib.import_module("installed").join_gemma(path)
+    with path.open("rb") as whole:
+        assert hashlib.file_digest(whole, "sha256").hexdigest() == digest
+
+
+def tokens_of(llama: ModuleType, path: Path) -> list[int]:
+    with llama.Llama(path, 64, n_threads=2) as model:
+        made: list[int] = model.greedy(model.tokenize(BEGINNING), N_GREEDY)
+        return made
+
+
+def logits_of(llama: ModuleType, path: Path) -> NDArray[np.float32]:
+    with llama.Llama(path, len(tiny_llama.PROMPT)) as model:
+        made: NDArray[np.float32] = model.logits(tiny_llama.PROMPT)
+        return made
+
+
+def difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def written(source: Path, folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.gguf"
+    if kind in DENSE:
+        qconvert.convert(source, path, f"gguf:{kind}", allow="rounded")
+    else:
+        quantize(source, path, f"gguf:{kind}")
+    return path
+
+
+@pytest.mark.parametrize("place", [place_smollm2, place_gemma], ids=["smollm2-q4_1", "gemma3-q4_k_m"])
+def test_a_real_model_comes_back_from_qfmt_as_the_same_file_and_says_the_same_tokens(
+    place: Any, llama: ModuleType, folder: Path
+) -> None:
+    source, packed, returned = (folder / name for name in ("source.gguf", "packed.qfmt", "returned.gguf"))
+    place(source)
+
+    qconvert.convert(source, packed)
+    qconvert.convert(packed, returned)
+
+    assert digest_of(returned) == digest_of(source)
+    assert tokens_of(llama, returned) == tokens_of(llama, source)
+
+
+def digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_greedy_tokens_make_sense(llama: ModuleType, folder: Path) -> None:
+    place_smollm2(folder / "model.gguf")
+    with llama.Llama(folder / "model.gguf", 64) as model:
+        prompt = model.tokenize(BEGINNING)
+        made = model.greedy(prompt, N_GREEDY)
+        again = model.logits([*prompt, *made])
+
+    assert len(set(made)) > N_GREEDY // 2
+    assert again[len(prompt) - 1 : -1].argmax(axis=1).tolist() == made
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_llama_cpp_computes_from_packed_weights_what_it_computes_from_our_decode(
+    kind: str, llama: ModuleType, tiny: Path, tmp_path: Path
+) -> None:
+    packed, decoded = written(tiny, tmp_path, kind), tmp_path / "decoded.gguf"
+    qconvert.convert(packed, decoded, "gguf:f32")
+
+    assert difference(logits_of(llama, packed), logits_of(llama, decoded)) < EIGHT_BITS
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_llama_cpp_computes_the_same_from_rounded_weights_and_their_float32(
+    kind: str, llama: ModuleType, tiny: Path, tmp_path: Path
+) -> None:
+    rounded, wide = written(tiny, tmp_path, kind), tmp_path / "wide.gguf"
+    qconvert.convert(rounded, wide, "gguf:f32")
+
+    assert difference(logits_of(llama, rounded), logits_of(llama, wide)) < EIGHT_BITS
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_llama_cpp_computes_from_grid_types_what_it_computes_from_our_decode(
+    kind: str, llama: ModuleType, tmp_path: Path
+) -> None:
+    type_id, name = gguf.GGMLQuantizationType[kind.upper()], "blk.0.ffn_down.weight"
+    rows = tiny_llama.weights()[name]
+    blocks = importlib.import_module("ggml").quantize(rows, type_id, np.ones(rows.shape[1], np.float32))
+    packed = tiny_llama.write(tmp_path / "packed.gguf", {name: (blocks, type_id)})
+    qconvert.convert(packed, tmp_path / "packed.qfmt")
+    qconvert.convert(tmp_path / "packed.qfmt", tmp_path / "returned.gguf")
+    qconvert.convert(packed, tmp_path / "decoded.gguf", "gguf:f32")
+
+    assert (tmp_path / "returned.gguf").read_bytes() == packed.read_bytes()
+    assert difference(logits_of(llama, packed), logits_of(llama, tmp_path / "decoded.gguf")) < EIGHT_BITS
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_the_gguf_packages_reader_opens_every_type_it_can_name(kind: str, tiny: Path, tmp_path: Path) -> None:
+    found = gguf.GGUFReader(written(tiny, tmp_path, kind)).tensors
+
+    assert {t.name: (t.tensor_type.name, t.shape.tolist()) for t in found} == {
+        name: (kind.upper() if array.ndim > 1 else "F32", list(reversed(array.shape)))
+        for name, array in tiny_llama.weights().items()
+    }
+
+
+def test_what_llama_cpp_refuses_is_told_with_its_own_words(llama: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "no.gguf").write_bytes(b"NOPE" + bytes(60))
+
+    with pytest.raises(llama.LlamaError, match=r"no\.gguf: .*invalid magic characters: 'NOPE', expected 'GGUF'"):
+        llama.Llama(tmp_path / "no.gguf", 8)
+
+
+def test_more_tokens_than_the_context_has_are_refused(llama: ModuleType, tiny: Path) -> None:
+    with llama.Llama(tiny, 8) as model, pytest.raises(llama.LlamaError, match=r"9 tokens at once, expected 1 to 8"):
+        model.logits(range(9))
