@@ -92,12 +92,16 @@ class Part:
         returns: logical array in the field's own element type, at most `bound.dims` large, cropped to the range
         """
         layout = self.form.layout
+        crop = (slice(None), *(slice(n) for n in self.bound.dims[1:]))
         if holds == CODES and layout.unpacker:
-            pieces = {piece: self.read(PIECE + piece, first, last) for piece in layout.pieces}
-            return _unpacker(layout).unpack(pieces)
-        field = layout.part(holds)
+            pieces = {piece: self._field(layout.part(PIECE + piece), first, last) for piece in layout.pieces}
+            return _unpacker(layout).unpack(pieces)[crop]
+        return self._field(layout.part(holds), first, last)[crop]
+
+    def _field(self, field: Field | Bits | None, first: int, last: int | None) -> NDArray[Any]:
+        """Give the values of one field for indices [first, last) of the first logical axis, whole blocks along the others."""
         if field is None:
-            raise UsageError(f"layout '{self.form.layout.name}' holds no '{holds}'")
+            raise UsageError(f"layout '{self.form.layout.name}' holds no such field")
         size, lead = field_sizes(self.bound, field), self.bound.tiling.logical[0]
         n_lead = math.prod(size[name] for name in lead)
         last = min(self.bound.dims[0], n_lead) if last is None else last
@@ -114,8 +118,7 @@ class Part:
             values = np.empty((*view.shape[:n_stored], field.count), out.dtype)
             read_field(blocks, self.form.layout, field, values)
             view[...] = values.reshape(view.shape)
-        crop = (slice(first - low * per, last - low * per), *(slice(n) for n in self.bound.dims[1:]))
-        return out[crop]
+        return out[first - low * per : last - low * per]
 
     @property
     def has_spare_bits(self) -> bool:
@@ -184,8 +187,7 @@ def build(form: PartForm, dims: tuple[int, ...], values: dict[str, NDArray[Any]]
     """
     bound = form.bind(dims)
     if form.layout.unpacker:
-        pieces = _unpacker(form.layout).pack(values[CODES])
-        values = values | {PIECE + piece: array for piece, array in pieces.items()}
+        values = values | _pieces(bound, form.layout, values[CODES])
     names = [name for name, _, _ in bound.tiling.stored if name != bound.tiling.word_axis]
     blocks = np.zeros((*(bound.size[name] for name in names), bound.n_bytes), np.uint8)
     for field in form.layout.parts:
@@ -245,6 +247,15 @@ def _unpacker(layout: Layout) -> Unpacker:
     from qformat import decode  # here: of all layouts few need it
 
     return decode.find(layout.unpacker)
+
+
+def _pieces(bound: Bound, layout: Layout, codes: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Take codes apart into the pieces that a layout stores; what pads a block is zero bits."""
+    fields = {piece: layout.part(PIECE + piece) for piece in layout.pieces}
+    unpacker = _unpacker(layout)
+    full = unpacker.unpack({piece: _allocate(bound, f, None, zero=True)[0] for piece, f in fields.items() if f is not None})
+    full[tuple(slice(n) for n in codes.shape)] = codes
+    return {PIECE + piece: array for piece, array in unpacker.pack(full).items()}
 
 
 def _allocate(

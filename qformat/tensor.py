@@ -103,7 +103,9 @@ class PackedTensor:
 
     def param(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         """Give a stored parameter in its stored dtype, for indices [first, last) of its first axis."""
-        return self.part(name).read(name, first, last)
+        counts = self.scheme.param(name).group.counts(self.n_rows, self.n_cols)
+        stored = self.part(name).read(name, first, last)  # blocks that the columns do not fill have room for more
+        return stored[(slice(None), *(slice(n) for n in counts[1:]))]
 
     def scales(self) -> NDArray[Any] | None:
         """Give the scales: as stored where there is one level, as float32 where there are several; None without."""
