@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": "digests; with --against, values of two files",
     "hash": "value digest of every tensor and of the whole",
     "dump": "one block's bytes, annotated",
+    "meta": "list, get, set, rm, cp: the metadata of one file",
     "warm": "compile the kernels once",
 }
 

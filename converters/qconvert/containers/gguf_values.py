@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qconvert.containers.cursor import Cursor, text_of
@@ -71,6 +71,11 @@ class GGUFArray:
         """Give the inner arrays of an array of arrays, not decoded."""
         cursor = Cursor(self.raw, self.byte_order, self.path, base=self.byte_offset)
         return [_read_array(cursor, self.field or "array", self.byte_order) for _ in range(self.n_values)]
+
+    def head(self, count: int) -> GGUFArray:
+        """Give the first elements, at most `count`, as an array of their own; nothing is decoded."""
+        n_values, n_bytes = min(count, self.n_values), VALUE_TYPES[self.element_type].n_bytes
+        return replace(self, n_values=n_values, raw=self.raw[: n_values * n_bytes] if n_bytes else self.raw)
 
     def numpy(self) -> NDArray[Any]:
         """View the elements of a numeric array without copying, in the file's byte order; bool as a copy.

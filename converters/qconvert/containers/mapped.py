@@ -26,11 +26,15 @@ _KINDS = (
     (stat.S_ISBLK, "a block device"),
 )
 
+#: Stands in place of a file's first 8 bytes while its header is written over.
+EDIT_MARK = b"QFMTEDIT"
+
 _PICKLE = "a pickle, which could run code and is never read; convert it to safetensors where it came from"
 _SIGNATURES = (
     (b"version https://git-lfs.github.com/spec/", "a git-lfs pointer instead of the file; fetch it with 'git lfs pull'"),
     (b"PK\x03\x04", "a ZIP archive, as torch.save writes; convert it to safetensors where it came from"),
     (b"GGUF", "a GGUF file"),
+    (EDIT_MARK, "a file whose header was cut off while it was written; put the old one back: cat .NAME.header 1<> NAME"),
     (b"\x89QFMT\r\n\x1a", "a qfmt file"),
     (b"lmgg", "a file of GGUF's predecessor GGML; convert it to GGUF with the tools that wrote it"),
     (b"fmgg", "a file of GGUF's predecessor GGMF; convert it to GGUF with the tools that wrote it"),

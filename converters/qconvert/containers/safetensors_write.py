@@ -27,7 +27,8 @@ from qconvert.containers.safetensors_header import (
     parse_header,
     tensor_n_bytes,
 )
-from qformat.errors import UsageError
+from qconvert.containers.strict_json import json_kind, parse_json
+from qformat.errors import FileError, UsageError
 
 
 def write_safetensors(
@@ -78,11 +79,35 @@ def plan_header(tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Map
         end = begin + n_bytes
         members[name] = {"dtype": CODE_OF[dtype], "shape": shape, "data_offsets": [begin, end]}
         begin = end
+    return _spell(members)
+
+
+def replace_metadata(header: bytes, metadata: Mapping[str, str], path: str | Path) -> bytes:
+    """Make the header of the same tensors with other metadata.
+
+    header  : a legal one, verbatim
+    metadata: all of it, in its order; none at all when empty
+    returns : as long as `header` where the text fits in it, filled up with spaces; else padded to a multiple of 8
+
+    Raises UsageError when the format cannot hold the metadata.
+    """
+    members = parse_json(header[8:], path=path, what="header", byte_offset=8)
+    if not isinstance(members, dict):
+        raise FileError(f"the header is {json_kind(members)}, expected an object", path=path, offset=8)
+    first: dict[str, object] = {} if METADATA in members else {METADATA: {}}
+    changed = {**first, **members, METADATA: dict(metadata)}
+    if not metadata:
+        del changed[METADATA]
+    return _spell(changed, len(header) - 8)
+
+
+def _spell(members: Mapping[str, object], n_wanted: int = 0) -> bytes:
+    """Write the header's text as the reference writer does, at least as long as wanted, and its length before it."""
     try:
         text = json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError as err:
         raise UsageError("a name or the metadata holds an unpaired surrogate, which UTF-8 cannot hold") from err
-    text += b" " * (-len(text) % 8)
+    text = text.ljust(n_wanted) if len(text) <= n_wanted else text + b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise UsageError(f"the header would be {len(text)} bytes long, expected at most {MAX_HEADER_BYTES}; use shards")
     return struct.pack("<Q", len(text)) + text
