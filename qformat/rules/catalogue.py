@@ -30,7 +30,9 @@ def find(form: Format, name: str | None = None) -> Rule:
     """
     known = _rules(form)
     if not known:
-        raise UsageError(f"format '{form.name}' has no quantization rule", field="rule", found=name)
+        is_grid = any("index" in part.layout.pieces for part in form.parts)
+        why = "the search of its grid is not built; it can be read, copied and decoded" if is_grid else "no rule is known"
+        raise UsageError(f"nothing quantizes to '{form.name}': {why}", field="rule", found=name)
     for rule in known:
         if name in (None, rule.name):
             return rule

@@ -6,7 +6,7 @@ whose extremes `prepare` collects in a first pass. What a rule computes is none 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,16 +26,20 @@ F32 = NDArray[np.float32]
 SOURCES = ("float32", "float16", "bfloat16")
 
 
-def quantize(array: NDArray[Any], target: str | Format, rule: str | None = None) -> PackedTensor:
+def quantize(
+    array: NDArray[Any], target: str | Format, rule: str | None = None, importance: NDArray[np.float32] | None = None
+) -> PackedTensor:
     """Quantize float weights to a packed format.
 
-    array  : float32, float16 or bfloat16, any shape [..., K], the contraction axis last
-    target : format, or its name: "mxfp4", "nf4", "int4_g128", "uint4_g64", "int8_tensor", "gguf:q4_0"
-    rule   : one of `rules(format)`; the format's default if absent
-    returns: tensor of the same shape, the rule's name in `rule`
+    array      : float32, float16 or bfloat16, any shape [..., K], the contraction axis last
+    target     : format, or its name: "mxfp4", "nf4", "int4_g128", "uint4_g64", "int8_tensor", "gguf:q4_k"
+    rule       : one of `rules(format)`; the format's default if absent
+    importance : float32 [K], how much an error in each column counts; [E, K] for a stack of E matrices; what a rule has no
+                 use for is ignored
+    returns    : tensor of the same shape, the rule's name in `rule`
 
-    Raises UsageError for an unknown target or rule, another dtype, columns that do not fill the target's blocks, and a
-    weight that is NaN or infinite.
+    Raises UsageError for an unknown target or rule, another dtype, columns that do not fill the target's blocks, importance
+    of another width, and a weight that is NaN or infinite.
 
     >>> quantize(np.array([[0.5, -1.2, 3.7, -0.3, 2.1]], np.float32), "int4_channel", "symmetric-full").codes().tolist()
     [[1, -3, 7, -1, 5]]
@@ -47,7 +51,12 @@ def quantize(array: NDArray[Any], target: str | Format, rule: str | None = None)
         raise UsageError(message, field="dtype", found=array.dtype.name, expected=SOURCES)
     shape = tuple(int(n) for n in array.shape)
     state = prepare(form, (tile for _, tile in _tiles(array, form)))
-    made = [encode(tile, form, chosen.name, state, first, shape) for first, tile in _tiles(array, form)]
+    counts = None if importance is None else importance_of_rows(importance, shape)
+    made = []
+    for first, tile in _tiles(array, form):
+        row = first // max(1, shape[-1] if shape else 1)
+        rows = None if counts is None else counts(row, row + len(tile))
+        made.append(encode(tile, form, chosen.name, state, first, shape, rows))
     whole = {name: np.concatenate([tile[name] for tile in made]) for name in made[0] if name != "codes"}
     whole["codes"] = np.concatenate([tile["codes"].reshape(-1) for tile in made]).reshape(shape)
     if state is not None:
@@ -62,15 +71,17 @@ def encode(
     state: Extremes | None = None,
     first: int = 0,
     shape: tuple[int, ...] | None = None,
+    importance: F32 | None = None,
 ) -> Values:
     """Quantize some rows of a tensor to logical arrays, ready for `tensor.from_values`.
 
-    rows   : (n_rows, K) float32; where groups are flat, any run of weights that begins with a group and ends with one or
-             with the tensor, K then being free
-    state  : what `prepare` gave for the whole tensor
-    first  : number of the first weight in the flattened tensor, to name a weight that is not finite
-    shape  : of the whole tensor, likewise; (..., K) if absent
-    returns: "codes", shape of `rows`; every parameter in the shape that its group has for these rows
+    rows       : (n_rows, K) float32; where groups are flat, any run of weights that begins with a group and ends with one or
+                 with the tensor, K then being free
+    state      : what `prepare` gave for the whole tensor
+    first      : number of the first weight in the flattened tensor, to name a weight that is not finite
+    shape      : of the whole tensor, likewise; (..., K) if absent
+    importance : (1 or n_rows, K) float32, how much an error in each column counts; ignored by rules that have no use for it
+    returns    : "codes", shape of `rows`; every parameter in the shape that its group has for these rows
 
     Raises UsageError as `quantize` does, and when `state` is missing where one group covers the whole tensor.
     """
@@ -80,7 +91,33 @@ def encode(
     if state is None and _covers_tensor(form):
         raise UsageError(f"format '{form.name}' has one scale for the whole tensor: give what prepare() found", field="state")
     with np.errstate(all="ignore"):  # what rules do at the ends of the number range is part of their definition
+        if importance is not None and chosen.weighted is not None:
+            return chosen.weighted(rows, form.scheme, importance)
         return chosen.encode(rows, form.scheme, state)
+
+
+def importance_of_rows(importance: F32, shape: tuple[int, ...]) -> Callable[[int, int], F32]:
+    """Give a function from a range of rows to their importance, (1 or n_rows, K) float32.
+
+    importance : float32 [K], or [E, K] for the E matrices of a stack
+    shape      : of the tensor, [..., out, K]
+
+    Raises UsageError where the width is not K, the matrices are not E, or a value is negative or not finite.
+    """
+    n_rows, n_cols = matrix(shape)
+    table = np.atleast_2d(importance)
+    n_matrices = len(table)
+    if table.ndim != 2 or table.shape[1] != n_cols or n_rows % max(1, n_matrices):
+        message = f"importance of shape {importance.shape}, expected {n_cols} columns, for all or for each matrix"
+        raise UsageError(message, field="importance", found=importance.shape, expected=n_cols)
+    if not (np.isfinite(table).all() and (table >= 0).all()):
+        where = int(np.argmax(~(np.isfinite(table) & (table >= 0))))
+        value = float(table.reshape(-1)[where])
+        message = f"importance[{where}] is {value}, expected a finite number of 0 or more"
+        raise UsageError(message, field="importance", found=value)
+    if n_matrices == 1:
+        return lambda first, last: table
+    return lambda first, last: table[np.arange(first, last) * n_matrices // n_rows]
 
 
 def prepare(form: Format, tiles: Iterable[F32]) -> Extremes | None:
