@@ -7,8 +7,9 @@ unless the target names a dense type.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from qconvert.containers.gguf_values import KeyValue
 from qconvert.dialects import ggml
@@ -98,6 +99,12 @@ def make_plan(model: Model, target: Target, progress: Callable[[int], None] | No
         if progress is not None:
             progress(tensor.n_bytes)
     return Plan(target, tuple(items))
+
+
+def is_chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Tell whether globs choose a tensor's name; without any, every name is."""
+    named = not include or any(fnmatchcase(name, glob) for glob in include)
+    return named and not any(fnmatchcase(name, glob) for glob in exclude)
 
 
 def is_float_matrix(tensor: PackedTensor) -> bool:

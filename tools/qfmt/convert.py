@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars
+from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars, split_options
 
 
 @click.command("convert")
@@ -15,6 +15,7 @@ from qfmt.options import compress_option, force_option, json_option, memory_opti
 @click.option("--to", metavar="TARGET", help="What to convert to; by default what the suffix of DST says.")
 @click.option("--allow", type=click.Choice(["exact", "rounded", "requantize"]), default="exact", help="Worst verdict let pass.")
 @click.option("--receipt", type=click.Path(path_type=Path), help="Write verdicts and value digests to this JSON file.")
+@split_options
 @compress_option
 @memory_option
 @force_option
@@ -25,20 +26,24 @@ def command(
     to: str | None,
     allow: str,
     receipt: Path | None,
+    split_max_size: int | None,
+    split_max_tensors: int | None,
     compress: str,
     max_memory: int,
     force: bool,
     as_json: bool,
 ) -> None:
     """Convert SRC to DST, every tensor exactly, or write nothing."""
+    from qconvert.containers.shards import Limits
     from qconvert.conversion import Refused, convert
 
-    from qfmt.verdicts import closing_line, print_notices, print_refused, print_report_json, write_receipt
+    from qfmt.verdicts import print_done, print_refused, print_report_json, write_receipt
 
+    limits = Limits(split_max_size, split_max_tensors)
     try:
         with progress_bars() as progress:
             report = convert(
-                src, dst, to, allow, compress, force, max_memory, progress=progress,
+                src, dst, to, allow, compress, force, max_memory, progress=progress, limits=limits,
                 after=lambda done: write_receipt(receipt, done) if receipt else None,
             )  # fmt: skip
     except Refused as err:
@@ -47,8 +52,4 @@ def command(
         else:
             print_refused(err.report)
         raise
-    print_notices(report)
-    if as_json:
-        print_report_json("convert", report)
-    else:
-        click.echo(closing_line(report, dst, "qfmt verify"))
+    print_done("convert", report, "qfmt verify", as_json)

@@ -20,12 +20,8 @@ def command(src: Path, dst: Path, dtype: str, max_memory: int, force: bool, as_j
     """Decode the packed tensors of SRC and write DST; dense tensors stay as they are."""
     from qconvert.conversion import dequantize
 
-    from qfmt.verdicts import closing_line, print_notices, print_report_json
+    from qfmt.verdicts import print_done
 
     with progress_bars() as progress:
         report = dequantize(src, dst, dtype, force, max_memory, progress=progress)
-    print_notices(report)
-    if as_json:
-        print_report_json("dequantize", report)
-    else:
-        click.echo(closing_line(report, dst, "qfmt inspect"))
+    print_done("dequantize", report, "qfmt inspect", as_json)

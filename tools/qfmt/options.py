@@ -39,6 +39,18 @@ compress_option = click.option(
     "--compress", type=click.Choice(["none", "scales", "all"]), default="none", show_default=True, help="For .qfmt."
 )
 
+_split_options = (
+    click.option("--split-max-size", type=Size(), help="Bytes of tensors in each of several files, e.g. 5GB."),
+    click.option("--split-max-tensors", type=int, metavar="N", help="Tensors in each of several files."),
+)
+
+
+def split_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the limits of what one file may hold: `split_max_size` and `split_max_tensors`."""
+    for option in reversed(_split_options):
+        command = option(command)
+    return command
+
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:

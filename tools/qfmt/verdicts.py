@@ -29,8 +29,20 @@ def print_plan(plan: Plan) -> None:
 def print_report_json(command: str, report: Report, extra: Mapping[str, Any] | None = None) -> None:
     """Print what a conversion did as JSON."""
     sums = {**totals(report.plan), "n_bytes_written": report.n_bytes, "seconds": report.seconds}
-    facts = {"tensors": [describe_item(item) for item in report.plan.items], "totals": sums, **(extra or {})}
-    print_json(command, facts)
+    tensors, files = [describe_item(item) for item in report.plan.items], [str(path) for path in report.paths]
+    print_json(command, {"tensors": tensors, "totals": sums, "files": files, **(extra or {})})
+
+
+def print_done(command: str, report: Report, follow: str, as_json: bool) -> None:
+    """Print what was written, and on standard error what a user should hear.
+
+    follow : the command to type next, to be given what was written
+    """
+    print_notices(report)
+    if as_json:
+        print_report_json(command, report)
+    else:
+        click.echo(closing_line(report, report.paths[0], follow))
 
 
 def print_refused(report: Report) -> None:
@@ -47,7 +59,8 @@ def print_notices(report: Report) -> None:
 
 def closing_line(report: Report, dst: Path, follow: str) -> str:
     """Say in one line what was done, and what to type next."""
-    return f"{counts(report.plan)}; {size(report.n_bytes)} in {report.seconds:.1f} s; next: {follow} {dst}"
+    files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
+    return f"{counts(report.plan)}; {size(report.n_bytes)}{files} in {report.seconds:.1f} s; next: {follow} {dst}"
 
 
 def write_receipt(path: Path, report: Report) -> None:
