@@ -33,7 +33,7 @@ def extreme_blocks(rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
     """Encode Q4_0 and Q5_0: d = m / low, m the first weight of largest magnitude; field = min(top, trunc(x / d + half))."""
     codes, blocks = _blocks(rows, scheme)
     d = extremes(blocks).largest / np.float32(codes.low)
-    fields = _truncate(blocks * _reciprocal(d)[..., None] + np.float32(0.5 - codes.low))
+    fields = _truncate(blocks * reciprocal(d)[..., None] + np.float32(0.5 - codes.low))
     found = np.minimum(fields, codes.high - codes.low) + codes.low
     return {"codes": join(found.astype(np.int8), *rows.shape), "scales": _half(d)}
 
@@ -47,7 +47,7 @@ def affine_blocks(limited: bool, rows: F32, scheme: Scheme, state: Extremes | No
     low = np.take_along_axis(blocks, blocks.argmin(axis=-1)[..., None], axis=-1)
     high = np.take_along_axis(blocks, blocks.argmax(axis=-1)[..., None], axis=-1)
     d = (high - low) / np.float32(codes.high)
-    fields = _truncate((blocks - low) * _reciprocal(d) + np.float32(0.5))
+    fields = _truncate((blocks - low) * reciprocal(d) + np.float32(0.5))
     found = np.minimum(fields, codes.high) if limited else fields & codes.high
     return {"codes": join(found.astype(np.uint8), *rows.shape), "scales": _half(d[..., 0]), "biases": _half(low[..., 0])}
 
@@ -59,7 +59,7 @@ def rounded_blocks(top: int, stray: int, rows: F32, scheme: Scheme, state: Extre
     """
     blocks = split(rows, scheme.param("scales").group)
     d = extremes(blocks).magnitude / np.float32(top)
-    steps = blocks * _reciprocal(d)[..., None]
+    steps = blocks * reciprocal(d)[..., None]
     size = np.abs(steps)
     whole = np.trunc(size)
     rounded = np.copysign(whole + (size - whole >= np.float32(0.5)), steps)
@@ -75,7 +75,7 @@ def wide_blocks(rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
     largest = extremes(blocks).largest
     inverse = np.where(largest == 0, np.float32(0), np.float32(-127) / largest)
     codes = _finite(np.rint(blocks * inverse[..., None]), 0)
-    return {"codes": join(codes, *rows.shape), "scales": _reciprocal(inverse)}
+    return {"codes": join(codes, *rows.shape), "scales": reciprocal(inverse)}
 
 
 def sign_blocks(rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
@@ -109,7 +109,7 @@ def _blocks(rows: F32, scheme: Scheme) -> tuple[Integers, F32]:
     return scheme.alphabet, split(rows, scheme.param("scales").group)
 
 
-def _reciprocal(d: F32) -> F32:
+def reciprocal(d: F32) -> F32:
     """Give 1 / d, and 0 for 0; infinite where d is deep among the subnormals."""
     return np.where(d == 0, np.float32(0), np.float32(1) / np.where(d == 0, np.float32(1), d))
 

@@ -1,0 +1,299 @@
+"""Runs the searches of `search.py`: whole groups side by side, `LANES` of them, so that every loop over lanes is vector code.
+
+Sums are float32, added to weight by weight in order, within a lane. Arrays arrive checked; scratch memory is the caller's,
+its rows beside weights, importance and codes are what a search remembers of each lane.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qformat.kernels.compiled import Kernel, compiled, inlined
+
+F32 = NDArray[np.float32]
+
+LANES = 64  # with 32 weights and as many factors per group 16 KiB, half of a first-level cache
+STATES = 16  # rows of scratch memory beside weights, factors and codes
+ROUNDS = 5  # of stepwise changes at most
+NOTHING = np.float32(1e-15)  # a group whose largest magnitude is below it counts as zeros
+MAGIC = np.float32(3 << 22)  # adding it to |x| < 2**22 leaves the nearest integer, ties to even, in the low bits
+MASK, HALF = np.int32((1 << 23) - 1), np.int32(1 << 22)
+ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(np.nan)
+
+
+@inlined
+def _nearest(value):  # type: ignore[no-untyped-def]  # compiled
+    """Round to an integer; what is no number gives 0, what is beyond 2**22 something, always the same."""
+    return (np.float32(value + MAGIC).view(np.int32) & MASK) - HALF
+
+
+@inlined
+def _level(value, low, high):  # type: ignore[no-untyped-def]  # compiled
+    code = _nearest(value)
+    code = code if code < high else high
+    return np.float32(code if code > low else low)
+
+
+@inlined
+def _load(groups, first, tile):  # type: ignore[no-untyped-def]  # compiled
+    """Lay groups side by side, (n, LANES); zeros stand for groups beyond the last."""
+    for lane in range(LANES):
+        for i in range(tile.shape[0]):
+            tile[i, lane] = groups[first + lane, i] if first + lane < groups.shape[0] else ZERO
+
+
+@inlined
+def _find_peaks(x, peak):  # type: ignore[no-untyped-def]  # compiled
+    peak[:] = ZERO
+    for i in range(x.shape[0]):
+        for lane in range(LANES):
+            peak[lane] = x[i, lane] if abs(x[i, lane]) > abs(peak[lane]) else peak[lane]
+
+
+@inlined
+def _keep_best(first, factor, sum_lx, sum_l2, best, scale, kept):  # type: ignore[no-untyped-def]  # compiled
+    """Keep what explains more of the weighted squares; the first candidate is kept if it explains any."""
+    for lane in range(LANES):
+        square = sum_lx[lane] * sum_lx[lane]
+        better = sum_l2[lane] > ZERO and (first or square > best[lane] * sum_l2[lane])
+        found = sum_lx[lane] / sum_l2[lane]
+        scale[lane] = found if better else scale[lane]
+        best[lane] = found * sum_lx[lane] if better else best[lane]
+        kept[lane] = factor[lane] if better else kept[lane]
+
+
+@inlined
+def _store(first, x, factor, peak, low, high, scale, codes, scales):  # type: ignore[no-untyped-def]  # compiled
+    for lane in range(min(LANES, codes.shape[0] - first)):
+        empty = abs(peak[lane]) < NOTHING
+        scales[first + lane] = ZERO if empty else scale[lane]
+        for i in range(x.shape[0]):
+            codes[first + lane, i] = np.int8(low if empty else _level(factor[lane] * x[i, lane], low, high))
+
+
+@inlined
+def _affine_sums(x, w, top, factor, low, sum_l, sum_l2, sum_lx):  # type: ignore[no-untyped-def]  # compiled
+    sum_l[:], sum_l2[:], sum_lx[:] = ZERO, ZERO, ZERO
+    for i in range(x.shape[0]):
+        for lane in range(LANES):
+            code = _level(factor[lane] * (x[i, lane] - low[lane]), np.int32(0), top)
+            weighted = w[i, lane] * code
+            sum_l[lane] += weighted
+            sum_l2[lane] += weighted * code
+            sum_lx[lane] += weighted * x[i, lane]
+
+
+@inlined
+def _affine_errors(x, w, top, factor, low, scale, bias, absolute, error):  # type: ignore[no-untyped-def]  # compiled
+    error[:] = ZERO
+    for i in range(x.shape[0]):
+        for lane in range(LANES):
+            code = _level(factor[lane] * (x[i, lane] - low[lane]), np.int32(0), top)
+            off = scale[lane] * code + bias[lane] - x[i, lane]
+            error[lane] += w[i, lane] * (abs(off) if absolute else off * off)
+
+
+@compiled
+def affine(groups, weights, top, tries, absolute, scratch, codes, scales, mins):  # type: ignore[no-untyped-def]  # compiled
+    n = groups.shape[1]
+    x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
+    low, high, sum_w, sum_x, sum_l, sum_l2, sum_lx = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
+    factor, scale, bias, error = state[7], state[8], state[9], state[10]
+    best, best_scale, kept_factor, kept_low = state[11], state[12], state[13], state[14]
+    for first in range(0, groups.shape[0], LANES):
+        _load(groups, first, x)
+        _load(weights, first, w)
+        low[:], high[:], sum_w[:], sum_x[:] = x[0], x[0], ZERO, ZERO
+        for i in range(n):
+            for lane in range(LANES):
+                low[lane] = x[i, lane] if x[i, lane] < low[lane] else low[lane]
+                high[lane] = x[i, lane] if x[i, lane] > high[lane] else high[lane]
+                sum_w[lane] += w[i, lane]
+                sum_x[lane] += w[i, lane] * x[i, lane]
+        for lane in range(LANES):
+            low[lane] = ZERO if low[lane] > ZERO else low[lane]
+            kept_low[lane] = low[lane]
+            kept_factor[lane] = np.float32(top) / (high[lane] - low[lane])
+            best_scale[lane] = ONE / kept_factor[lane] if high[lane] > low[lane] else ZERO
+        _affine_errors(x, w, top, kept_factor, low, best_scale, low, absolute, best)
+        for steps in tries:
+            for lane in range(LANES):
+                factor[lane] = steps / (high[lane] - low[lane])
+            _affine_sums(x, w, top, factor, low, sum_l, sum_l2, sum_lx)
+            for lane in range(LANES):
+                spread = sum_w[lane] * sum_l2[lane] - sum_l[lane] * sum_l[lane]
+                slope = (sum_w[lane] * sum_lx[lane] - sum_x[lane] * sum_l[lane]) / spread
+                at = (sum_l2[lane] * sum_x[lane] - sum_l[lane] * sum_lx[lane]) / spread
+                slope = sum_lx[lane] / sum_l2[lane] if at > ZERO else slope
+                scale[lane] = slope if spread > ZERO else NAN  # and so its error, which is never the least
+                bias[lane] = ZERO if at > ZERO else at
+            _affine_errors(x, w, top, factor, low, scale, bias, absolute, error)
+            for lane in range(LANES):
+                better = error[lane] < best[lane]
+                best[lane] = error[lane] if better else best[lane]
+                best_scale[lane] = scale[lane] if better else best_scale[lane]
+                kept_factor[lane] = factor[lane] if better else kept_factor[lane]
+                kept_low[lane] = low[lane] if better else kept_low[lane]
+                low[lane] = bias[lane] if better else low[lane]  # the next candidate divides the range from here
+        for lane in range(min(LANES, groups.shape[0] - first)):
+            scales[first + lane], mins[first + lane] = best_scale[lane], -low[lane]
+            for i in range(n):
+                value = kept_factor[lane] * (x[i, lane] - kept_low[lane])
+                codes[first + lane, i] = np.int8(_level(value, np.int32(0), top))
+
+
+@compiled
+def signed(groups, weights, low, high, tries, scratch, codes, scales):  # type: ignore[no-untyped-def]  # compiled
+    n = groups.shape[1]
+    x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
+    peak, factor, sum_lx, sum_l2, best, scale, kept = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
+    for first in range(0, groups.shape[0], LANES):
+        _load(groups, first, x)
+        _load(weights, first, w)
+        _find_peaks(x, peak)
+        best[:], scale[:], kept[:] = ZERO, ZERO, tries[0] / peak
+        for number in range(tries.size):
+            factor[:] = tries[number] / peak
+            sum_lx[:], sum_l2[:] = ZERO, ZERO
+            for i in range(n):
+                for lane in range(LANES):
+                    code = _level(factor[lane] * x[i, lane], low, high)
+                    sum_lx[lane] += w[i, lane] * x[i, lane] * code
+                    sum_l2[lane] += w[i, lane] * code * code
+            _keep_best(number == 0, factor, sum_lx, sum_l2, best, scale, kept)
+        _store(first, x, kept, peak, low, high, scale, codes, scales)
+
+
+@inlined
+def _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2):  # type: ignore[no-untyped-def]  # compiled
+    """Try each code anew, the scale being free; give the number of codes changed."""
+    n_changed = np.int32(0)
+    for i in range(x.shape[0]):
+        for lane in range(LANES):
+            product, old = w[i, lane] * x[i, lane], level[i, lane]
+            others_lx, others_l2 = sum_lx[lane] - product * old, sum_l2[lane] - w[i, lane] * old * old
+            code = _level(x[i, lane] * others_l2 / others_lx, low, high)
+            new_lx, new_l2 = others_lx + product * code, others_l2 + w[i, lane] * code * code
+            gains = new_lx * new_lx * sum_l2[lane] > sum_lx[lane] * sum_lx[lane] * new_l2
+            better = (others_lx > ZERO) & (others_l2 > floor) & (code != old) & (new_l2 > ZERO) & gains
+            level[i, lane] = code if better else old
+            sum_lx[lane] = new_lx if better else sum_lx[lane]
+            sum_l2[lane] = new_l2 if better else sum_l2[lane]
+            n_changed += np.int32(better)
+    return n_changed
+
+
+@compiled
+def stepwise(groups, weights, low, high, tries, floor, scratch, codes, scales):  # type: ignore[no-untyped-def]  # compiled
+    n = groups.shape[1]
+    x, w, level, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n : 3 * n], scratch[3 * n :]
+    peak, factor, error, best, kept, sum_lx, sum_l2 = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
+    for first in range(0, groups.shape[0], LANES):
+        _load(groups, first, x)
+        _load(weights, first, w)
+        _find_peaks(x, peak)
+        kept[:] = tries[0] / peak
+        for number in range(tries.size if tries.size > 1 else 0):
+            error[:], factor[:] = ZERO, tries[number] / peak
+            for i in range(n):
+                for lane in range(LANES):
+                    off = x[i, lane] - ONE / factor[lane] * _level(factor[lane] * x[i, lane], low, high)
+                    error[lane] += w[i, lane] * off * off
+            for lane in range(LANES):
+                better = number == 0 or error[lane] < best[lane]
+                best[lane] = error[lane] if better else best[lane]
+                kept[lane] = factor[lane] if better else kept[lane]
+        sum_lx[:], sum_l2[:] = ZERO, ZERO
+        for i in range(n):
+            for lane in range(LANES):
+                level[i, lane] = _level(kept[lane] * x[i, lane], low, high)
+                sum_lx[lane] += w[i, lane] * x[i, lane] * level[i, lane]
+                sum_l2[lane] += w[i, lane] * level[i, lane] * level[i, lane]
+        for _ in range(ROUNDS):
+            if _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2) == 0:
+                break
+        for lane in range(min(LANES, groups.shape[0] - first)):
+            empty = abs(peak[lane]) < NOTHING
+            scales[first + lane] = ZERO if empty or not sum_l2[lane] > ZERO else sum_lx[lane] / sum_l2[lane]
+            for i in range(n):
+                codes[first + lane, i] = np.int8(low if empty else level[i, lane])
+
+
+@compiled
+def recode(groups, scales, mins, low, high, codes):  # type: ignore[no-untyped-def]  # compiled
+    for group in range(groups.shape[0]):
+        scale, least = scales[group], mins[group]
+        if scale != ZERO:
+            for i in range(groups.shape[1]):
+                codes[group, i] = np.int8(_level((groups[group, i] + least) / scale, low, high))
+
+
+@compiled
+def running_sums(values, sums):  # type: ignore[no-untyped-def]  # compiled
+    whole = values.shape[0] // 8 * 8
+    for first in range(0, whole, 8):  # eight sums at a time, as each must wait for its own last one
+        for i in range(values.shape[1]):
+            for lane in range(8):
+                sums[first + lane] += values[first + lane, i]
+    for row in range(whole, values.shape[0]):
+        for i in range(values.shape[1]):
+            sums[row] += values[row, i]
+
+
+def _constants(levels: tuple[float, ...]) -> tuple[F32, F32]:
+    """Give levels, and the point between each two from which on the upper one is nearest."""
+    values = np.array(levels, np.float32)
+    return values, (values[1:] + values[:-1]) / np.float32(2)
+
+
+@lru_cache(maxsize=8)
+def level_fitter(levels: tuple[float, ...]) -> Kernel:
+    values, between = _constants(levels)
+    n_between = len(levels) - 1
+
+    def run(groups, weights, tries, scratch, scales):  # type: ignore[no-untyped-def]  # compiled
+        n = groups.shape[1]
+        x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
+        peak, factor, sum_lx, sum_l2, best, scale, kept = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
+        for first in range(0, groups.shape[0], LANES):
+            _load(groups, first, x)
+            _load(weights, first, w)
+            _find_peaks(x, peak)
+            best[:], scale[:] = ZERO, ZERO
+            for number in range(tries.size + 1):
+                for lane in range(LANES):
+                    # The first one is a reciprocal of a rounded scale, the others are quotients.
+                    factor[lane] = tries[number - 1] / peak[lane] if number else ONE / (-peak[lane] / values[0])
+                sum_lx[:], sum_l2[:] = ZERO, ZERO
+                for i in range(n):
+                    for lane in range(LANES):
+                        scaled, level = factor[lane] * x[i, lane], values[0]
+                        for k in range(n_between):
+                            level = level if scaled < between[k] else values[k + 1]
+                        weighted = w[i, lane] * level
+                        sum_lx[lane] += weighted * x[i, lane]
+                        sum_l2[lane] += weighted * level
+                _keep_best(number == 0, factor, sum_lx, sum_l2, best, scale, kept)
+            for lane in range(min(LANES, groups.shape[0] - first)):
+                scales[first + lane] = ZERO if abs(peak[lane]) < NOTHING else scale[lane]
+
+    return compiled(run)
+
+
+@lru_cache(maxsize=8)
+def level_finder(levels: tuple[float, ...]) -> Kernel:
+    _, between = _constants(levels)
+    n_between = len(levels) - 1
+
+    def run(groups, factors, codes):  # type: ignore[no-untyped-def]  # compiled
+        for group in range(groups.shape[0]):
+            for i in range(groups.shape[1]):
+                scaled, code = factors[group] * groups[group, i], np.uint8(0)
+                for k in range(n_between):
+                    code = code if scaled < between[k] else np.uint8(k + 1)
+                codes[group, i] = code
+
+    return compiled(run)

@@ -1,0 +1,112 @@
+"""Searches scales for groups of weights: candidates are tried in order, the first of the best stays.
+
+Every sum is a float32 added to weight by weight, as its definition says, so a group cannot be cut into vector lanes.
+Whole groups can: `LANES` of them lie side by side, each lane a group, and every loop over lanes becomes vector code.
+It knows neither formats nor where weights of importance come from.
+
+Source: ggml-org/ggml at d99724f2: src/ggml-quants.c, make_qkx2_quants, make_qkx3_quants (affine), make_qx_quants (signed),
+make_q3_quants, make_qp_quants (stepwise), quantize_row_iq4_nl_impl (table).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qformat.kernels import lanes
+
+F32 = NDArray[np.float32]
+Codes = NDArray[np.int8]
+
+
+def fit_affine(groups: F32, weights: F32, top: int, tries: F32, absolute: bool) -> tuple[Codes, F32, F32]:
+    """Fit x = scale * code - min to each group, 0 <= code <= top and min >= 0.
+
+    groups  : (n_groups, n) float32, C order, n <= 32
+    weights : same shape, >= 0: what an error counts
+    tries   : float32; a candidate divides the range of a group, from its present min, into so many steps, and then takes
+              scale and min from the weighted least squares of the codes that result
+    absolute: whether errors count by magnitude, not by square
+    returns : codes (n_groups, n) int8, scales and mins (n_groups,) float32; a group of one value, 0 or less, has scale 0
+    """
+    codes, scales = _results(groups)
+    mins = np.empty_like(scales)
+    lanes.affine(groups, weights, np.int32(top), tries, absolute, _scratch(groups), codes, scales, mins)
+    return codes, scales, mins
+
+
+def fit_signed(groups: F32, weights: F32, low: int, high: int, tries: F32) -> tuple[Codes, F32]:
+    """Fit x = scale * code to each group, low <= code <= high.
+
+    tries   : float32; a candidate gives the first weight of largest magnitude so many steps
+    returns : codes (n_groups, n) int8, scales (n_groups,) float32; a group of zeros has scale 0 and `low` for codes
+
+    Other arrays are those of `fit_affine`.
+    """
+    codes, scales = _results(groups)
+    lanes.signed(groups, weights, np.int32(low), np.int32(high), tries, _scratch(groups), codes, scales)
+    return codes, scales
+
+
+def fit_stepwise(groups: F32, weights: F32, low: int, high: int, tries: F32, floor: float) -> tuple[Codes, F32]:
+    """Fit as `fit_signed` does, but choose the candidate by its error and then change single codes while that helps.
+
+    floor : a code is changed only if the weighted squares of all others sum to more than this
+
+    >>> fit_stepwise(np.array([[1, 2, 4]], np.float32), np.ones((1, 3), np.float32), 0, 8, np.float32([8]), 0)
+    (array([[2, 4, 8]], dtype=int8), array([0.5], dtype=float32))
+    """
+    codes, scales = _results(groups)
+    lanes.stepwise(groups, weights, np.int32(low), np.int32(high), tries, np.float32(floor), _scratch(groups), codes, scales)
+    return codes, scales
+
+
+def fit_levels(groups: F32, weights: F32, levels: tuple[float, ...], tries: F32) -> F32:
+    """Fit x = scale * levels[code] to each group.
+
+    levels : ascending
+    tries  : float32; a candidate puts the first weight of largest magnitude there; before them, on the first level
+    returns: scales (n_groups,) float32, 0 for a group of zeros
+
+    Other arrays are those of `fit_affine`.
+    """
+    _, scales = _results(groups)
+    lanes.level_fitter(levels)(groups, weights, tries, _scratch(groups), scales)
+    return scales
+
+
+def nearest_levels(groups: F32, factors: F32, levels: tuple[float, ...]) -> NDArray[np.uint8]:
+    """Give the index of the level nearest to x * factor, ties upwards.
+
+    groups : (n_groups, n) float32, C order
+    factors: (n_groups,) float32
+    returns: (n_groups, n) uint8
+    """
+    codes = np.empty(groups.shape, np.uint8)
+    lanes.level_finder(levels)(groups, factors, codes)
+    return codes
+
+
+def recode(groups: F32, scales: F32, mins: F32, low: int, high: int, codes: Codes) -> None:
+    """Choose codes anew for given scales: (x + min) / scale, nearest, ties to even, limited; none where the scale is 0.
+
+    groups      : (n_groups, n) float32, C order
+    scales, mins: (n_groups,) float32
+    codes       : (n_groups, n) int8, changed
+    """
+    lanes.recode(groups, scales, mins, np.int32(low), np.int32(high), codes)
+
+
+def running_sums(values: F32) -> F32:
+    """Add up each row from its left end, rounding every sum to float32: (n_rows, n) to (n_rows,)."""
+    sums = np.zeros(values.shape[0], np.float32)
+    lanes.running_sums(values, sums)
+    return sums
+
+
+def _results(groups: F32) -> tuple[Codes, F32]:
+    return np.empty(groups.shape, np.int8), np.empty(groups.shape[0], np.float32)
+
+
+def _scratch(groups: F32) -> F32:
+    return np.empty((3 * groups.shape[1] + lanes.STATES, lanes.LANES), np.float32)
