@@ -120,6 +120,12 @@ class Part:
             view[...] = values.reshape(view.shape)
         return out[first - low * per : last - low * per]
 
+    def ordered(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Give stored bytes [start, stop) in little-endian order; of a swapped part, whole blocks that lie together."""
+        data = self.source.read(start, stop)
+        layout = self.form.layout
+        return data.reshape(-1, layout.n_bytes)[:, list(layout.swap)].reshape(-1) if self.swapped else data
+
     @property
     def has_spare_bits(self) -> bool:
         """Whether there are bits that no value depends on: fields that hold nothing, blocks filled up at an end."""

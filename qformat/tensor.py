@@ -159,8 +159,7 @@ class PackedTensor:
         for part in self.parts:
             if part.has_spare_bits:
                 values = {holds: part.read(holds) for holds in part.form.layout.holds}
-                stored = part.blocks().reshape(-1) if part.swapped else part.source.read(0, part.source.n_bytes)
-                rest = build(part.form, part.bound.dims, values) ^ stored
+                rest = build(part.form, part.bound.dims, values) ^ part.ordered(0, part.source.n_bytes)
                 if rest.any():
                     found[part.form.role] = rest
         return found

@@ -10,8 +10,8 @@ import numpy as np
 
 from qconvert.digest import canonical, plain_values
 from qconvert.planning import Item, Plan
-from qconvert.run import UNIT_BYTES, Progress, producer, row_ranges
-from qconvert.verdict import EXACT, SAME_BYTES
+from qconvert.run import Progress, byte_ranges, producer, row_ranges
+from qconvert.verdict import EXACT, same_parts
 from qformat.errors import NotExact
 from qformat.model import Model
 from qformat.tensor import PackedTensor
@@ -31,7 +31,7 @@ def prove(plan: Plan, written: Model, progress: Progress) -> None:
         found = written[item.name]
         if found.shape != item.tensor.shape:
             raise NotExact(f"shape {found.shape}, expected {item.tensor.shape}", path=written.path, tensor=item.name)
-        if item.verdict.verdict == SAME_BYTES:
+        if same_parts(item.tensor, item.form):
             _same_bytes(item, found)
         elif item.verdict.verdict == EXACT:
             _same_values(item, found)
@@ -46,9 +46,8 @@ def _same_bytes(item: Item, found: PackedTensor) -> None:
         other = theirs.get(part.form.role)
         if other is None or other.source.n_bytes != part.source.n_bytes:
             raise NotExact(f"'{part.form.role}' is not as long as its source", tensor=item.name)
-        for start in range(0, part.source.n_bytes, UNIT_BYTES):
-            stop = min(start + UNIT_BYTES, part.source.n_bytes)
-            mine, copy = part.source.read(start, stop), other.source.read(start, stop)
+        for start, stop in byte_ranges(part):
+            mine, copy = part.ordered(start, stop), other.source.read(start, stop)
             if not np.array_equal(mine, copy):
                 where = start + int(np.argmax(mine != copy))
                 raise NotExact(

@@ -20,7 +20,7 @@ from qconvert.exact import Recast
 from qconvert.planning import Item
 from qconvert.requantize import Requantizer
 from qconvert.sinks import Sink
-from qconvert.verdict import REQUANTIZE, ROUNDED, SAME_BYTES
+from qconvert.verdict import REQUANTIZE, ROUNDED, same_parts
 from qformat.arrays import Part
 from qformat.formats import Format, matrix
 from qformat.scheme import Flat, Grid
@@ -72,10 +72,10 @@ def write_items(items: tuple[Item, ...], sink: Sink, executor: Executor, max_mem
 
 def units(number: int, item: Item) -> Iterator[Unit]:
     """Cut one tensor's conversion into units, in the order in which their bytes lie."""
-    if item.verdict.verdict == SAME_BYTES:
+    if same_parts(item.tensor, item.form):
         for part in item.tensor.parts:
-            for start in range(0, part.source.n_bytes, UNIT_BYTES):
-                yield partial(_copy, number, part, start, min(start + UNIT_BYTES, part.source.n_bytes))
+            for start, stop in byte_ranges(part):
+                yield partial(_copy, number, part, start, stop)
         return
     produce = producer(item)
     for first, last in row_ranges(item.tensor, item.form):
@@ -92,6 +92,13 @@ def producer(item: Item) -> Producer:
         return lambda first, last: placed(tensor, form, first, last, requantizer.values(first, last))
     recast, rounding = Recast(tensor, form), item.verdict.verdict == ROUNDED
     return lambda first, last: placed(tensor, form, first, last, recast.derive(first, last, rounding).values)
+
+
+def byte_ranges(part: Part) -> Iterator[tuple[int, int]]:
+    """Cut the stored bytes of a part between blocks."""
+    step = max(1, UNIT_BYTES // part.form.layout.n_bytes) * part.form.layout.n_bytes
+    for start in range(0, part.source.n_bytes, step):
+        yield start, min(start + step, part.source.n_bytes)
 
 
 def row_ranges(tensor: PackedTensor, form: Format) -> Iterator[tuple[int, int]]:
@@ -127,7 +134,7 @@ def placed(
 
 
 def _copy(number: int, part: Part, start: int, stop: int) -> list[Piece]:
-    return [Piece(number, part.form.role, start, part.source.read(start, stop))]
+    return [Piece(number, part.form.role, start, part.ordered(start, stop))]
 
 
 def _make(number: int, produce: Producer, first: int, last: int) -> list[Piece]:

@@ -53,7 +53,11 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
     returns: same-bytes, exact, rounded, or refused with the first offender
     """
     if same_parts(tensor, form):
-        return Verdict(SAME_BYTES, "blocks copied")
+        if not any(part.swapped for part in tensor.parts):
+            return Verdict(SAME_BYTES, "blocks copied")
+        if not isinstance(form.scheme.alphabet, Opaque):
+            return Verdict(EXACT, "blocks copied, byte order changed")
+        return Verdict(REFUSED, f"the words of a {form.name} block are not known, so their byte order stays", field="scheme")
     if isinstance(form.scheme.alphabet, Plain):
         return _judge_dense(tensor, form.scheme.alphabet.dtype)
     if isinstance(tensor.scheme.alphabet, Plain | Opaque) or isinstance(form.scheme.alphabet, Opaque):
@@ -71,11 +75,11 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
 
 
 def same_parts(tensor: PackedTensor, form: Format) -> bool:
-    """Tell whether a tensor already lies in a format's byte arrays, meaning the same, in this byte order."""
+    """Tell whether a tensor already lies in a format's byte arrays, meaning the same, in whatever byte order."""
     mine = {part.form.role: (part.form.layout.parts, part.form.layout.n_bytes, part.form.tiling) for part in tensor.parts}
     theirs = {part.role: (part.layout.parts, part.layout.n_bytes, part.tiling) for part in form.parts}
     meaning = [(s.alphabet, s.params, s.steps, s.input_scale) for s in (tensor.scheme, form.scheme)]
-    return mine == theirs and meaning[0] == meaning[1] and not any(part.swapped for part in tensor.parts)
+    return mine == theirs and meaning[0] == meaning[1]
 
 
 def row_multiple(form: Format) -> int:

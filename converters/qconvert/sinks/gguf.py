@@ -17,7 +17,7 @@ from qconvert.containers.shards import Limits, divide
 from qconvert.dialects import ggml
 from qconvert.opening import gguf_header
 from qconvert.planning import Item
-from qconvert.sinks.placed import PlacedSink, PlannedFile
+from qconvert.sinks.placed import Home, PlacedSink, PlannedFile
 from qconvert.verdict import SAME_BYTES
 from qformat import store
 from qformat.errors import NotExact, UsageError
@@ -43,15 +43,16 @@ def gguf_sink(
 
     Source of what a part holds: ggml-org/llama.cpp: gguf-py/gguf/gguf_writer.py (add_shard_kv_data).
     """
-    tensors = [(item.name, tuple(reversed(item.tensor.shape)), gguf_type(item), item.n_bytes) for item in items]
-    numbers = divide([item.n_bytes for item in items], limits)
+    homes = [((number, role), tensor) for number, item in enumerate(items) for role, tensor in tensors_of(item).items()]
+    tensors = [tensor for _, tensor in homes]
+    numbers = divide([n_bytes for _, _, _, n_bytes in tensors], limits)
     names = part_names(path, len(numbers)) if limits.are_set else ()
     unchanged = not said and all(item.verdict.verdict == SAME_BYTES for item in items)
     pairs = list(({pair.key: pair for pair in pairs_of(model)} | {pair.key: pair for pair in said}).values())
     plans = plan_parts(pairs, tensors, numbers) if names else [plan_one(model, pairs, tensors, unchanged)]
     files = [
-        PlannedFile(name, partial(write_gguf, plan=plan), range(len(plan.tensors)))
-        for name, plan in zip(names or (path.name,), plans, strict=True)
+        PlannedFile(name, partial(write_gguf, plan=plan), keys(plan, homes[members.start : members.stop]))
+        for name, plan, members in zip(names or (path.name,), plans, numbers, strict=True)
     ]
     for file in files:
         check(path.with_name(file.name))
@@ -72,9 +73,9 @@ def part_names(path: Path, count: int) -> tuple[str, ...]:
 def plan_one(model: Model, pairs: Sequence[KeyValue], tensors: Sequence[PlannedTensor], unchanged: bool) -> Plan:
     """Plan one file: by the very header of the source where nothing changes, else by key-values and new records."""
     header, recipe = gguf_header(model), model.recipe
-    if header is not None and recipe is not None and unchanged:
+    if header is not None and recipe is not None and unchanged and header.byte_order == "<":
         records = [(info.name, tuple(info.dims), info.type_id, info.n_bytes) for info in header.tensors.values()]
-        if records == tensors:
+        if sorted(records) == sorted(tensors):  # a second scale need not follow its weight
             return plan_from_recipe(Recipe(dict(recipe.facts), recipe.header))
     return plan_gguf(pairs, tensors)
 
@@ -96,17 +97,21 @@ def pairs_of(model: Model) -> list[KeyValue]:
     return key_values(model.metadata) if header is None else without_split(header.key_values.values())
 
 
-def gguf_type(item: Item) -> int:
-    """Give the type id of a tensor. Raises NotExact where GGUF cannot hold it."""
-    type_id = ggml.type_of(item.form)
-    if type_id is None:
-        raise NotExact(f"gguf has no type for {item.form.name}", tensor=item.name, field="type")
+def tensors_of(item: Item) -> dict[str, PlannedTensor]:
+    """Give the tensors that an item is in the file, by the role of its parts. Raises NotExact where GGUF cannot hold it."""
     n_name, rank = len(item.name.encode()), len(item.tensor.shape)
+    found = ggml.unbind(item.name, item.form, item.tensor.shape, item.part_bytes())
     if n_name > MAX_NAME:
         raise NotExact(f"name of {n_name} bytes, gguf holds at most {MAX_NAME}", tensor=item.name, field="name")
     if rank > MAX_RANK:
         raise NotExact(f"{rank} dimensions, gguf holds at most {MAX_RANK}", tensor=item.name, field="shape")
-    return type_id
+    return found
+
+
+def keys(plan: Plan, homes: Sequence[tuple[Home, PlannedTensor]]) -> dict[Home, int]:
+    """Find the number, in a file's plan, of each part of a tensor."""
+    numbers = {info.name: number for number, info in enumerate(plan.tensors)}
+    return {home: numbers[name] for home, (name, *_) in homes}
 
 
 def key_values(metadata: Mapping[str, Any]) -> list[KeyValue]:
