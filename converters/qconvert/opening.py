@@ -14,7 +14,7 @@ from qconvert.containers.checkpoint import open_checkpoint, resolve
 from qconvert.containers.gguf_header import Header, parse_header
 from qconvert.containers.gguf_split import open_parts
 from qconvert.dialects import ggml
-from qformat.arrays import View
+from qformat.arrays import ByteSource, View
 from qformat.errors import FileError
 from qformat.formats.dense import dense
 from qformat.model import Model, Oddity, Recipe
@@ -55,14 +55,16 @@ def open_qfmt(path: Path, verify: bool) -> Model:
 def open_gguf_model(path: Path) -> Model:
     """Open a GGUF file; of a split one, all parts."""
     file = open_parts(path)
+    weights = ggml.bind(file.tensors)
 
     def load(name: str) -> PackedTensor:
-        info = file.tensors[name]
-        form = ggml.format_of(info.type_id)
-        data = View(file.data(name))
-        shape = tuple(reversed(info.dims))
+        infos = weights[name]
+        form = ggml.format_of(infos)
+        data: dict[str, ByteSource] = {
+            part.role: View(file.data(info.name)) for part, info in zip(form.parts, infos, strict=True)
+        }
         dtype = form.name if form.scheme.is_dense else ""
-        return assemble(form, shape, {form.parts[0].role: data}, dtype, swapped=file.byte_order == ">")
+        return assemble(form, infos[0].shape, data, dtype, swapped=file.byte_order == ">")
 
     def read_recipe() -> Recipe:
         recipe = file.recipe()
@@ -72,7 +74,7 @@ def open_gguf_model(path: Path) -> Model:
         path=path,
         container="gguf",
         files=tuple(part.path for part in file.files),
-        names=file.tensors,
+        names=weights,
         load=load,
         read_metadata=lambda: file.metadata,
         dialects=("gguf",),

@@ -3,9 +3,9 @@
 Source: ggml-org/ggml at d99724f2: src/ggml-common.h (block_q4_0 ... block_nvfp4), src/ggml-quants.c (dequantize_row_*).
 """
 
-from qformat.formats.form import Format, PartForm
+from qformat.formats.form import Format, PartForm, parameter
 from qformat.layout import Bits, Field, Layout, Plane
-from qformat.scheme import Grid, Integers, Levels, Op, Param, Ref, Scheme, Step, levels
+from qformat.scheme import Apply, Grid, Integers, Levels, Op, Param, Ref, Scheme, Step, levels
 
 HALVES = "h=2 j=16 -> j h"  # byte j holds element j in its low nibble and element j + 16 in its high one
 GROUP = Grid(1, 32)
@@ -79,5 +79,14 @@ NVFP4 = _format(
     ),
     Scheme("nvfp4", WITHOUT_MINUS_ZERO, (Param("scales", "float8_ue4m3", Grid(1, 16)),), SCALED),
 )  # fmt: skip
+
+
+def nvfp4_scaled(rows: int) -> Format:
+    """Make NVFP4 with a second scale, multiplied into the first: one float32 for every `rows` rows, for all where 0."""
+    both = Param("global_scale", "float32", Grid(rows, 0))
+    product = Apply(Op.MUL, Ref("scales"), Ref(both.name))
+    scheme = Scheme("nvfp4", WITHOUT_MINUS_ZERO, (*NVFP4.scheme.params, both), (Step(Op.MUL, product),))
+    return Format("nvfp4", scheme, (*NVFP4.parts, parameter(both, 4)))
+
 
 ALL = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, IQ4_NL, MXFP4, NVFP4)

@@ -1,25 +1,79 @@
-"""GGUF's tensor types and our formats: which type id a format is, and which format a type id is.
+"""GGUF's tensors and our formats: which type id a format is, which format a type id is, which tensors are one weight.
 
-Types younger than the catalogue are opaque: their blocks are listed and copied.
+Types younger than the catalogue are opaque: their blocks are listed and copied. The second scale of an NVFP4 weight is a
+tensor of its own in the file: of `<module>.weight` it is `<module>.scale`, one F32, or one for each expert of a stack.
+
+Source: ggml-org/llama.cpp: conversion of ModelOpt's NVFP4 in convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import cache
 
+from qconvert.containers.gguf_plan import PlannedTensor
+from qconvert.containers.gguf_tensors import TensorInfo
 from qconvert.containers.gguf_types import GGML_TYPES, type_name
 from qconvert.targets import GGUF_DENSE
-from qformat.formats import GGUF, Format, PartForm
+from qformat.errors import NotExact
+from qformat.formats import GGUF, Format, PartForm, matrix
 from qformat.formats.dense import dense
+from qformat.formats.gguf import NVFP4, nvfp4_scaled
 from qformat.layout import Field, Layout
-from qformat.scheme import Opaque, Scheme
+from qformat.scheme import Grid, Opaque, Scheme
 from qformat.tiling import FLAT
 
 BLOCKS = "blocks"
+WEIGHT, SCALE = ".weight", ".scale"
+RANK_OF_STACK = 3
+
+
+def bind(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[TensorInfo, ...]]:
+    """Find what each weight of a file is made of: its tensor, and that of its second scale where there is one.
+
+    returns: by name of the weight, in the file's order; whatever is no second scale of an NVFP4 weight stands by itself
+    """
+    found: dict[str, tuple[TensorInfo, ...]] = {name: (info,) for name, info in tensors.items()}
+    for name, info in tensors.items():
+        scale = tensors.get(_scale_name(name)) if info.type_name == NVFP4.name and name.endswith(WEIGHT) else None
+        if scale is not None and scale.type_name == "f32" and scale.dims == _scale_dims(info.shape):
+            found[name] = (info, *found.pop(scale.name))
+    return found
+
+
+def unbind(name: str, form: Format, shape: tuple[int, ...], n_bytes: Mapping[str, int]) -> dict[str, PlannedTensor]:
+    """Give the tensors of a file that hold a weight, by the role of the part that each is.
+
+    n_bytes: of each part, by role
+
+    Raises NotExact where GGUF has no tensor type for the format, or no place for a second scale.
+    """
+    type_id = type_of(form)
+    if type_id is None:
+        raise NotExact(f"gguf has no type for {form.name}", tensor=name, field="type")
+    blocks, *scale = (part.role for part in form.parts)
+    found: dict[str, PlannedTensor] = {blocks: (name, shape[::-1], type_id, n_bytes[blocks])}
+    for role in scale:
+        dims = _scale_dims(shape)
+        if dims is None or form.scheme != _with_scale(shape).scheme:
+            counts = form.scheme.param(role).group.counts(*matrix(shape))
+            message = f"{math.prod(counts)} values for shape {list(shape)}, gguf holds one for a matrix, or for each of a stack"
+            raise NotExact(message, tensor=name, field=role)
+        if not name.endswith(WEIGHT):
+            raise NotExact(f"gguf holds it in '<module>{SCALE}' beside '<module>{WEIGHT}' alone", tensor=name, field=role)
+        found[role] = (_scale_name(name), dims, _ids()["f32"], n_bytes[role])
+    return found
+
+
+def format_of(infos: tuple[TensorInfo, ...]) -> Format:
+    """Give the format of a weight that is made of these tensors."""
+    weight, *scale = infos
+    return _with_scale(weight.shape) if scale else format_of_type(weight.type_id)
 
 
 @cache
-def format_of(type_id: int) -> Format:
+def format_of_type(type_id: int) -> Format:
     """Give the format of a tensor type; an opaque one for types without a layout of their own."""
     name = type_name(type_id)
     if name in GGUF_DENSE:
@@ -32,14 +86,39 @@ def format_of(type_id: int) -> Format:
 
 
 def type_of(form: Format) -> int | None:
-    """Give the tensor type of a format; None where GGUF has none."""
+    """Give the tensor type of a format, of its blocks where it has a second scale; None where GGUF has none."""
     name = form.parts[0].layout.name
     short = {element: kind for kind, element in GGUF_DENSE.items()}
     if form.scheme.is_dense:
         name = short.get(name, "")
-    elif len(form.parts) != 1 or form.parts[0].role != BLOCKS:
+    elif form.parts[0].role != BLOCKS or not (len(form.parts) == 1 or _has_scale(form)):
         return None
     return _ids().get(name)
+
+
+def _has_scale(form: Format) -> bool:
+    """Tell whether a format is NVFP4 with a second scale."""
+    group = form.scheme.params[-1].group
+    if not isinstance(group, Grid):
+        return False
+    scaled = nvfp4_scaled(group.rows)
+    return (form.scheme, form.parts) == (scaled.scheme, scaled.parts)
+
+
+def _with_scale(shape: tuple[int, ...]) -> Format:
+    """Give NVFP4 with a second scale for a matrix, or for each of a stack."""
+    return nvfp4_scaled(shape[1] if len(shape) == RANK_OF_STACK else 0)
+
+
+def _scale_dims(shape: tuple[int, ...]) -> tuple[int] | None:
+    """Give the dimensions of the second scale's tensor; None for a shape that can have none."""
+    if len(shape) > RANK_OF_STACK or not all(shape):
+        return None
+    return (shape[0],) if len(shape) == RANK_OF_STACK else (1,)
+
+
+def _scale_name(weight: str) -> str:
+    return weight.removesuffix(WEIGHT) + SCALE
 
 
 @cache

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,20 @@ from qconvert.containers.places import PlacedWriter
 from qformat.errors import QFormatError
 from qformat.file.hidden import Hidden, explain, sync
 
+Home: TypeAlias = tuple[int, str]  # number of a tensor in the plan, and the role of one of its parts
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
     """One file of a conversion.
 
     make : begins it at a path
-    keys : what its writer calls each of its tensors, in the order of the plan
+    keys : what its writer calls each part of a tensor that it holds
     """
 
     name: str
     make: Callable[[Path], PlacedWriter[Any, Any]]
-    keys: Sequence[Any]
+    keys: Mapping[Home, Any]
 
 
 class PlacedSink:
@@ -41,7 +43,7 @@ class PlacedSink:
 
     def __init__(self, hidden: Hidden, files: Sequence[PlannedFile], beside: Mapping[str, bytes]) -> None:
         self.hidden, self.files, self.beside = hidden, files, beside
-        self.homes = [(number, key) for number, file in enumerate(files) for key in file.keys]
+        self.homes = {home: (number, key) for number, file in enumerate(files) for home, key in file.keys.items()}
         self.current = 0
         try:
             self.writer = files[0].make(hidden.at(files[0].name))
@@ -50,8 +52,8 @@ class PlacedSink:
             raise
 
     def write(self, tensor: int, role: str, byte_offset: int, data: NDArray[np.uint8]) -> None:
-        """Take bytes of a tensor, whose one part is its data."""
-        number, key = self.homes[tensor]
+        """Take bytes of a part of a tensor."""
+        number, key = self.homes[tensor, role]
         self.go_to(number)
         self.writer.write(key, byte_offset, data.data)
 

@@ -30,14 +30,16 @@ def safetensors_sink(
     is_file = path.suffix.lower() == ".safetensors"
     stem = path.stem if is_file else STEM
     shards = plan_shards([(item.name, item.n_bytes) for item in items], limits, stem)
-    by_name = {item.name: item for item in items}
+    by_name = {item.name: (number, item) for number, item in enumerate(items)}
     strings = {key: value for key, value in model.metadata.items() if isinstance(value, str)}
     metadata = strings if model.container != "gguf" else {}
     files = []
     for name, members in shards.items():
-        tensors = [(member, by_name[member].form.name, by_name[member].tensor.shape) for member in members]
+        held = [by_name[member] for member in members]
+        tensors = [(item.name, item.form.name, item.tensor.shape) for _, item in held]
         make = partial(write_safetensors, tensors=tensors, metadata=metadata or None)
-        files.append(PlannedFile(name, make, members))
+        keys = {(number, part.role): item.name for number, item in held for part in item.form.parts}
+        files.append(PlannedFile(name, make, keys))
     if len(files) == 1:
         own = own_header(model, items)
         files = [replace(files[0], make=partial(write_safetensors, header=own))] if own else files
