@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from qformat.errors import UsageError
 from qformat.formats.form import Format
-from qformat.rules import affine, codebook, ggml, microscale
+from qformat.rules import affine, codebook, ggml, microscale, searched
 from qformat.rules.rule import Rule
 from qformat.scheme import Flat, Grid, Group, Integers, Levels, Scheme
 
 E2M1 = "float4_e2m1fn"
+OF_BLOCKS = ggml.RULES | searched.RULES  # by the name of ggml's block type
 EXPONENTS = ("float8_e8m0fnu", "float8_e8m0half")
 
 
@@ -42,7 +43,7 @@ def find(form: Format, name: str | None = None) -> Rule:
 
 
 def _rules(form: Format) -> tuple[Rule, ...]:
-    own = ggml.RULES.get(form.name, ()) if form.rule == "ggml" else ()
+    own = OF_BLOCKS.get(form.name, ()) if form.rule == "ggml" else ()
     taken = {rule.name for rule in own}
     found = (*own, *(rule for rule in _family(form.scheme) if rule.name not in taken))
     return tuple(sorted(found, key=lambda rule: rule.name != form.rule))
