@@ -185,3 +185,23 @@ def test_what_llama_cpp_refuses_is_told_with_its_own_words(llama: ModuleType, tm
 def test_more_tokens_than_the_context_has_are_refused(llama: ModuleType, tiny: Path) -> None:
     with llama.Llama(tiny, 8) as model, pytest.raises(llama.LlamaError, match=r"9 tokens at once, expected 1 to 8"):
         model.logits(range(9))
+
+
+def test_perplexity_is_counted_from_the_likelihood_of_each_token() -> None:
+    surprise = importlib.import_module("perplexity").surprise
+    logits = np.array([[90, 90, 90, 90], [-7, -7, -np.inf, -np.inf]], np.float32)
+
+    assert surprise(logits, [2, 1]) == np.log(4) + np.log(2)
+
+
+def test_the_twin_of_a_quantized_file_holds_ggmls_blocks(tmp_path: Path) -> None:
+    type_id, rows = gguf.GGMLQuantizationType.Q4_1, tiny_llama.weights()
+    blocks = importlib.import_module("ggml").quantize(rows["output.weight"], type_id)
+    floats = tiny_llama.write(tmp_path / "floats.gguf")
+    ours = tiny_llama.write(tmp_path / "ours.gguf", {"output.weight": (np.where(blocks == 0, 1, 0).astype(np.uint8), type_id)})
+
+    same = importlib.import_module("perplexity").write_twin(ours, tmp_path / "twin.gguf", floats)
+
+    twin = tiny_llama.write(tmp_path / "expected.gguf", {"output.weight": (blocks, type_id)})
+    assert (tmp_path / "twin.gguf").read_bytes() == twin.read_bytes()
+    assert 0 <= same < 0.1

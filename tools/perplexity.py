@@ -1,0 +1,141 @@
+"""Quantizing a real model, judged by llama.cpp: perplexity beside that of ggml's own quantization of the same weights.
+
+SmolLM2 is decoded to float32 and quantized by us to each of KINDS. A twin of each file holds ggml's own blocks of the same
+floats, in the same types, tensor by tensor; llama.cpp reads both. Its rows have 576 weights, which most K-quants do not fit, so
+these are also compared on random rows of 256 and 4096 weights, by their squared error.
+
+    python tools/perplexity.py [KIND ...]
+
+Exits 1 where a perplexity is more than PERPLEXITY_LIMIT from ggml's, or an error more than ERROR_LIMIT above it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import ggml
+import gguf
+import numpy as np
+from demo import print_table
+from installed import SMOLLM2, package_file
+from llama import Llama
+from numpy.typing import NDArray
+from qconvert.conversion import dequantize
+from qconvert.quantizing import quantize
+
+import qformat
+
+Array = NDArray[np.float32]
+
+KINDS = ("q4_k_m", "q6_k_mix", "q8_0")
+SEARCHED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
+ROOT = Path(__file__).resolve().parent.parent
+TEXTS = ("LICENSE", "spec/qfmt.md")
+N_TOKENS, N_CHUNK = 4096, 512  # a chunk begins with no memory of the one before
+N_RANDOM = 1 << 16
+PERPLEXITY_LIMIT, ERROR_LIMIT = 0.01, 0.005
+
+
+def perplexity(path: Path) -> float:
+    """Give a model's perplexity on the fixed text: every token but the first of each chunk is scored."""
+    with Llama(path, N_CHUNK, n_threads=2) as model:
+        ids = tokens(model)
+        chunks = [ids[first : first + N_CHUNK] for first in range(0, len(ids), N_CHUNK)]
+        total = sum(surprise(model.logits(chunk)[:-1], chunk[1:]) for chunk in chunks)
+        return math.exp(total / (len(ids) - len(chunks)))
+
+
+def tokens(model: Llama) -> list[int]:
+    """Give the ids of the fixed text."""
+    return model.tokenize("\n".join((ROOT / name).read_text(encoding="utf-8") for name in TEXTS))[:N_TOKENS]
+
+
+def surprise(logits: Array, ids: list[int]) -> float:
+    """Sum the negative log-likelihoods of tokens, each under its row of logits."""
+    total = 0.0
+    for row, token in zip(logits, ids, strict=True):
+        below = row.astype(np.float64) - row.max()
+        total += float(np.log(np.exp(below).sum()) - below[token])
+    return total
+
+
+def write_twin(ours: Path, twin: Path, floats: Path) -> float:
+    """Copy a quantized file, ggml's blocks in its packed tensors; returns the share of their bytes that were ours already."""
+    shutil.copyfile(ours, twin)
+    sources = {tensor.name: tensor for tensor in gguf.GGUFReader(floats).tensors}
+    n_same = n_bytes = 0
+    for tensor in gguf.GGUFReader(twin, "r+").tensors:
+        if tensor.tensor_type not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+            blocks = ggml.quantize(sources[tensor.name].data, tensor.tensor_type)
+            n_same += int(np.count_nonzero(tensor.data == blocks))
+            n_bytes += blocks.size
+            tensor.data[:] = blocks
+    return n_same / n_bytes
+
+
+def compare_model(folder: Path, kinds: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Give a line for each kind, and whether it is within the limit."""
+    source, floats, ours, twin = (folder / f"{name}.gguf" for name in ("source", "floats", "ours", "ggml"))
+    source.symlink_to(package_file(*SMOLLM2))
+    dequantize(source, floats, "f32")
+    with Llama(source, N_CHUNK) as model:
+        ids = tokens(model)
+    digest = hashlib.sha256(np.array(ids, "<i4").tobytes()).hexdigest()[:12]
+    print(f"{len(ids)} tokens of {' and '.join(TEXTS)}, digest {digest}; the Q4_1 file itself: {perplexity(source):.4f}\n")
+    for kind in kinds:
+        quantize(floats, ours, f"gguf:{kind}", force=True)
+        same = write_twin(ours, twin, floats)
+        found, expected = perplexity(ours), perplexity(twin)
+        ratio, n_bytes = found / expected, ours.stat().st_size
+        cells = (kind, f"{found:.4f}", f"{expected:.4f}", f"{ratio:.5f}", f"{same:.2%}", str(n_bytes), types_of(ours))
+        yield cells, abs(ratio - 1) <= PERPLEXITY_LIMIT
+
+
+def types_of(path: Path) -> str:
+    """Count the types of a file's tensors."""
+    names = [tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors]
+    return ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))
+
+
+def compare_errors() -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Give a line for each searched type, shape and distribution, and whether our error is within the limit."""
+    rng = np.random.default_rng(7)
+    draws = {"normal": rng.standard_normal(N_RANDOM), "student-t, 3": rng.standard_t(3, N_RANDOM)}
+    for kind in SEARCHED:
+        type_id = gguf.GGMLQuantizationType[kind.upper()]
+        for name, draw in draws.items():
+            for n_columns in (256, 4096):
+                rows = (draw * 0.02).astype(np.float32).reshape(-1, n_columns)
+                ours = squared_error(qformat.quantize(rows, f"gguf:{kind}").dequantize(), rows)
+                theirs = squared_error(gguf.quants.dequantize(ggml.quantize(rows, type_id), type_id), rows)
+                cells = (kind, name, str(n_columns), f"{ours:.6e}", f"{theirs:.6e}", f"{ours / theirs:.6f}")
+                yield cells, ours <= theirs * (1 + ERROR_LIMIT)
+
+
+def squared_error(found: Array, expected: Array) -> float:
+    """Sum the squares of the differences, in float64."""
+    return float(np.square(found.astype(np.float64) - expected).sum())
+
+
+def main(kinds: tuple[str, ...]) -> int:
+    """Print both tables; returns the exit code."""
+    with tempfile.TemporaryDirectory(prefix="qfmt-perplexity-") as folder:
+        models = list(compare_model(Path(folder), kinds))
+    print_table(("target", "ours", "ggml", "ratio", "same bytes", "bytes", "types"), [cells for cells, _ in models])
+    print()
+    errors = list(compare_errors())
+    print_table(("type", "weights", "columns", "our error", "ggml's", "ratio"), [cells for cells, _ in errors])
+    n_beyond = sum(not within for _, within in (*models, *errors))
+    n_lines = len(models) + len(errors)
+    print(f"\n{n_beyond} of {n_lines} beyond {PERPLEXITY_LIMIT:.1%} in perplexity or {ERROR_LIMIT:.1%} in error")
+    return 1 if n_beyond else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tuple(sys.argv[1:]) or KINDS))
