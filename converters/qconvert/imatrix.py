@@ -43,9 +43,9 @@ class Entry:
     sums: NDArray[np.float32]
     counts: NDArray[np.float32]
 
-    def rows(self, experts: NDArray[np.intp] | slice) -> F32:
-        """Give the importance of some experts' columns: (n, columns) float32; 1 for an expert that was never called."""
-        sums, counts = self.sums[experts].astype(np.float32), self.counts[experts].astype(np.float32)[:, None]
+    def importance(self) -> F32:
+        """Give the importance of the columns: (n_experts, columns) float32; 1 for an expert that was never called."""
+        sums, counts = self.sums.astype(np.float32), self.counts.astype(np.float32)[:, None]
         return np.where(counts > 0, sums / np.where(counts > 0, counts, np.float32(1)), np.float32(1))
 
 
@@ -67,7 +67,7 @@ class Imatrix:
     def get(self, name: str) -> F32 | None:
         """Give the importance of a tensor's columns, (n_experts, columns) float32; None without an entry."""
         entry = self.entries.get(name)
-        return None if entry is None else entry.rows(slice(None))
+        return None if entry is None else entry.importance()
 
     def fit(self, name: str, n_experts: int, n_cols: int) -> Entry:
         """Give a tensor's entry, one row for each expert. Raises UsageError when it has not the tensor's columns."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from qconvert.containers.gguf_values import KeyValue
 from qconvert.dialects import ggml
+from qconvert.imatrix import Entry
 from qconvert.targets import GGUF_DENSE, WIDER, Target, spell
-from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple
+from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple, same_parts
 from qformat.bits import DTYPES
 from qformat.errors import QFormatError, show
 from qformat.formats import Format
@@ -30,7 +31,12 @@ NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will lo
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One tensor of a plan: the source, the format it takes, and the verdict."""
+    """One tensor of a plan: the source, the format it takes, and the verdict.
+
+    others     : formats that would be exact as well
+    rule       : by which it is quantized; empty where it is not
+    importance : of its columns, for a rule that has a use for it
+    """
 
     name: str
     tensor: PackedTensor
@@ -39,6 +45,7 @@ class Item:
     container: str
     others: tuple[str, ...] = ()
     rule: str = ""
+    importance: Entry | None = field(default=None, compare=False, repr=False)
 
     @property
     def source(self) -> str:
@@ -192,7 +199,7 @@ def _first(items: Iterable[Item]) -> Item:
 
 def notices(model: Model, plan: Plan) -> tuple[str, ...]:
     """Say what a user should hear although no value is lost: bits that no value depends on, and who can load the file."""
-    changed = [item for item in plan.items if item.verdict.verdict != SAME_BYTES]
+    changed = [item for item in plan.items if not same_parts(item.tensor, item.form)]
     spare = [item.name for item in changed if item.tensor.residue()]
     found = [f"'{show(name)}': bits that no value depends on are not kept" for name in spare]
     is_gguf = model.recipe is not None and model.recipe.facts["container"] == "gguf"

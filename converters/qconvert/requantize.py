@@ -6,22 +6,28 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from qconvert.imatrix import Entry
 from qformat.formats import Format
-from qformat.rules import encode, prepare
+from qformat.rules import encode, importance_of_rows, prepare
 from qformat.scheme import Flat
 from qformat.tensor import PackedTensor
 
 
 class Requantizer:
-    """One tensor on its way through a rule; a first pass over it where one group covers the whole."""
+    """One tensor on its way through a rule; a first pass over it where one group covers the whole.
 
-    def __init__(self, tensor: PackedTensor, form: Format, rule: str) -> None:
+    entry : the importance of its columns, for a rule that has a use for it
+    """
+
+    def __init__(self, tensor: PackedTensor, form: Format, rule: str, entry: Entry | None = None) -> None:
         self.tensor, self.form, self.rule = tensor, form, rule
         self.state = prepare(form, (tensor.dequantize(rows=slice(*tile)) for tile in tensor.tiles()))
+        self.importance = None if entry is None else importance_of_rows(entry.importance(), tensor.shape)
         self.is_flat = any(isinstance(param.group, Flat) for param in form.scheme.params)
 
     def values(self, first: int, last: int) -> dict[str, NDArray[Any]]:
         """Give the codes and parameters of rows [first, last). Raises UsageError for a weight that is not finite."""
         rows = self.tensor.dequantize(rows=slice(first, last))
         given = rows.reshape(1, -1) if self.is_flat else rows
-        return encode(given, self.form, self.rule, self.state, first * self.tensor.n_cols, self.tensor.shape)
+        importance = None if self.importance is None else self.importance(first, last)
+        return encode(given, self.form, self.rule, self.state, first * self.tensor.n_cols, self.tensor.shape, importance)

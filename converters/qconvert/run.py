@@ -88,7 +88,7 @@ def producer(item: Item) -> Producer:
     if form.scheme.is_dense:
         return lambda first, last: [(form.parts[0].role, *_decoded(tensor, form, first, last))]
     if item.verdict.verdict == REQUANTIZE:
-        requantizer = Requantizer(tensor, form, item.rule)
+        requantizer = Requantizer(tensor, form, item.rule, item.importance)
         return lambda first, last: placed(tensor, form, first, last, requantizer.values(first, last))
     recast, rounding = Recast(tensor, form), item.verdict.verdict == ROUNDED
     return lambda first, last: placed(tensor, form, first, last, recast.derive(first, last, rounding).values)
