@@ -24,6 +24,7 @@ import numpy as np
 
 from qconvert.containers.mapped import EDIT_MARK, Mapped, open_mapped
 from qformat.errors import FileError, NotExact, UsageError
+from qformat.file.hidden import sync
 from qformat.file.output import Output
 
 CHUNK_BYTES = 1 << 22
@@ -58,28 +59,31 @@ def write_in_place(path: Path, change: Rewrite) -> None:
     Raises FileError when the file system refuses, UsageError when the header is no longer the one that was read, or when
     one kept from an earlier edit lies beside the file.
     """
-    kept = path.with_name(f".{path.name[:200]}.header")
+    kept = path.with_name(f".{path.name[:60]}.header")  # 60: names of 255 bytes are allowed, and a character has at most 4
     old, new = change.old, change.new
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as err:
         raise _unwritable(err, path) from err
     try:
-        if kept.exists():
-            message = f"'{kept.name}' lies beside it: another edit is under way, or one was cut off; remove it to go on"
-            raise UsageError(message, path=path, found=kept.name)
         if os.pread(fd, len(old), 0) != old:
             raise UsageError("the header changed while it was being edited", path=path, offset=0)
-        _keep(kept, old)
+        kept_fd = os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            _put_durably(kept_fd, ((0, old),))
+            sync(path.parent)
             _put_durably(fd, ((0, EDIT_MARK), (N_MARK, new[N_MARK:]), (0, new[:N_MARK])))
         except BaseException:
             with suppress(OSError):
                 _put_durably(fd, ((N_MARK, old[N_MARK:]), (0, old[:N_MARK])))
             raise
         finally:
+            os.close(kept_fd)
             if os.pread(fd, len(old), 0) in (old, new):
                 kept.unlink(missing_ok=True)
+    except FileExistsError as err:
+        message = f"'{kept.name}' lies beside it: another edit is under way, or one was cut off; remove it to go on"
+        raise UsageError(message, path=path, found=kept.name) from err
     except OSError as err:
         raise _unwritable(err, path, f"; the header it had is kept in '{kept.name}'" if kept.exists() else "") from err
     finally:
@@ -140,16 +144,6 @@ def _compare(source: memoryview, written: Mapped, change: Rewrite, progress: Cal
             where = after + int(np.argmax(mine != copy))
             raise NotExact("the byte is not its source's", path=written.path, offset=where)
         progress(done)
-
-
-def _keep(path: Path, header: bytes) -> None:
-    output = Output(path, len(header))
-    try:
-        output.pwrite(header, 0)
-        output.sync()
-        output.commit()
-    finally:
-        output.abort()
 
 
 def _take_over_mode(source: Path, output: Output) -> None:
