@@ -124,7 +124,9 @@ def decide(name: str, tensor: PackedTensor, target: Target) -> Item:
     """Choose the format of one tensor and judge it."""
     stored = format_of(tensor)
     takes_wanted = not stored.scheme.is_dense or is_float_matrix(tensor)
-    if target.wanted is not None and takes_wanted and not (target.keeps and target.is_dense and stored.scheme.is_dense):
+    has_type = target.wanted is not None and target.container == "gguf" and ggml.type_of(stored) == ggml.type_of(target.wanted)
+    keeps = has_type or (target.keeps and target.is_dense and stored.scheme.is_dense)
+    if target.wanted is not None and takes_wanted and not keeps:
         return _judged(name, tensor, target.wanted, target, named=True)
     if holds(target, stored):
         return _judged(name, tensor, stored, target)
