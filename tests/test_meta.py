@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -562,6 +564,12 @@ def test_a_qfmt_file_is_read_and_not_edited(request: pytest.FixtureRequest, sour
     assert run("rm", packed, "a") == (1, "", refusal)
     assert run("cp", path, packed) == (1, "", refusal)
     assert packed.read_bytes() == before
+
+
+def test_listing_loads_nothing_heavy(model: Path) -> None:
+    code = "import sys; from qfmt.__main__ import main; main(['meta', 'list', sys.argv[1]]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True, check=True)
+    assert {"gguf", "ml_dtypes", "numba", "rich", "zstandard"} & set(done.stdout.split()) == set()
 
 
 # --- interruption

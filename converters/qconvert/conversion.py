@@ -7,7 +7,6 @@ all.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any
 
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
+from qconvert.destination import check_paths, check_space
 from qconvert.planning import Item, Plan, make_plan, notices
 from qconvert.prove import prove
 from qconvert.run import write_items
@@ -29,7 +29,6 @@ from qformat.model import Model
 
 ALLOW = ("exact", ROUNDED, REQUANTIZE)
 MAX_MEMORY = 1 << 30
-HEADER_SLACK = 1 << 22  # bytes that headers and padding may take beyond the tensors, when free space is looked at
 
 # Told what is being done ("plan", "write", "prove"), and bytes done and in all.
 Progress = Callable[[str, int, int], None]
@@ -221,26 +220,6 @@ def check_target(model: Model, force: bool, dst: Path) -> None:
     """Refuse a destination that exists, or that is one of the source's files."""
     for src in (model.path, *model.files):
         check_paths(src, dst, force)
-
-
-def check_paths(src: Path, dst: Path, force: bool) -> None:
-    """Refuse a destination that exists, or that is the source."""
-    if not dst.parent.is_dir():
-        raise UsageError(f"folder '{dst.parent}' does not exist", path=dst)
-    if dst.exists() or dst.is_symlink():
-        if dst.exists() and dst.samefile(src):
-            raise UsageError("destination is the source", path=dst)
-        if dst.is_dir():
-            raise UsageError("destination is a folder", path=dst)
-        if not force:
-            raise UsageError("destination exists; use --force to replace it", path=dst)
-
-
-def check_space(dst: Path, n_bytes: int) -> None:
-    """Refuse a conversion that the disk has no room for."""
-    free = shutil.disk_usage(dst.parent).free
-    if free < n_bytes + HEADER_SLACK:
-        raise UsageError(f"{n_bytes} bytes to write, {free} free", path=dst, expected=n_bytes, found=free)
 
 
 def refuse_dense(model: Model, target: Target) -> None:

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qconvert.containers.checkpoint import sniff
 from qconvert.containers.gguf import GGUFFile
 from qconvert.containers.gguf_types import ALIGNMENT_KEY, STRING, VALUE_TYPES
 from qconvert.containers.gguf_values import GGUFArray, KeyValue
 from qconvert.containers.safetensors import SafetensorsFile
-from qconvert.conversion import Progress, check_paths
+from qconvert.destination import check_paths
 from qconvert.meta_header import File, Pairs, encoded, open_one, order_of, pairs_of, plan_header
 from qconvert.meta_values import find_type, guess_type, parse_pair, short_name
 from qconvert.opening import gguf_header, open_qfmt
@@ -32,6 +32,9 @@ from qformat.errors import QFormatError, UsageError, show
 from qformat.file.metadata import Typed
 from qformat.file.read import open_file
 from qformat.store import plain
+
+if TYPE_CHECKING:
+    from qconvert.conversion import Progress
 
 How: TypeAlias = Literal["in place", "by copy", "unchanged"]
 OWN_KEYS = (ALIGNMENT_KEY, "split.no", "split.count", "split.tensors.count")  # what a file says of itself, not of its model
