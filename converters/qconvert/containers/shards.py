@@ -43,7 +43,7 @@ class Limits:
     """What each of several files may hold; None sets no limit.
 
     n_bytes   : of tensors, headers and padding not counted; a tensor that is larger gets a file of its own
-    n_tensors : how many
+    n_tensors : how many weights
 
     Raises UsageError for a limit that is not a positive number.
     """

@@ -43,16 +43,17 @@ def gguf_sink(
 
     Source of what a part holds: ggml-org/llama.cpp: gguf-py/gguf/gguf_writer.py (add_shard_kv_data).
     """
-    homes = [((number, role), tensor) for number, item in enumerate(items) for role, tensor in tensors_of(item).items()]
-    tensors = [tensor for _, tensor in homes]
-    numbers = divide([n_bytes for _, _, _, n_bytes in tensors], limits)
-    names = part_names(path, len(numbers)) if limits.are_set else ()
+    homes = [[((number, role), tensor) for role, tensor in tensors_of(item).items()] for number, item in enumerate(items)]
+    # By weight: units of rows write to all tensors of one in turn, and one file is open at a time.
+    divided = [[home for k in members for home in homes[k]] for members in divide([item.n_bytes for item in items], limits)]
+    groups = [[tensor for _, tensor in held] for held in divided]
+    names = part_names(path, len(groups)) if limits.are_set else ()
     unchanged = not said and all(item.verdict.verdict == SAME_BYTES for item in items)
     pairs = list(({pair.key: pair for pair in pairs_of(model)} | {pair.key: pair for pair in said}).values())
-    plans = plan_parts(pairs, tensors, numbers) if names else [plan_one(model, pairs, tensors, unchanged)]
+    plans = plan_parts(pairs, groups) if names else [plan_one(model, pairs, groups[0], unchanged)]
     files = [
-        PlannedFile(name, partial(write_gguf, plan=plan), keys(plan, homes[members.start : members.stop]))
-        for name, plan, members in zip(names or (path.name,), plans, numbers, strict=True)
+        PlannedFile(name, partial(write_gguf, plan=plan), keys(plan, held))
+        for name, plan, held in zip(names or (path.name,), plans, divided, strict=True)
     ]
     for file in files:
         check(path.with_name(file.name))
@@ -80,14 +81,12 @@ def plan_one(model: Model, pairs: Sequence[KeyValue], tensors: Sequence[PlannedT
     return plan_gguf(pairs, tensors)
 
 
-def plan_parts(pairs: Sequence[KeyValue], tensors: Sequence[PlannedTensor], numbers: Sequence[range]) -> list[Plan]:
+def plan_parts(pairs: Sequence[KeyValue], groups: Sequence[Sequence[PlannedTensor]]) -> list[Plan]:
     """Plan the parts of a split file, each with these tensors."""
+    n_tensors = sum(map(len, groups))
     return [
-        plan_gguf(
-            [*(() if part else pairs), *split_pairs(part, len(numbers), len(tensors))],
-            tensors[members.start : members.stop],
-        )
-        for part, members in enumerate(numbers)
+        plan_gguf([*(() if number else pairs), *split_pairs(number, len(groups), n_tensors)], tensors)
+        for number, tensors in enumerate(groups)
     ]
 
 
