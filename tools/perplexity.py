@@ -2,7 +2,7 @@
 
 SmolLM2 is decoded to float32 and quantized by us to each of KINDS. A twin of each file holds ggml's own blocks of the same
 floats, in the same types, tensor by tensor; llama.cpp reads both. Its rows have 576 weights, which most K-quants do not fit, so
-these are also compared on random rows of 256 and 4096 weights, by their squared error.
+these are also compared on random rows of 256 and 4096 weights, by their squared error, weighted where columns have importance.
 
     python tools/perplexity.py [KIND ...]
 
@@ -12,6 +12,7 @@ Exits 1 where a perplexity is more than PERPLEXITY_LIMIT from ggml's, or an erro
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import shutil
 import sys
@@ -38,7 +39,7 @@ SEARCHED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("LICENSE", "spec/qfmt.md")
 N_TOKENS, N_CHUNK = 4096, 512  # a chunk begins with no memory of the one before
-N_RANDOM = 1 << 16
+SHAPES = ((256, 256), (64, 4096))
 PERPLEXITY_LIMIT, ERROR_LIMIT = 0.01, 0.005
 
 
@@ -104,23 +105,25 @@ def types_of(path: Path) -> str:
 
 
 def compare_errors() -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Give a line for each searched type, shape and distribution, and whether our error is within the limit."""
+    """Give a line for each searched type, distribution, length of row and weighting; whether our error is within the limit."""
     rng = np.random.default_rng(7)
-    draws = {"normal": rng.standard_normal(N_RANDOM), "student-t, 3": rng.standard_t(3, N_RANDOM)}
-    for kind in SEARCHED:
+    draws = {"normal": rng.standard_normal, "student-t, 3": lambda shape: rng.standard_t(3, shape)}
+    for kind, name, shape, weighted in itertools.product(SEARCHED, draws, SHAPES, (False, True)):
         type_id = gguf.GGMLQuantizationType[kind.upper()]
-        for name, draw in draws.items():
-            for n_columns in (256, 4096):
-                rows = (draw * 0.02).astype(np.float32).reshape(-1, n_columns)
-                ours = squared_error(qformat.quantize(rows, f"gguf:{kind}").dequantize(), rows)
-                theirs = squared_error(gguf.quants.dequantize(ggml.quantize(rows, type_id), type_id), rows)
-                cells = (kind, name, str(n_columns), f"{ours:.6e}", f"{theirs:.6e}", f"{ours / theirs:.6f}")
-                yield cells, ours <= theirs * (1 + ERROR_LIMIT)
+        rows = (draws[name](shape) * 0.02).astype(np.float32)
+        importance = rng.gamma(1, 1, (1, shape[1])).astype(np.float32) if weighted else None
+        theirs = ggml.quantize(rows, type_id, None if importance is None else importance[0])
+        found = squared_error(qformat.quantize(rows, f"gguf:{kind}", importance=importance).dequantize(), rows, importance)
+        expected = squared_error(gguf.quants.dequantize(theirs, type_id), rows, importance)
+        columns = f"{shape[1]}", "imatrix" if weighted else "none"
+        cells = (kind, name, *columns, f"{found:.6e}", f"{expected:.6e}", f"{found / expected:.6f}")
+        yield cells, found <= expected * (1 + ERROR_LIMIT)
 
 
-def squared_error(found: Array, expected: Array) -> float:
-    """Sum the squares of the differences, in float64."""
-    return float(np.square(found.astype(np.float64) - expected).sum())
+def squared_error(found: Array, expected: Array, importance: Array | None) -> float:
+    """Sum the squares of the differences in float64, each times its column's importance."""
+    squares = np.square(found.astype(np.float64) - expected)
+    return float((squares if importance is None else squares * importance).sum())
 
 
 def main(kinds: tuple[str, ...]) -> int:
@@ -130,7 +133,7 @@ def main(kinds: tuple[str, ...]) -> int:
     print_table(("target", "ours", "ggml", "ratio", "same bytes", "bytes", "types"), [cells for cells, _ in models])
     print()
     errors = list(compare_errors())
-    print_table(("type", "weights", "columns", "our error", "ggml's", "ratio"), [cells for cells, _ in errors])
+    print_table(("type", "weights", "columns", "importance", "our error", "ggml's", "ratio"), [cells for cells, _ in errors])
     n_beyond = sum(not within for _, within in (*models, *errors))
     n_lines = len(models) + len(errors)
     print(f"\n{n_beyond} of {n_lines} beyond {PERPLEXITY_LIMIT:.1%} in perplexity or {ERROR_LIMIT:.1%} in error")
