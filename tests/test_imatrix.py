@@ -106,16 +106,16 @@ def test_640_entries_are_no_pickle(tmp_path: Path) -> None:
 
 def test_an_older_file_keeps_the_columns_of_all_experts_in_one_row(tmp_path: Path) -> None:
     (tmp_path / "a.dat").write_bytes(dat(entry(b"w", 2, [2, 4, 6, 8])))
-    fitted = read_imatrix(tmp_path / "a.dat").fit("w", 2, 2)
+    fitted = (read := read_imatrix(tmp_path / "a.dat")).fit(read.entries["w"], "w", 2, 2)
     assert fitted.importance().tolist() == [[1, 2], [3, 4]]
 
 
 def test_importance_of_the_wrong_width_is_refused_with_both_numbers(tmp_path: Path) -> None:
     found = read_imatrix(gguf_imatrix(tmp_path / "a.gguf", add_experts))
     with pytest.raises(UsageError, match=r"'blk.0.ffn_down.weight'.*importance of 8 columns, the tensor has 16 columns"):
-        found.fit("blk.0.ffn_down.weight", 1, 16)
+        found.fit(found.entries["blk.0.ffn_down.weight"], "blk.0.ffn_down.weight", 1, 16)
     with pytest.raises(UsageError, match="importance of 3 x 4 columns, the tensor has 4 x 3 columns"):
-        found.fit("blk.0.ffn_up_exps.weight", 4, 3)
+        found.fit(found.entries["blk.0.ffn_up_exps.weight"], "w", 4, 3)
 
 
 @pytest.mark.parametrize(

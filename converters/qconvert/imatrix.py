@@ -69,9 +69,8 @@ class Imatrix:
         entry = self.entries.get(name)
         return None if entry is None else entry.importance()
 
-    def fit(self, name: str, n_experts: int, n_cols: int) -> Entry:
-        """Give a tensor's entry, one row for each expert. Raises UsageError when it has not the tensor's columns."""
-        entry = self.entries[name]
+    def fit(self, entry: Entry, name: str, n_experts: int, n_cols: int) -> Entry:
+        """Give an entry one row for each expert of a tensor. Raises UsageError when it has not the tensor's columns."""
         found, wanted = entry.sums.shape, (n_experts, n_cols)
         if found == wanted:
             return entry

@@ -1,25 +1,58 @@
 """Quantizing a checkpoint: which of its tensors, to what, and what it cost.
 
-Plans and measures; how a rule chooses codes is known to `qformat.rules`, how a plan is carried out to `conversion`.
+Plans and measures; which types a mix has is known to `mixes`, how a rule chooses codes to `qformat.rules`, how a plan is
+carried out to `conversion`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 
 from qconvert import opening
-from qconvert.conversion import MAX_MEMORY, Progress, Report, carry_out, check_paths
-from qconvert.planning import Item, Plan, can_requantize, decide, is_float_matrix
-from qconvert.targets import Target, find_target
-from qconvert.verdict import REFUSED, REQUANTIZE, Verdict, row_multiple
-from qformat.errors import UsageError
+from qconvert.containers.gguf_types import STRING, UINT32
+from qconvert.containers.gguf_values import KeyValue, key_value
+from qconvert.containers.shards import NO_LIMITS, Limits
+from qconvert.conversion import MAX_MEMORY, Progress, Report, carry_out, check_target
+from qconvert.imatrix import Entry, Imatrix, read_imatrix
+from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, mix_of
+from qconvert.planning import MIN_MATRIX_RANK, Item, Plan, decide, is_chosen, is_float_matrix
+from qconvert.roles import category, expert_of, kept_because, runtime_name, traits_of
+from qconvert.targets import SAFETENSORS_DENSE, Target, find_mixed, find_target, gguf_type
+from qconvert.verdict import REFUSED, REQUANTIZE, Verdict, judge, row_multiple
+from qformat.errors import QFormatError, UsageError, show
+from qformat.formats import Format
+from qformat.formats.dense import dense
 from qformat.model import Model
 from qformat.rules import ErrorReport, Sums, measure
 from qformat.rules.catalogue import find as find_rule
 from qformat.tensor import PackedTensor
+
+QUANTIZATION_VERSION = 2  # of ggml's block types: GGML_QNT_VERSION
+LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a user asked for.
+
+    target     : container, and the one format of a pure target
+    mix        : in place of one format
+    rule       : by which all is quantized; each format's default if absent
+    overrides  : globs of tensor names and the format of what they match; the first that matches counts
+    imatrix    : importances
+    """
+
+    target: Target
+    mix: Mix | None = None
+    rule: str | None = None
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    overrides: Sequence[tuple[str, Format]] = ()
+    imatrix: Imatrix | None = None
 
 
 def quantize(
@@ -34,24 +67,34 @@ def quantize(
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     progress: Progress = lambda what, done, total: None,
+    tensor_types: Sequence[str] = (),
+    imatrix: str | Path | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> tuple[Report, dict[str, ErrorReport]]:
     """Quantize the float matrices of a checkpoint; everything else stays as it is.
 
-    to               : target with a packed type: "qfmt:mxfp4", "gguf:q4_0"
+    to               : target with a packed type, "qfmt:mxfp4", "gguf:q4_k", or a mix of types, "gguf:q4_k_m"
     rule             : how scales and codes are chosen; the format's default if absent
     include, exclude : globs of tensor names
+    tensor_types     : "GLOB=TYPE", before what the target says; the first that matches counts
+    imatrix          : file of importances, for rules that have a use for them
+    limits           : what one of several files may hold
     returns          : the report, and the error of every quantized tensor, measured on the written file
 
     Raises NotExact for rows that are no whole blocks; FileError and UsageError as `convert` does.
     """
-    path, target = Path(dst), find_target(to)
+    path, (target, mix) = Path(dst), find_mixed(to)
+    overrides = [read_override(text, target) for text in tensor_types]
+    wish = Wish(target, mix, rule, include, exclude, overrides, None if imatrix is None else read_imatrix(imatrix))
     with opening.open(src) as model:
-        check_paths(model.path, path, force)
+        if not limits.are_set:
+            check_target(model, force, path)
         model.verify()
-        made = plan_quantize(model, target, rule, include, exclude)
-        report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress, force=force)
+        made = plan_quantize(model, wish)
+        report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress, limits, force)
+        report = replace(report, notices=(*report.notices, *said_of(made, wish)))
         chosen = [item for item in made.items if item.rule]
-        with opening.open(path) as written:
+        with opening.open(report.paths[0]) as written:
             return report, {item.name: measured(item.tensor, written[item.name]) for item in chosen}
 
 
@@ -64,29 +107,160 @@ def measured(source: PackedTensor, written: PackedTensor) -> ErrorReport:
     return total.report(written.bits_per_weight)
 
 
-def plan_quantize(
-    model: Model, target: Target, rule: str | None, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> Plan:
+def read_override(text: str, target: Target) -> tuple[str, Format]:
+    """Read "GLOB=TYPE", a type of the target's container or f32, f16, bf16. Raises UsageError for anything else."""
+    glob, equals, kind = text.rpartition("=")
+    if not (glob and equals and kind):
+        raise UsageError(f"tensor type '{text}', expected GLOB=TYPE, as in '*attn_v*=q6_k'", found=text)
+    if kind.lower() in SAFETENSORS_DENSE:
+        return glob, dense(SAFETENSORS_DENSE[kind.lower()])
+    form = find_target(f"{target.container}:{kind}").wanted
+    if form is None or form.scheme.is_dense:
+        raise UsageError(f"tensor type '{text}': '{kind}' is no type to quantize to", found=kind)
+    return glob, form
+
+
+def plan_quantize(model: Model, wish: Wish) -> Plan:
     """Plan to quantize the float matrices of a model; whatever else it holds stays as it is.
 
-    rule             : name of a rule of the target's format; its default if absent
-    include, exclude : globs of tensor names
-
-    Raises UsageError where the target names no packed format or the rule does not exist.
+    Raises UsageError where the target names no packed format, a rule does not exist, a glob of the overrides matches nothing
+    that is quantized, or an importance has not the columns of its tensor.
     """
-    form = target.wanted
-    if form is None or form.scheme.is_dense:
-        raise UsageError(f"target '{target.name}' names no packed type to quantize to", expected="e.g. qfmt:mxfp4, gguf:q4_0")
-    chosen = replace(form, rule=find_rule(form, rule).name)
+    form, mix = wish.target.wanted, wish.mix
+    if mix is None and (form is None or form.scheme.is_dense):
+        message = f"target '{wish.target.name}' names no packed type to quantize to"
+        raise UsageError(message, expected="e.g. qfmt:mxfp4, gguf:q4_0, gguf:q4_k_m")
+    if form is not None:
+        find_rule(form, wish.rule)
+    types = choose_types(model, wish)
     items = []
     for name, tensor in model.items():
-        named = not include or any(fnmatchcase(name, glob) for glob in include)
-        if named and not any(fnmatchcase(name, glob) for glob in exclude) and is_float_matrix(tensor):
-            verdict = Verdict(REQUANTIZE, f"quantized by rule {chosen.rule}")
-            if not can_requantize(tensor, chosen):
-                reason = f"rows of {tensor.n_cols} weights, expected a multiple of {row_multiple(form)} ({form.name} block)"
-                verdict = Verdict(REFUSED, reason, field="shape", value=float(tensor.n_cols))
-            items.append(Item(name, tensor, chosen, verdict, target.container, rule=chosen.rule))
-        else:
-            items.append(decide(name, tensor, replace(target, wanted=None)))
-    return Plan(target, tuple(items))
+        try:
+            reason = kept(name, tensor, wish)
+            items.append(keep(name, tensor, wish, reason) if reason else quantized(name, tensor, *types[name], wish))
+        except QFormatError as err:
+            err.tensor, err.path = err.tensor or name, err.path or str(model.path)
+            raise
+    for glob, _ in wish.overrides:
+        if not any(fnmatchcase(name, glob) for name in types):
+            raise UsageError(f"no tensor to quantize matches '{glob}', of {len(types)}", path=model.path, found=glob)
+    return Plan(wish.target, tuple(items), said_by_file(wish) if wish.target.container == "gguf" else ())
+
+
+def choose_types(model: Model, wish: Wish) -> dict[str, tuple[Format, str]]:
+    """Choose a format for every matrix of a model that may be quantized, whatever its element type, and say why.
+
+    Of a GGUF, only what llama.cpp's own tools would quantize. Reasons name the row of the mix, the fall-back, the override.
+    """
+    shapes = {name: tensor.shape for name, tensor in model.items()}
+    own = {name: shape for name, shape in shapes.items() if len(shape) >= MIN_MATRIX_RANK and not kept_by_name(name, wish)}
+    types: dict[str, tuple[Format, str]] = {}
+    if wish.mix is not None:
+        choices = choose(wish.mix, own, traits_of(model.metadata, shapes), wish.imatrix is not None)
+        types = {name: (gguf_type(choice.kind), choice.reason) for name, choice in choices.items()}
+    elif wish.target.wanted is not None:
+        types = dict.fromkeys(own, (wish.target.wanted, f"as {wish.target.name} says"))
+    for name in own:
+        glob, form = next(((glob, form) for glob, form in wish.overrides if fnmatchcase(name, glob)), ("", None))
+        if form is not None:
+            types[name] = form, f"as '{glob}' says"
+            if wish.mix is not None and not form.scheme.is_dense:
+                choice = fall_back(Choice(form.name, types[name][1]), own[name][-1])
+                types[name] = gguf_type(choice.kind), choice.reason
+    return types
+
+
+def kept_by_name(name: str, wish: Wish) -> str | None:
+    """Say why a tensor of this name stays as it is in a GGUF; None where it does not, and for other containers."""
+    return kept_because(runtime_name(name)) if wish.target.container == "gguf" else None
+
+
+def kept(name: str, tensor: PackedTensor, wish: Wish) -> str:
+    """Say why a tensor stays as it is; nothing where it is to be quantized."""
+    if not is_chosen(name, wish.include, wish.exclude):
+        return "not chosen"
+    if not tensor.scheme.is_dense:
+        return f"already {tensor.scheme.name}"
+    if not is_float_matrix(tensor):
+        return "no float matrix"
+    why = kept_by_name(name, wish)
+    return f"{why} is kept" if why else ""
+
+
+def keep(name: str, tensor: PackedTensor, wish: Wish, reason: str) -> Item:
+    """Plan to leave a tensor as it is, in an element type that the target holds."""
+    item = decide(name, tensor, replace(wish.target, wanted=None))
+    return replace(item, verdict=replace(item.verdict, reason=f"{reason}; {item.verdict.reason}"))
+
+
+def quantized(name: str, tensor: PackedTensor, form: Format, reason: str, wish: Wish) -> Item:
+    """Plan to quantize a tensor to a format, or to round it to an element type."""
+    container = wish.target.container
+    if form.scheme.is_dense:
+        verdict = judge(tensor, form)
+        return Item(name, tensor, form, replace(verdict, reason=f"{reason}; {verdict.reason}"), container)
+    rule = find_rule(form, wish.rule)
+    form = replace(form, rule=rule.name)
+    if tensor.n_cols % row_multiple(form):
+        found = f"rows of {tensor.n_cols} weights, expected a multiple of {row_multiple(form)} ({form.name} block)"
+        mix = mix_of(form.name) if container == "gguf" else None
+        way_out = f"; use gguf:{mix.name}, which falls back" if mix else ""
+        return Item(name, tensor, form, Verdict(REFUSED, found + way_out, "shape", value=float(tensor.n_cols)), container)
+    entry, note = None, ""
+    if wish.imatrix is not None and rule.weighted is None:
+        note = f"; {form.name} has no use for importance"
+    elif wish.imatrix is not None:
+        entry = find_entry(name, tensor, wish.imatrix)
+        note = "; with importance" if entry else "; no importance is known"
+    return Item(name, tensor, form, Verdict(REQUANTIZE, reason + note), container, rule=rule.name, importance=entry)
+
+
+def find_entry(name: str, tensor: PackedTensor, imatrix: Imatrix) -> Entry | None:
+    """Find the importance of a tensor's columns; of one expert's matrix, its row.
+
+    Raises UsageError for an entry of other columns, but for the token embedding, which is no matrix product.
+
+    Source of the exception: ggml-org/llama.cpp at 007dbbf3: src/llama-quant.cpp (llama_model_quantize_impl).
+    """
+    known = runtime_name(name)
+    entry = imatrix.entries.get(name) or imatrix.entries.get(known)
+    expert = expert_of(name)
+    if entry is None or (expert is not None and expert >= len(entry.sums)):
+        return None
+    if expert is not None and len(tensor.shape) == MIN_MATRIX_RANK:
+        entry = Entry(entry.sums[expert : expert + 1], entry.counts[expert : expert + 1])
+    try:
+        return imatrix.fit(entry, name, prod(tensor.shape[:-2]), tensor.n_cols)
+    except UsageError:
+        if category(known) == "token_embd":
+            return None
+        raise
+
+
+def said_by_file(wish: Wish) -> tuple[KeyValue, ...]:
+    """Give the key-values by which a GGUF file says how it was quantized, as llama-quantize records them."""
+    form, imatrix = wish.target.wanted, wish.imatrix
+    kind = wish.mix.file_type if wish.mix else file_type_of(form.name) if form else None
+    pairs = [key_value("general.quantization_version", UINT32, QUANTIZATION_VERSION)]
+    if kind is not None:
+        pairs.append(key_value("general.file_type", UINT32, kind))
+    if imatrix is not None:
+        pairs.append(key_value("quantize.imatrix.file", STRING, imatrix.path.name))
+        pairs += [key_value("quantize.imatrix.dataset", STRING, name) for name in imatrix.datasets[:1]]
+        pairs.append(key_value("quantize.imatrix.entries_count", UINT32, len(imatrix.entries)))
+        if imatrix.n_chunks:
+            pairs.append(key_value("quantize.imatrix.chunks_count", UINT32, imatrix.n_chunks))
+    return tuple(pairs)
+
+
+def said_of(made: Plan, wish: Wish) -> Iterator[str]:
+    """Say what a user should hear about importance."""
+    if wish.mix is not None and wish.mix.wants_importance and wish.imatrix is None:
+        yield f"{wish.mix.name} is meant for --imatrix: llama-quantize refuses to make it without"
+    if wish.imatrix is not None:
+        users = [item for item in made.items if item.rule and find_rule(item.form, item.rule).weighted is not None]
+        without = [item.name for item in users if item.importance is None]
+        if without:
+            more = f" and {len(without) - LISTED} more" if len(without) > LISTED else ""
+            listed = ", ".join(show(name, quote=True) for name in without[:LISTED])
+            yield f"{wish.imatrix.path.name} has no importance for {len(without)} of {len(users)} tensors: {listed}{more}"

@@ -127,6 +127,12 @@ def block_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def expert_of(name: str) -> int | None:
+    """Give the number of the expert that a checkpoint's name says, where each has matrices of its own."""
+    found = _EXPERT.search(name)
+    return int(found[1]) if found else None
+
+
 def kept_because(name: str) -> str | None:
     """Say why quantizing is not for a tensor of this runtime name; None where it is."""
     if part := next((part for part in KEPT if part in name), name if name in KEPT_WHOLE else None):
@@ -151,7 +157,7 @@ def traits_of(metadata: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Trait
     experts = _number(metadata.get(f"{arch}.expert_count"))
     if experts is None:
         stacks = [shape[0] for name, shape in named.items() if "_exps" in name and len(shape) > 2]
-        numbered = _last(int(found[1]) for name in shapes if (found := _EXPERT.search(name)))
+        numbered = _last(map(expert_of, shapes))
         experts = max(stacks, default=numbered)
     is_70b = gqa > 1 and (arch if isinstance(arch, str) else "llama", blocks) in _SEVENTY
     return Traits(blocks, gqa, experts, is_70b, "output.weight" not in named)

@@ -3,13 +3,14 @@
     FORMAT[:TYPE]      case does not matter, "-" is "_"
 
 A target is a container and a choice of formats. `plan` asks it for candidates and lets the values decide; nothing here
-looks at a tensor's data.
+looks at a tensor's data. A mix of types is a target for quantizing alone: `find_mixed` reads those as well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from qconvert.mixes import MIXES, WITHOUT_ENCODER, Mix, find_mix
 from qformat import formats
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
@@ -54,12 +55,13 @@ class Target:
 
 def find_target(name: str) -> Target:
     """Read a target. Raises UsageError for one that does not exist, naming those that do."""
-    container, _, kind = name.lower().replace("-", "_").partition(":")
+    container, kind = _read(name)
     if container == "qfmt":
         wanted = formats.find(kind) if kind else None
         return Target(_spell(container, kind), "qfmt", (), wanted, tuple(DTYPES), keeps=True)
     if container == "gguf":
-        return Target(_spell(container, kind), "gguf", formats.GGUF, _gguf(kind), tuple(GGUF_DENSE.values()), keeps=not kind)
+        wanted = gguf_type(kind) if kind else None
+        return Target(_spell(container, kind), "gguf", formats.GGUF, wanted, tuple(GGUF_DENSE.values()), keeps=not kind)
     if container == "safetensors":
         if kind and kind not in SAFETENSORS_DENSE:
             raise UsageError(f"unknown target '{name}': expected safetensors[:{'|'.join(SAFETENSORS_DENSE)}]")
@@ -69,9 +71,34 @@ def find_target(name: str) -> Target:
     raise UsageError(f"unknown target '{name}': expected {', '.join(names())}")
 
 
+def find_mixed(name: str) -> tuple[Target, Mix | None]:
+    """Read a target for quantizing: as `find_target`, or a mix, whose target then names no one format."""
+    container, kind = _read(name)
+    mix = find_mix(kind) if container == "gguf" else None
+    if mix is not None:
+        return replace(find_target(container), name=_spell(container, kind)), mix
+    if kind in WITHOUT_ENCODER:
+        why = f"a mix of {WITHOUT_ENCODER[kind]}, to which nothing quantizes: the search of its grid is not built"
+        raise UsageError(f"'{name}' is {why}", found=name)
+    if container == "gguf" and kind and kind not in _gguf_types():
+        types = ", ".join(form.name for form in formats.GGUF if form.rule)
+        mixes = ", ".join(mix.name for mix in MIXES)
+        raise UsageError(f"unknown target '{name}': expected {types}, or a mix: {mixes}", found=name)
+    return find_target(name), None
+
+
+def gguf_type(kind: str) -> Format:
+    """Find a type that a GGUF file holds. Raises UsageError for one that does not exist, naming those that do."""
+    known = _gguf_types()
+    if kind in known:
+        return known[kind]
+    what = f"'gguf:{kind}' is a mix, for qfmt quantize alone" if find_mix(kind) else f"unknown target 'gguf:{kind}'"
+    raise UsageError(f"{what}: expected one of {', '.join(known)}", found=kind)
+
+
 def names() -> tuple[str, ...]:
     """List the targets, families by pattern."""
-    gguf = "|".join([*GGUF_DENSE, *(form.name for form in formats.GGUF)])
+    gguf = "|".join(_gguf_types())
     return ("qfmt[:mxfp4|nf4[-bN]|[u]intN[-asym][-gN|-channel|-tensor]]", f"gguf[:{gguf}]", "safetensors[:f32|f16|bf16]")
 
 
@@ -81,17 +108,13 @@ def spell(form: Format, container: str) -> str:
     return _spell(container, short.get(form.name, form.name))
 
 
-def _gguf(kind: str) -> Format | None:
-    if not kind:
-        return None
-    if kind in GGUF_DENSE:
-        return dense(GGUF_DENSE[kind])
-    for form in formats.GGUF:
-        if form.name == kind:
-            return form
-    raise UsageError(
-        f"unknown target 'gguf:{kind}': expected one of {', '.join([*GGUF_DENSE, *(f.name for f in formats.GGUF)])}"
-    )
+def _gguf_types() -> dict[str, Format]:
+    return {kind: dense(name) for kind, name in GGUF_DENSE.items()} | {form.name: form for form in formats.GGUF}
+
+
+def _read(name: str) -> tuple[str, str]:
+    container, _, kind = name.lower().replace("-", "_").partition(":")
+    return container, kind
 
 
 def _spell(container: str, kind: str) -> str:

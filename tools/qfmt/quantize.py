@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars
+from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars, split_options
+
+if TYPE_CHECKING:
+    from qconvert.conversion import Report
+
+    from qformat.rules import ErrorReport
 
 
 @click.command("quantize")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path))
-@click.option("--to", required=True, metavar="TARGET", help="e.g. qfmt:mxfp4, qfmt:nf4, qfmt:int4-g128, gguf:q4_0.")
+@click.option(
+    "--to", required=True, metavar="TARGET", help="e.g. qfmt:mxfp4, qfmt:int4-g128, gguf:q4_k, or a mix: gguf:q4_k_m."
+)
 @click.option("--rule", metavar="NAME", help="How scales and codes are chosen; by default the target's own rule.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Quantize only tensors of these names.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave tensors of these names as they are.")
+@click.option(
+    "--tensor-type", "tensor_types", multiple=True, metavar="GLOB=TYPE",
+    help="Another type for tensors of these names; f32, f16, bf16 as well. The first that matches counts.",
+)  # fmt: skip
+@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance of columns, as llama-imatrix writes it.")
+@split_options
 @compress_option
 @memory_option
 @force_option
@@ -27,29 +41,59 @@ def command(
     rule: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    tensor_types: tuple[str, ...],
+    imatrix: Path | None,
+    split_max_size: int | None,
+    split_max_tensors: int | None,
     compress: str,
     max_memory: int,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Quantize the float matrices of SRC and write DST; reports the error of each."""
+    """Quantize the float matrices of SRC and write DST; reports type, error and reason of each."""
     from dataclasses import asdict
 
+    from qconvert.containers.shards import Limits
+    from qconvert.conversion import Refused
     from qconvert.quantizing import quantize
 
-    from qfmt.text import table
-    from qfmt.verdicts import closing_line, print_notices, print_report_json
+    from qfmt.verdicts import closing_line, print_notices, print_refused, print_report_json
 
-    with progress_bars() as progress:
-        report, errors = quantize(src, dst, to, rule, include, exclude, compress, force, max_memory, progress=progress)
+    limits = Limits(split_max_size, split_max_tensors)
+    try:
+        with progress_bars() as progress:
+            report, errors = quantize(
+                src, dst, to, rule, include, exclude, compress, force, max_memory,
+                progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits,
+            )  # fmt: skip
+    except Refused as err:
+        if as_json:
+            print_report_json("quantize", err.report)
+        else:
+            print_refused(err.report)
+        raise
     print_notices(report)
-    chosen = next((item.form.rule for item in report.plan.items if item.name in errors), "")
+    rules = ", ".join(dict.fromkeys(item.rule for item in report.plan.items if item.rule))
     if as_json:
-        facts = {"rule": chosen, "errors": [{"name": name, **asdict(found)} for name, found in errors.items()]}
+        facts = {"rule": rules, "errors": [{"name": name, **asdict(found)} for name, found in errors.items()]}
         print_report_json("quantize", report, facts)
         return
-    rows = [
-        (name, f"{e.max_abs:.3g}", f"{e.rms:.3g}", f"{e.sqnr_db:.2f}", f"{e.bits_per_weight:.3f}") for name, e in errors.items()
-    ]
-    table(("tensor", "max abs", "rms", "SQNR dB", "bits/weight"), rows, right=(1, 2, 3, 4))
-    click.echo(f"rule {chosen}; {closing_line(report, dst, 'qfmt inspect')}")
+    print_choices(report, errors)
+    click.echo(f"rule {rules}; {closing_line(report, report.paths[0], 'qfmt inspect')}")
+
+
+def print_choices(report: Report, errors: dict[str, ErrorReport]) -> None:
+    """Print a line for every matrix: what it became, what that cost, and why."""
+    from qfmt.text import table
+    from qfmt.verdicts import reason
+
+    rows = []
+    for item in report.plan.items:
+        if found := errors.get(item.name):
+            cost = (f"{found.max_abs:.3g}", f"{found.rms:.3g}", f"{found.sqnr_db:.2f}", f"{found.bits_per_weight:.3f}")
+        elif len(item.tensor.shape) < 2:
+            continue
+        else:
+            cost = ("", "", "", "")
+        rows.append((item.name, item.target, *cost, reason(item)))
+    table(("tensor", "to", "max abs", "rms", "SQNR dB", "bits/weight", "reason"), rows, right=(2, 3, 4, 5))
