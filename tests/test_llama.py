@@ -18,7 +18,11 @@ import pytest
 import qconvert
 import tiny_llama
 from numpy.typing import NDArray
+from qconvert import meta
+from qconvert.containers.shards import Limits
+from qconvert.mixes import MIXES
 from qconvert.quantizing import quantize
+from qconvert.repackaging import repackage
 
 N_GREEDY = 32
 BEGINNING = "The three laws of thermodynamics are"
@@ -153,7 +157,7 @@ def test_llama_cpp_computes_the_same_from_rounded_weights_and_their_float32(
 def test_llama_cpp_computes_from_grid_types_what_it_computes_from_our_decode(
     kind: str, llama: ModuleType, tmp_path: Path
 ) -> None:
-    type_id, name = gguf.GGMLQuantizationType[kind.upper()], "blk.0.ffn_down.weight"
+    type_id, name = gguf.GGMLQuantizationType[kind.upper()], "output.weight"
     rows = tiny_llama.weights()[name]
     blocks = importlib.import_module("ggml").quantize(rows, type_id, np.ones(rows.shape[1], np.float32))
     packed = tiny_llama.write(tmp_path / "packed.gguf", {name: (blocks, type_id)})
@@ -173,6 +177,78 @@ def test_the_gguf_packages_reader_opens_every_type_it_can_name(kind: str, tiny: 
         name: (kind.upper() if array.ndim > 1 else "F32", list(reversed(array.shape)))
         for name, array in tiny_llama.weights().items()
     }
+
+
+@pytest.mark.parametrize("mix", [mix.name for mix in MIXES if not mix.wants_importance])
+def test_every_mix_is_run_by_llama_cpp(mix: str, llama: ModuleType, tiny: Path, tmp_path: Path) -> None:
+    packed, decoded = written(tiny, tmp_path, mix), tmp_path / "decoded.gguf"
+    qconvert.convert(packed, decoded, "gguf:f32")
+
+    assert difference(logits_of(llama, packed), logits_of(llama, decoded)) < EIGHT_BITS
+
+
+def test_a_second_scale_of_nvfp4_counts_for_llama_cpp_as_it_does_for_us(llama: ModuleType, tmp_path: Path) -> None:
+    name, type_id = "blk.0.ffn_down", gguf.GGMLQuantizationType.NVFP4
+    blocks = importlib.import_module("ggml").quantize(tiny_llama.weights()[f"{name}.weight"], type_id)
+    scale = np.array([0.375], np.float32), gguf.GGMLQuantizationType.F32
+    packed = tiny_llama.write(tmp_path / "packed.gguf", {f"{name}.weight": (blocks, type_id), f"{name}.scale": scale})
+    qconvert.convert(packed, tmp_path / "packed.qfmt")
+    qconvert.convert(tmp_path / "packed.qfmt", tmp_path / "returned.gguf")
+    qconvert.convert(packed, tmp_path / "decoded.gguf", "gguf:f32")
+
+    assert (tmp_path / "returned.gguf").read_bytes() == packed.read_bytes()
+    assert f"{name}.scale" not in {tensor.name for tensor in gguf.GGUFReader(tmp_path / "decoded.gguf").tensors}
+    assert difference(logits_of(llama, packed), logits_of(llama, tmp_path / "decoded.gguf")) < EIGHT_BITS
+
+
+def test_a_split_file_and_its_parts_joined_run_as_the_one_file_does(llama: ModuleType, tiny: Path, tmp_path: Path) -> None:
+    parts = repackage(tiny, tmp_path / "parts.gguf", limits=Limits(n_tensors=5)).paths
+    joined = repackage(parts[0], tmp_path / "joined.gguf").paths[0]
+
+    read = [tensor.name for part in parts for tensor in gguf.GGUFReader(part).tensors]
+    assert (len(parts), read) == (3, list(tiny_llama.weights()))
+    assert np.array_equal(logits_of(llama, parts[0]), logits_of(llama, tiny))
+    assert np.array_equal(logits_of(llama, joined), logits_of(llama, tiny))
+
+
+def test_a_quantized_model_in_parts_is_run_as_in_one_file(llama: ModuleType, tiny: Path, tmp_path: Path) -> None:
+    one = written(tiny, tmp_path, "q4_k_m")
+    parts = quantize(tiny, tmp_path / "parts.gguf", "gguf:q4_k_m", limits=Limits(n_bytes=100_000))[0].paths
+
+    assert len(parts) > 1
+    assert np.array_equal(logits_of(llama, parts[0]), logits_of(llama, one))
+
+
+def test_a_big_endian_file_runs_once_it_is_converted(llama: ModuleType, tiny: Path, tmp_path: Path) -> None:
+    type_id, name = gguf.GGMLQuantizationType.Q4_K, "blk.0.ffn_down.weight"
+    blocks = importlib.import_module("ggml").quantize(tiny_llama.weights()[name], type_id)
+    little = tiny_llama.write(tmp_path / "little.gguf", {name: (blocks, type_id)})
+    words = blocks.reshape(-1, 144).copy()
+    words[:, :4] = words[:, [1, 0, 3, 2]]  # block_q4_K: two float16, then bytes
+    swapped = words.reshape(blocks.shape)
+    big = tiny_llama.write(tmp_path / "big.gguf", {name: (swapped, type_id)}, gguf.GGUFEndian.BIG)
+
+    qconvert.convert(big, tmp_path / "converted.gguf", "gguf")
+
+    assert np.array_equal(logits_of(llama, tmp_path / "converted.gguf"), logits_of(llama, little))
+
+
+@pytest.mark.parametrize("name", ["x", "a name that needs more room than there was before the tensors " * 4])
+def test_a_file_with_edited_metadata_runs_as_before(name: str, llama: ModuleType, tiny: Path, tmp_path: Path) -> None:
+    meta.set_value(tiny, "general.name", name, "str", meta.Destination(tmp_path / "named.gguf"))
+    meta.set_value(tmp_path / "named.gguf", "general.author", name, "str")
+
+    fields = gguf.GGUFReader(tmp_path / "named.gguf").fields
+    assert [fields[key].contents() for key in ("general.name", "general.author")] == [name, name]
+    assert np.array_equal(logits_of(llama, tmp_path / "named.gguf"), logits_of(llama, tiny))
+
+
+def test_a_file_of_a_few_tensors_is_opened_by_the_gguf_packages_reader(tiny: Path, tmp_path: Path) -> None:
+    repackage(tiny, tmp_path / "few.gguf", include=("blk.0.ffn_*",), exclude=("*_norm.weight",))
+
+    found = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "few.gguf").tensors}
+    assert sorted(found) == ["blk.0.ffn_down.weight", "blk.0.ffn_gate.weight", "blk.0.ffn_up.weight"]
+    assert all(np.array_equal(array, tiny_llama.weights()[name]) for name, array in found.items())
 
 
 def test_what_llama_cpp_refuses_is_told_with_its_own_words(llama: ModuleType, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A llama of one layer and rows of 256, which every type fits: random numbers, written by the gguf package's own writer."""
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -27,12 +28,15 @@ def weights() -> dict[str, NDArray[np.float32]]:
     return made | {name: np.ones(WIDTH, np.float32) for name in NORMS}
 
 
-def write(path: Path, packed: dict[str, tuple[NDArray[np.uint8], int]] | None = None) -> Path:
+def write(
+    path: Path, packed: dict[str, tuple[NDArray[Any], int]] | None = None, order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE
+) -> Path:
     """Write the model.
 
-    packed : rows of blocks and ggml's number of their type, for tensors that are not to be float32
+    packed : rows of blocks and ggml's number of their type, for tensors that are not to be float32, or are added
+    order  : of the bytes in header and floats; blocks are written as they are given
     """
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", endianess=order)
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(N_TOKENS)
     writer.add_context_length(len(PROMPT))
@@ -42,9 +46,9 @@ def write(path: Path, packed: dict[str, tuple[NDArray[np.uint8], int]] | None = 
     writer.add_head_count(N_HEADS)
     writer.add_rope_dimension_count(WIDTH // N_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    for name, array in weights().items():
-        blocks, type_id = (packed or {}).get(name, (array, gguf.GGMLQuantizationType.F32))
-        writer.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType(type_id))
+    floats = {name: (array, int(gguf.GGMLQuantizationType.F32)) for name, array in weights().items()}
+    for name, (array, type_id) in (floats | (packed or {})).items():
+        writer.add_tensor(name, array, raw_dtype=gguf.GGMLQuantizationType(type_id))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
