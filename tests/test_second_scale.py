@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -16,10 +17,12 @@ from qconvert.dialects import ggml
 
 import qformat
 from qformat.errors import NotExact
+from qformat.formats import GGUF
 from qformat.formats.gguf import nvfp4_scaled
+from qformat.scheme import Op, Ref, Step
 from qformat.tensor import PackedTensor, from_values
 
-F32, F16, Q8_0, NVFP4 = 0, 1, 8, 40
+F32, F16, Q4_0, Q8_0, NVFP4 = 0, 1, 2, 8, 40
 BLOCK = 36
 WEIGHT, SCALE = "blk.0.ffn_down.weight", "blk.0.ffn_down.scale"
 LEVELS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6)
@@ -207,11 +210,13 @@ def test_a_second_scale_without_a_place_is_refused(tmp_path: Path, name: str, te
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.qfmt"]
 
 
-def test_a_format_that_only_resembles_it_has_no_type() -> None:
-    form = nvfp4_scaled(0)
+def test_a_type_is_what_a_format_says_not_what_it_is_called() -> None:
+    form, q4_0 = nvfp4_scaled(0), GGUF[0]
+    other_steps = replace(form, scheme=replace(form.scheme, steps=(Step(Op.DIV, form.scheme.steps[0].operand),)))
+    divided = replace(q4_0, scheme=replace(q4_0.scheme, steps=(Step(Op.DIV, Ref("scales")),)))
 
-    assert ggml.type_of(form) == NVFP4
-    assert ggml.type_of(type(form)("nvfp4", form.scheme, form.parts[::-1])) is None
+    assert [ggml.type_of(one) for one in (form, replace(form, name="of another name"), q4_0)] == [NVFP4, NVFP4, Q4_0]
+    assert [ggml.type_of(one) for one in (other_steps, divided)] == [None, None]
 
 
 def test_a_weight_and_its_scale_stay_in_one_part(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from qconvert.exact import Recast
 from qformat.errors import NotExact, QFormatError
 from qformat.formats import Format
 from qformat.scheme import Opaque, Plain
+from qformat.store import format_of
 from qformat.tensor import PackedTensor, from_values
 
 SAME_BYTES = "same-bytes"
@@ -76,10 +77,7 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
 
 def same_parts(tensor: PackedTensor, form: Format) -> bool:
     """Tell whether a tensor already lies in a format's byte arrays, meaning the same, in whatever byte order."""
-    mine = {part.form.role: (part.form.layout.parts, part.form.layout.n_bytes, part.form.tiling) for part in tensor.parts}
-    theirs = {part.role: (part.layout.parts, part.layout.n_bytes, part.tiling) for part in form.parts}
-    meaning = [(s.alphabet, s.params, s.steps, s.input_scale) for s in (tensor.scheme, form.scheme)]
-    return mine == theirs and meaning[0] == meaning[1]
+    return format_of(tensor).meaning == form.meaning
 
 
 def row_multiple(form: Format) -> int:

@@ -66,6 +66,14 @@ class Format:
             if found != expected:
                 raise UsageError(f"format '{self.name}': '{field.holds}' is stored as {found}, expected {expected}")
 
+    @property
+    def meaning(self) -> tuple[object, ...]:
+        """What is equal for formats that lie in the same byte arrays and mean the same, whatever they are called."""
+        scheme = self.scheme
+        layouts = [(part.role, part.layout, part.tiling) for part in self.parts]
+        arrays = frozenset((role, tiling, of.n_weights, of.n_bytes, of.parts, of.unpacker) for role, of, tiling in layouts)
+        return arrays, scheme.alphabet, scheme.params, scheme.steps, scheme.input_scale
+
     def n_bytes(self, shape: tuple[int, ...]) -> int:
         """Give the stored bytes of a tensor of this shape."""
         return sum(self.part_bytes(shape).values())

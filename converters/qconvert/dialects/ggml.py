@@ -52,11 +52,13 @@ def unbind(name: str, form: Format, shape: tuple[int, ...], n_bytes: Mapping[str
     type_id = type_of(form)
     if type_id is None:
         raise NotExact(f"gguf has no type for {form.name}", tensor=name, field="type")
-    blocks, *scale = (part.role for part in form.parts)
-    found: dict[str, PlannedTensor] = {blocks: (name, shape[::-1], type_id, n_bytes[blocks])}
-    for role in scale:
+    params, found = {param.name for param in form.scheme.params}, dict[str, PlannedTensor]()
+    for role in (part.role for part in form.parts):
+        if role not in params:
+            found[role] = (name, shape[::-1], type_id, n_bytes[role])
+            continue
         dims = _scale_dims(shape)
-        if dims is None or form.scheme != _with_scale(shape).scheme:
+        if dims is None or form.meaning != _with_scale(shape).meaning:
             counts = form.scheme.param(role).group.counts(*matrix(shape))
             message = f"{math.prod(counts)} values for shape {list(shape)}, gguf holds one for a matrix, or for each of a stack"
             raise NotExact(message, tensor=name, field=role)
@@ -86,23 +88,16 @@ def format_of_type(type_id: int) -> Format:
 
 
 def type_of(form: Format) -> int | None:
-    """Give the tensor type of a format, of its blocks where it has a second scale; None where GGUF has none."""
-    name = form.parts[0].layout.name
-    short = {element: kind for kind, element in GGUF_DENSE.items()}
-    if form.scheme.is_dense:
-        name = short.get(name, "")
-    elif form.parts[0].role != BLOCKS or not (len(form.parts) == 1 or _has_scale(form)):
-        return None
-    return _ids().get(name)
+    """Give the tensor type of a format, of its blocks where it has a second scale; None where GGUF has none.
 
-
-def _has_scale(form: Format) -> bool:
-    """Tell whether a format is NVFP4 with a second scale."""
-    group = form.scheme.params[-1].group
-    if not isinstance(group, Grid):
-        return False
-    scaled = nvfp4_scaled(group.rows)
-    return (form.scheme, form.parts) == (scaled.scheme, scaled.parts)
+    A format is what its declarations say, whatever it is called; of an opaque one the name is all that is known.
+    """
+    if isinstance(form.scheme.alphabet, Opaque):
+        return _ids().get(form.parts[0].layout.name) if [part.role for part in form.parts] == [BLOCKS] else None
+    group = form.scheme.params[-1].group if len(form.parts) > 1 else None
+    if isinstance(group, Grid) and form.meaning == nvfp4_scaled(group.rows).meaning:
+        return _ids()[NVFP4.name]
+    return _known().get(form.meaning)
 
 
 def _with_scale(shape: tuple[int, ...]) -> Format:
@@ -119,6 +114,11 @@ def _scale_dims(shape: tuple[int, ...]) -> tuple[int] | None:
 
 def _scale_name(weight: str) -> str:
     return weight.removesuffix(WEIGHT) + SCALE
+
+
+@cache
+def _known() -> dict[tuple[object, ...], int]:
+    return {format_of_type(type_id).meaning: type_id for type_id in GGML_TYPES}
 
 
 @cache
