@@ -35,9 +35,10 @@ def bind(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[TensorInfo, ...]]
     returns: by name of the weight, in the file's order; whatever is no second scale of an NVFP4 weight stands by itself
     """
     found: dict[str, tuple[TensorInfo, ...]] = {name: (info,) for name, info in tensors.items()}
+    nvfp4, float32 = _ids()[NVFP4.name], _ids()["f32"]
     for name, info in tensors.items():
-        scale = tensors.get(_scale_name(name)) if info.type_name == NVFP4.name and name.endswith(WEIGHT) else None
-        if scale is not None and scale.type_name == "f32" and scale.dims == _scale_dims(info.shape):
+        scale = tensors.get(_scale_name(name)) if info.type_id == nvfp4 and name.endswith(WEIGHT) else None
+        if scale is not None and scale.type_id == float32 and scale.dims == _scale_dims(info.shape):
             found[name] = (info, *found.pop(scale.name))
     return found
 
