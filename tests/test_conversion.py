@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import qconvert
-from qconvert import conversion, sinks
+from qconvert import conversion, destination, sinks
 from qconvert.conversion import Refused, dequantize
 from qconvert.digest import digest_tensor
 from qconvert.quantizing import quantize
@@ -207,7 +207,7 @@ def test_source_and_destination_must_differ(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_known_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = gguf_file(tmp_path / "a.gguf", ("Q4_0",))
-    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     with pytest.raises(UsageError, match="10 free"):
         qconvert.convert(source, tmp_path / "a.qfmt")
 

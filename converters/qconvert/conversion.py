@@ -16,7 +16,7 @@ from typing import Any
 
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
-from qconvert.destination import check_paths, check_space
+from qconvert.destination import check_folder, check_paths, check_space
 from qconvert.planning import Item, Plan, make_plan, notices
 from qconvert.prove import prove
 from qconvert.run import write_items
@@ -121,8 +121,7 @@ def convert_model(
 
     is_named : whether the user asked for the target by name, not by a suffix
     """
-    if not limits.are_set:
-        check_target(model, force, dst)
+    check_early(model, force, dst, limits)
     model.verify()
     if target.is_dense and not is_named:
         refuse_dense(model, target)
@@ -214,6 +213,13 @@ def target_for(dst: Path, to: str | None) -> Target:
         raise UsageError(f"cannot tell the target from '{dst.name}': give --to", path=dst, expected=tuple(SUFFIXES))
     target = find_target(SUFFIXES[dst.suffix.lower()])
     return replace(target, keeps=True)
+
+
+def check_early(model: Model, force: bool, dst: Path, limits: Limits) -> None:
+    """Refuse a destination before anything is planned, as far as its name is known by then."""
+    check_folder(dst)
+    if not limits.are_set:
+        check_target(model, force, dst)
 
 
 def check_target(model: Model, force: bool, dst: Path) -> None:

@@ -15,8 +15,7 @@ HEADER_SLACK = 1 << 22  # bytes that headers and padding may take beyond the ten
 
 def check_paths(src: Path, dst: Path, force: bool) -> None:
     """Refuse a destination that exists, or that is the source."""
-    if not dst.parent.is_dir():
-        raise UsageError(f"folder '{dst.parent}' does not exist", path=dst)
+    check_folder(dst)
     if dst.exists() or dst.is_symlink():
         if dst.exists() and dst.samefile(src):
             raise UsageError("destination is the source", path=dst)
@@ -24,6 +23,12 @@ def check_paths(src: Path, dst: Path, force: bool) -> None:
             raise UsageError("destination is a folder", path=dst)
         if not force:
             raise UsageError("destination exists; use --force to replace it", path=dst)
+
+
+def check_folder(dst: Path) -> None:
+    """Refuse a destination in a folder that does not exist."""
+    if not dst.parent.is_dir():
+        raise UsageError(f"folder '{dst.parent}' does not exist", path=dst)
 
 
 def check_space(dst: Path, n_bytes: int) -> None:
