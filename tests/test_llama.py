@@ -7,7 +7,7 @@ type: llama.cpp must compute from the packed file what it computes from the floa
 import hashlib
 import importlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import qconvert
 import tiny_llama
+from conftest import Arrays
 from numpy.typing import NDArray
 from qconvert import meta
 from qconvert.containers.shards import Limits
@@ -32,7 +33,7 @@ PACKED = (
     *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"),
     *("tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"),
 )
-# Types that have no encoder here; ggml's own packs one matrix of the model.
+# Types that have no encoder here; one matrix of the model is put together from blocks that ggml packed.
 GRIDS = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
 # The package's table ends before Q2_0, whose files its reader cannot open.
 NAMED = [kind for kind in (*DENSE, *PACKED) if kind.upper() in gguf.GGMLQuantizationType.__members__]
@@ -155,11 +156,11 @@ def test_llama_cpp_computes_the_same_from_rounded_weights_and_their_float32(
 
 @pytest.mark.parametrize("kind", GRIDS)
 def test_llama_cpp_computes_from_grid_types_what_it_computes_from_our_decode(
-    kind: str, llama: ModuleType, tmp_path: Path
+    kind: str, golden_ggml: Callable[[str], Arrays], llama: ModuleType, tmp_path: Path
 ) -> None:
     type_id, name = gguf.GGMLQuantizationType[kind.upper()], "output.weight"
-    rows = tiny_llama.weights()[name]
-    blocks = importlib.import_module("ggml").quantize(rows, type_id, np.ones(rows.shape[1], np.float32))
+    normal = golden_ggml(kind.upper())["packed_imatrix"][:2]  # two rows of 512 weights
+    blocks = np.tile(normal.reshape(4, -1), (tiny_llama.N_TOKENS // 4, 1))
     packed = tiny_llama.write(tmp_path / "packed.gguf", {name: (blocks, type_id)})
     qconvert.convert(packed, tmp_path / "packed.qfmt")
     qconvert.convert(tmp_path / "packed.qfmt", tmp_path / "returned.gguf")
