@@ -8,7 +8,7 @@ ORACLES := .venv-oracles
 BUILT_FROM := pyproject.toml
 PLAIN_TESTS := tests/test_kernels.py
 
-.PHONY: demo test check oracles clean
+.PHONY: demo test check perplexity oracles clean
 
 demo: $(MAIN)/demo.stamp
 	@$(MAIN)/bin/python tools/demo.py
@@ -24,6 +24,10 @@ check: $(MAIN)/models.stamp
 	$(MAIN)/bin/python tools/spec_tables.py --check
 	NUMBA_DISABLE_JIT=1 $(MAIN)/bin/python -m pytest $(PLAIN_TESTS)
 	$(MAIN)/bin/python -m pytest
+
+# Minutes, and a gigabyte for files that go away.
+perplexity: $(MAIN)/models.stamp
+	@$(MAIN)/bin/python tools/perplexity.py
 
 # One process for each peer: some change global state when imported. Their own warnings are not listed; ours stay errors.
 oracles: $(ORACLES)/oracles.stamp
