@@ -16,7 +16,7 @@ from qconvert import opening
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.shards import NO_LIMITS, Limits
-from qconvert.conversion import MAX_MEMORY, Progress, Report, carry_out, check_target
+from qconvert.conversion import MAX_MEMORY, Progress, Report, carry_out, check_early
 from qconvert.imatrix import Entry, Imatrix, read_imatrix
 from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, mix_of
 from qconvert.planning import MIN_MATRIX_RANK, Item, Plan, decide, is_chosen, is_float_matrix
@@ -87,8 +87,7 @@ def quantize(
     overrides = [read_override(text, target) for text in tensor_types]
     wish = Wish(target, mix, rule, include, exclude, overrides, None if imatrix is None else read_imatrix(imatrix))
     with opening.open(src) as model:
-        if not limits.are_set:
-            check_target(model, force, path)
+        check_early(model, force, path, limits)
         model.verify()
         made = plan_quantize(model, wish)
         report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress, limits, force)
