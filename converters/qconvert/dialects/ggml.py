@@ -3,7 +3,7 @@
 Types younger than the catalogue are opaque: their blocks are listed and copied. The second scale of an NVFP4 weight is a
 tensor of its own in the file: of `<module>.weight` it is `<module>.scale`, one F32, or one for each expert of a stack.
 
-Source: ggml-org/llama.cpp: conversion of ModelOpt's NVFP4 in convert_hf_to_gguf.py.
+Source: ggml-org/llama.cpp: the conversion of checkpoints, _write_scale_tensor and _write_scales_tensor.
 """
 
 from __future__ import annotations
