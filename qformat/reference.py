@@ -18,7 +18,7 @@ from qformat.arrays import Part
 from qformat.bits import DTYPES, values
 from qformat.decode import find as decode_function
 from qformat.errors import UsageError
-from qformat.layout import PIECE, Bits, Field, Layout
+from qformat.layout import CODES, PIECE, Bits, Field, Layout
 from qformat.scheme import (
     Apply,
     Const,
@@ -141,6 +141,19 @@ def param_value(tensor: PackedTensor, name: str, index: Index) -> np.float32:
     return np.float32(stored) if is_number else element(stored, param.dtype)
 
 
+@lru_cache(maxsize=4096)
+def codes(block: bytes, layout: Layout) -> tuple[int, ...]:
+    """Give the codes of a block, those that the layout's decode function makes of its pieces among them.
+
+    Raises UsageError for another number of bytes, and for a block without codes.
+    """
+    fields, field = _fields(block, layout), layout.part(CODES)
+    if field is not None:
+        return tuple(fields[field.name])
+    pieces = {part.holds.removeprefix(PIECE): np.array([fields[part.name]]) for part in layout.parts}
+    return tuple(int(code) for code in decode_function(layout.unpacker).unpack(pieces)[0])
+
+
 def element(pattern: int, dtype: str) -> np.float32:
     """Give the float32 value of a stored element.
 
@@ -219,7 +232,7 @@ def _value(part: Part, holds: str, index: Index) -> int:
     for group, i in zip(tiling.logical, index, strict=True):
         at.update(zip(group, _digits(i, tuple(size[name] for name in group)), strict=True))
     block = _block(part, tuple(at.get(name, 0) for name, _, _ in tiling.stored))
-    values = _codes(block, layout) if field is None else _fields(block, layout)[field.name]
+    values = codes(block, layout) if field is None else _fields(block, layout)[field.name]
     return values[_number([at[name] for name in inner], [size[name] for name in inner])]
 
 
@@ -239,14 +252,6 @@ def _block(part: Part, at: Index) -> bytes:
 @lru_cache(maxsize=4096)
 def _fields(block: bytes, layout: Layout) -> dict[str, list[int]]:
     return unpack(block, layout)
-
-
-@lru_cache(maxsize=4096)
-def _codes(block: bytes, layout: Layout) -> list[int]:
-    """Give the codes of a block that the layout's decode function makes of its pieces."""
-    fields = _fields(block, layout)
-    pieces = {part.holds.removeprefix(PIECE): np.array([fields[part.name]]) for part in layout.parts}
-    return [int(code) for code in decode_function(layout.unpacker).unpack(pieces)[0]]
 
 
 def _number(digits: Index | list[int], sizes: Index | list[int]) -> int:

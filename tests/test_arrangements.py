@@ -1,12 +1,10 @@
-"""Layouts and tilings beyond the catalogue, said in the same notation: decoded, and compared with plain NumPy or gguf."""
+"""Layouts and tilings beyond the catalogue, said in the same notation: decoded, and compared with plain NumPy."""
 
 from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize as dequantize_by_gguf
 from numpy.typing import NDArray
 
 from qformat import reference
@@ -14,7 +12,8 @@ from qformat.arrays import Memory, Part
 from qformat.bits import NF4
 from qformat.formats import Format, PartForm
 from qformat.formats.form import packed, scalar
-from qformat.layout import Bits, Field, Layout, Plane
+from qformat.formats.gguf import Q5_0
+from qformat.layout import Bits, Layout, Plane
 from qformat.scheme import (
     Apply,
     Const,
@@ -259,109 +258,7 @@ def test_scales_of_square_blocks_may_end_short_on_both_axes() -> None:
     assert tensor.dequantize(rows=slice(120, 140)).tobytes() == decoded[120:140].tobytes()
 
 
-SUPER = Grid(1, 256)
-SPLIT_SCALES = Bits(
-    "scales", (Plane(4, 4, "p=2 i=4 -> p*64 i*8"), Plane(4, 2, "p=2 i=4 -> i*8 p*2", shift=4, bit=4)), 8, holds="sub_scales"
-)
-SPLIT_MINS = Bits(
-    "mins", (Plane(8, 4, "p=2 i=4 -> p*36 i*8"), Plane(8, 2, "p=2 i=4 -> i*8 p*2", shift=4, bit=4)), 8, holds="sub_mins"
-)
-Q4_K = Format(
-    "q4_k",
-    Scheme(
-        "q4_k",
-        Integers(0, 15),
-        (
-            Param("scales", "float16", SUPER),
-            Param("mins", "float16", SUPER),
-            Param("sub_scales", "uint8", Grid(1, 32)),
-            Param("sub_mins", "uint8", Grid(1, 32)),
-        ),
-        (
-            Step(Op.MUL, Apply(Op.MUL, Ref("scales"), Ref("sub_scales"))),
-            Step(Op.SUB, Apply(Op.MUL, Ref("mins"), Ref("sub_mins"))),
-        ),
-    ),
-    (
-        PartForm(
-            "blocks",
-            Layout(
-                "q4_k",
-                256,
-                144,
-                (
-                    Field("d", 0, "float16", holds="scales"),
-                    Field("dmin", 2, "float16", holds="mins"),
-                    SPLIT_SCALES,
-                    SPLIT_MINS,
-                    Bits("qs", (Plane(16, 4, "c=4 h=2 j=32 -> c j h"),), 256, holds="codes"),
-                ),
-            ),
-        ),
-    ),
-)
-
-
-def k_quant(name: str, n_bytes: int, group: int, sub_dtype: str, low: int, high: int, *fields: Field | Bits) -> Format:
-    """Symmetric K-quants: a float16 scale times integer scales."""
-    params = (Param("scales", "float16", SUPER), Param("sub_scales", sub_dtype, Grid(1, group)))
-    steps = (Step(Op.MUL, Apply(Op.MUL, Ref("scales"), Ref("sub_scales"))),)
-    layout = Layout(name, 256, n_bytes, fields)
-    return Format(name, Scheme(name, Integers(low, high), params, steps), (PartForm("blocks", layout),))
-
-
-Q6_K_CODES = (Plane(0, 4, "h=2 a=2 b=2 l=32 -> h b l a"), Plane(128, 2, "h=2 k=4 l=32 -> h l k", shift=4))
-Q3_K_CODES = (Plane(32, 2, "r=2 k=4 l=32 -> r l k"), Plane(0, 1, "b=8 l=32 -> l b", shift=2))
-Q3_K_SCALES = (Plane(96, 4, "p=2 j=8 -> j p"), Plane(104, 2, "q=4 i=4 -> i q", shift=4))
-K_QUANTS = (
-    Q4_K,
-    k_quant(
-        "q6_k", 210, 16, "int8", -32, 31,
-        Bits("q", Q6_K_CODES, 256, minus=32, holds="codes"),
-        Field("sc", 192, "int8", 16, holds="sub_scales"), Field("d", 208, "float16", holds="scales"),
-    ),
-    k_quant(
-        "q3_k", 110, 16, "int8", -4, 3,
-        Bits("q", Q3_K_CODES, 256, minus=4, holds="codes"),
-        Bits("sc", Q3_K_SCALES, 16, minus=32, holds="sub_scales"), Field("d", 108, "float16", holds="scales"),
-    ),
-)  # fmt: skip
-
-
-def k_blocks(form: Format, rows: int, cols: int) -> NDArray[np.uint8]:
-    """Make random blocks whose float16 values are finite."""
-    layout = form.parts[0].layout
-    blocks = RNG.integers(0, 256, (rows * cols // 256, layout.n_bytes), dtype=np.uint8)
-    for field in layout.parts:
-        if isinstance(field, Field) and field.dtype == "float16":
-            blocks[:, field.at : field.at + 2] = RNG.standard_normal(len(blocks)).astype(np.float16)[:, None].view(np.uint8)
-    return blocks
-
-
-@pytest.mark.parametrize("form", K_QUANTS, ids=lambda form: form.name)
-def test_k_quants_decode_as_gguf_decodes_them(form: Format) -> None:
-    blocks = k_blocks(form, 6, 512)
-    expected = dequantize_by_gguf(blocks, GGMLQuantizationType[form.name.upper()]).reshape(6, 512)
-    decoded = assemble(form, (6, 512), {"blocks": raw(blocks)}).dequantize()
-    assert np.array_equal(decoded, expected)
-    assert_decodes(assemble(form, (6, 512), {"blocks": raw(blocks)}), decoded)
-
-
-@pytest.mark.parametrize("form", K_QUANTS, ids=lambda form: form.name)
-def test_blocks_of_the_other_byte_order_decode_alike(form: Format) -> None:
-    layout = form.parts[0].layout
-    blocks = k_blocks(form, 6, 512)
-    twin = blocks.copy()
-    for field in layout.parts:
-        if isinstance(field, Field) and field.dtype == "float16":
-            twin[:, field.at : field.at + 2] = blocks[:, [field.at + 1, field.at]]
-    swapped = assemble(form, (6, 512), {"blocks": raw(twin)}, swapped=True)
-    assert_decodes(swapped, assemble(form, (6, 512), {"blocks": raw(blocks)}).dequantize())
-
-
 def test_a_word_of_high_bits_is_swapped_as_one() -> None:
-    from qformat.formats.gguf import Q5_0
-
     blocks = RNG.integers(0, 64, (12, 22), dtype=np.uint8)
     twin = blocks[:, [1, 0, 5, 4, 3, 2, *range(6, 22)]]
     swapped = assemble(Q5_0, (4, 96), {"blocks": raw(twin)}, swapped=True)

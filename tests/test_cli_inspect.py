@@ -13,7 +13,8 @@ from qfmt.__main__ import main
 
 import qformat
 
-Q4_0, Q8_0, Q4_K, MXFP4 = 2, 8, 12, 39
+Q4_0, Q8_0, Q8_1, IQ2_XXS, IQ1_M, TQ1_0, MXFP4 = 2, 8, 9, 16, 29, 34, 39
+UNKNOWN = 99
 FLOATS = struct.pack("<8f", *range(8))
 
 
@@ -174,11 +175,72 @@ def test_dump_of_a_dense_tensor_shows_one_element(tmp_path: Path, capsys: pytest
 
 
 def test_dump_of_opaque_blocks_shows_bytes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = gguf_file(tmp_path, [256], Q4_K, bytes(range(144)))
+    path = gguf_file(tmp_path, [256], UNKNOWN, bytes(range(144)))
+
+    code, out, _ = run(capsys, "dump", path, "w", "--block", "128")
+
+    lines = [line.split() for line in out.splitlines()]
+    assert (code, "codes are opaque" in out, ["0x0000", "block", "80"] in lines) == (0, True, True)
+
+
+def test_dump_of_a_grid_block_shows_indices_signs_scales_and_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first 8 weights of entry 1 of the grid, 43 8 8 ..., the first and by parity the last negative: (3 + 0.5) * 2 / 4."""
+    block = half(2) + bytes([1, 0, 0, 0]) + struct.pack("<I", 1 | 3 << 28) + bytes(56)
+    path = gguf_file(tmp_path, [256], IQ2_XXS, block)
 
     code, out, _ = run(capsys, "dump", path, "w")
 
-    assert (code, "codes are opaque" in out, "80 81 82" in out) == (0, True, True)
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert ["0x0006", "signs", "01", "00", "00"] in lines
+    assert ["0x0009", "signs+scales", "30"] in lines
+    assert ["d:", "scales", "(float16)", "2"] in lines
+    assert ["index:", "codes.index", "(8", "bits)", "1", *["0"] * 15] in lines
+    assert ["signs:", "codes.signs", "(7", "bits)", "1", *["0"] * 15] in lines
+    assert ["scales:", "sub_scales", "(4", "bits)", "3", *["0"] * 7] in lines
+    assert ["[0,", "0]", "-43", "-75.25"] in lines
+    assert ["[0,", "1]", "8", "14"] in lines
+    assert ["[0,", "7]", "-8", "-14"] in lines
+    assert ["[0,", "32]", "8", "2"] in lines
+
+
+def test_dump_shows_a_scale_that_is_spread_over_four_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1.5 is 0x3e00: a nibble on top of each word, the lowest first."""
+    path = gguf_file(tmp_path, [256], IQ1_M, bytes(48) + struct.pack("<4H", 0, 0, 0xE000, 0x3000))
+
+    _, out, _ = run(capsys, "dump", path, "w")
+
+    lines = [line.split() for line in out.splitlines()]
+    assert ["d:", "scales", "(float16)", "1.5"] in lines
+    assert ["shift:", "codes.shift", "(1", "bits)", *["0"] * 16] in lines
+    assert ["[0,", "0]", "-7", "-1.3125"] in lines
+
+
+def test_dump_of_base_3_digits_shows_bytes_and_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Digits 2 0 1 0 0 are 171 of 243, byte 171 * 256 / 243 rounded up: weights 0, 32, 64, 96 and 128."""
+    path = gguf_file(tmp_path, [256], TQ1_0, bytes([181]) + bytes(51) + half(0.5))
+
+    _, out, _ = run(capsys, "dump", path, "w")
+
+    lines = [line.split() for line in out.splitlines()]
+    assert ["qs:", "codes.fives", "(uint8)", "181", *["0"] * 15] in lines
+    assert ["qh:", "codes.fours", "(uint8)", "0", "0", "0", "0"] in lines
+    assert [line[2:] for line in lines if line[:1] == ["[0,"]][:160:32] == [
+        ["1", "0.5"],
+        ["-1", "-0.5"],
+        ["0", "0"],
+        *[["-1", "-0.5"]] * 2,
+    ]
+
+
+def test_dump_shows_what_no_value_depends_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = gguf_file(tmp_path, [32], Q8_1, half(1) + half(-4) + bytes(32))
+
+    _, out, _ = run(capsys, "dump", path, "w")
+
+    assert ["s:", "residue", "(float16)", "-4"] in [line.split() for line in out.splitlines()]
 
 
 @pytest.mark.parametrize(

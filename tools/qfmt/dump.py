@@ -16,7 +16,7 @@ import qconvert
 
 from qfmt.text import table
 from qformat.errors import UsageError, show
-from qformat.layout import Field, Layout
+from qformat.layout import CODES, Bits, Field, Layout
 from qformat.scheme import Opaque, Plain, Table
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 LINE_BYTES = 16
+LINE_VALUES = 16
 
 Place = tuple[int, int]  # row and column in the folded matrix
 
@@ -37,7 +38,7 @@ def command(src: str, tensor: str, block: int) -> None:
     """Show the bytes of one block of TENSOR by the field that owns them, with codes and values."""
     with qconvert.open(src) as model:
         found = model[tensor]
-        part = found.part("codes")
+        part = found.part(CODES)
         data, places = read_block(found, part, block)
         layout = part.form.layout
         click.echo(f"{show(tensor)}: scheme {found.scheme.name}, layout {layout.name}, shape {list(found.shape)}")
@@ -45,7 +46,7 @@ def command(src: str, tensor: str, block: int) -> None:
         click.echo(f"block {block} of {_n_blocks(part)} in '{part.form.role}': {len(data)} bytes{order}")
         click.echo()
         _print_bytes(data, layout)
-        _print_fields(found, part, data)
+        _print_fields(part, data)
         _print_parameters(found, part, places)
         _print_weights(found, part, data, places)
 
@@ -93,18 +94,20 @@ def _print_bytes(data: bytes, layout: Layout) -> None:
             click.echo(f"  {start:#06x}  {owner.ljust(width)}  {piece}")
 
 
-def _print_fields(tensor: PackedTensor, part: Part, data: bytes) -> None:
-    """Print the values of a block's own parameters."""
+def _print_fields(part: Part, data: bytes) -> None:
+    """Print what a block holds beside codes: its own parameters, the pieces that codes are made of, residue."""
     from qformat.reference import element, unpack
 
     fields = unpack(data, part.form.layout)
     for owner in part.form.layout.parts:
-        if owner.holds == "codes" or not owner.holds:
+        if owner.holds == CODES:
             continue
-        dtype = tensor.scheme.param(owner.holds).dtype
-        stored = fields[owner.name]
-        shown = [f"{element(value, dtype):.9g}" if isinstance(owner, Field) else str(value) for value in stored]
-        click.echo(f"  {owner.name}: {owner.holds} ({dtype}) {' '.join(shown)}")
+        kind = f"{owner.width} bits" if isinstance(owner, Bits) and not owner.dtype else owner.dtype
+        shown = [f"{element(value, owner.dtype):.9g}" if owner.dtype else str(value) for value in fields[owner.name]]
+        head = f"  {owner.name}: {owner.holds or 'residue'} ({kind})"
+        for start in range(0, len(shown), LINE_VALUES):
+            click.echo(f"{head} {' '.join(shown[start : start + LINE_VALUES])}")
+            head = " " * len(head)
 
 
 def _print_parameters(tensor: PackedTensor, part: Part, places: list[Place | None]) -> None:
@@ -121,13 +124,12 @@ def _print_parameters(tensor: PackedTensor, part: Part, places: list[Place | Non
 
 def _print_weights(tensor: PackedTensor, part: Part, data: bytes, places: list[Place | None]) -> None:
     """Print code and value of every weight."""
-    from qformat.reference import unpack, weight
+    from qformat.reference import codes, weight
 
-    alphabet, owner = tensor.scheme.alphabet, part.form.layout.part("codes")
-    if isinstance(alphabet, Opaque) or owner is None:
-        click.echo("  codes are opaque: only a decode function reads them")
+    alphabet, owner = tensor.scheme.alphabet, part.form.layout.part(CODES)
+    if isinstance(alphabet, Opaque):
+        click.echo("  codes are opaque: nothing here reads them")
         return
-    codes = unpack(data, part.form.layout)[owner.name]
     if isinstance(alphabet, Plain) and isinstance(owner, Field):
         import numpy as np
 
@@ -138,7 +140,7 @@ def _print_weights(tensor: PackedTensor, part: Part, data: bytes, places: list[P
         values = ["-" if place is None else f"{weight(tensor, *place):.9g}" for place in places]
     spots = ["(fills the block)" if place is None else f"[{place[0]}, {place[1]}]" for place in places]
     click.echo()
-    table(("weight", "code", "value"), list(zip(spots, codes, values, strict=True)), right=(1, 2))
+    table(("weight", "code", "value"), list(zip(spots, codes(data, part.form.layout), values, strict=True)), right=(1, 2))
 
 
 def _n_blocks(part: Part) -> int:
