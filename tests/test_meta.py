@@ -287,6 +287,13 @@ def test_a_link_stays_a_link_and_the_mode_stays(model: Path) -> None:
     assert contents(model, "general.name") == "n" * 100
 
 
+@pytest.mark.parametrize(("text", "how"), [("wxyz", "in place"), ("long " * 100, "by copy")])
+def test_a_name_as_long_as_names_may_be_is_no_hindrance(model: Path, text: str, how: str) -> None:
+    path = model.rename(model.with_name("é" * 125 + ".gguf"))
+    assert meta.set_value(path, "general.name", text).how == how
+    assert (contents(path, "general.name"), alone(path)) == (text, True)
+
+
 def test_an_output_leaves_the_file_alone(model: Path, run: RUN) -> None:
     copy = model.with_name("copy.gguf")
     code, out, err = run("set", model, "general.name", "wxyz", "-o", copy)

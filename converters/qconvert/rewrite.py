@@ -59,7 +59,8 @@ def write_in_place(path: Path, change: Rewrite) -> None:
     Raises FileError when the file system refuses, UsageError when the header is no longer the one that was read, or when
     one kept from an earlier edit lies beside the file.
     """
-    kept = path.with_name(f".{path.name[:60]}.header")  # 60: names of 255 bytes are allowed, and a character has at most 4
+    name = os.fsdecode(os.fsencode(path.name)[:240])  # of the 255 bytes that a name may have
+    kept = path.with_name(f".{name}.header")
     old, new = change.old, change.new
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
