@@ -276,6 +276,24 @@ def test_big_endian_parts_become_a_little_endian_file(tmp_path: Path) -> None:
     assert (tmp_path / "from_big.gguf").read_bytes() == (tmp_path / "from_little.gguf").read_bytes()
 
 
+def test_a_second_scale_goes_with_its_weight(tmp_path: Path) -> None:
+    """NVFP4 holds it in a tensor of its own; the limits count weights."""
+    infos = [made.info("a.weight", [64], 40, 0), made.info("a.scale", [1], 0, 64), made.info("b", [8], 0, 96)]
+    content = made.gguf([ARCH], infos, bytes(range(36)) + bytes(28) + EIGHT[4:8] + bytes(28) + EIGHT)
+    source = fill(tmp_path, {"one.gguf": content}) / "one.gguf"
+    paths = repackage(source, tmp_path / "m.gguf", limits=Limits(n_tensors=1)).paths
+    assert [[t.name for t in peer.GGUFReader(path).tensors] for path in paths] == [["a.weight", "a.scale"], ["b"]]
+    repackage(paths[0], tmp_path / "back.gguf")
+    assert (tmp_path / "back.gguf").read_bytes() == content
+
+
+def test_parts_that_make_no_file_are_one_line(tmp_path: Path) -> None:
+    """Bytes of an unknown type reach up to the end of a part; between other tensors they would have to be padded."""
+    files = whole() | {PARTS[0]: part(0, names="ab").replace(struct.pack("<IQ", 0, 32), struct.pack("<IQ", 99, 32))[:-1]}
+    with pytest.raises(FileError, match=r"tensor 'b': the parts make no file: 31 bytes were planned, expected 32 \(type_99\)"):
+        repackage(fill(tmp_path, files) / PARTS[0], tmp_path / "back.gguf")
+
+
 def test_what_is_computed_is_divided_too(tmp_path: Path) -> None:
     source = peer_file(tmp_path / "one.gguf")
     qconvert.convert(source, tmp_path / "whole.gguf", to="gguf:f32")
@@ -370,6 +388,15 @@ def test_the_first_part_goes_first_and_comes_last(tmp_path: Path, monkeypatch: p
     qconvert.convert(source, tmp_path / "m.gguf", limits=Limits(n_tensors=2), force=True)
     assert [parts[0] for parts in seen] == [None] * 5 + [b"GGU"]
     assert seen[-1] == [b"GGU"] * 3
+
+
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    source = peer_file(tmp_path / "one.gguf")
+    one, many = "ü" * 125 + ".gguf", "ü" * 117 + ".gguf"
+    repackage(source, tmp_path / one)
+    paths = repackage(source, tmp_path / many, limits=Limits(n_tensors=3)).paths
+    assert [len(path.name.encode()) for path in (tmp_path / one, *paths)] == [255, 254, 254]
+    assert contents(tmp_path).keys() == {"one.gguf", one, *(path.name for path in paths)}
 
 
 class Wrong:

@@ -22,7 +22,7 @@ from qconvert.containers.gguf_plan import plan_gguf
 from qconvert.containers.gguf_tensors import TensorInfo
 from qconvert.containers.gguf_types import ALIGNMENT_KEY
 from qconvert.containers.gguf_values import GGUFArray, KeyValue, Scalar, key_value
-from qformat.errors import FileError, show
+from qformat.errors import FileError, UsageError, show
 
 NUMBER, COUNT, TOTAL = "split.no", "split.count", "split.tensors.count"
 UINT16, INT32 = 2, 5
@@ -67,12 +67,18 @@ class GGUFParts:
         return self._file_of[name].data(self.tensors[name])
 
     def recipe(self) -> Recipe:
-        """Give what is needed, beside the tensors' bytes, to write this file again; of parts, the one file that they make."""
+        """Give what is needed, beside the tensors' bytes, to write this file again; of parts, the one file that they make.
+
+        Raises FileError for parts that make none: one that ends with a tensor of unknown type whose bytes are not padded.
+        """
         first = self.files[0]
         if len(self.files) == 1:
             return first.recipe()
         tensors = [(info.name, info.dims, info.type_id, info.n_bytes) for info in self.tensors.values()]
-        plan = plan_gguf(self.key_values.values(), tensors, version=first.version, byte_order=first.byte_order)
+        try:
+            plan = plan_gguf(self.key_values.values(), tensors, version=first.version, byte_order=first.byte_order)
+        except UsageError as err:
+            raise FileError(f"the parts make no file: {err.message}", path=first.path, tensor=err.tensor) from err
         (_, header), *_ = plan.parts
         facts = {
             "container": "gguf",
