@@ -62,6 +62,16 @@ def test_each_expert_has_its_own_count_and_one_never_called_weighs_all_columns_a
     assert weights.tolist() == [[0, 3, 6, 9], [1, 1, 1, 1], [16, 18, 20, 22]]
 
 
+def test_a_count_below_one_half_is_none(tmp_path: Path) -> None:
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("w.in_sum2", np.full((2, 2), 6, np.float32))
+        writer.add_tensor("w.counts", np.array([[1e-40], [2.5]], np.float32))
+
+    weights = read_imatrix(gguf_imatrix(tmp_path / "a.gguf", change)).get("w")
+    assert weights is not None
+    assert weights.tolist() == [[1, 1], [2, 2]]
+
+
 def test_a_tensor_without_entry_has_no_importance(tmp_path: Path) -> None:
     assert read_imatrix(gguf_imatrix(tmp_path / "a.gguf")).get("output.weight") is None
 

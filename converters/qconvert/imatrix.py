@@ -37,7 +37,7 @@ class Entry:
     """The importance of one tensor's columns.
 
     sums   : (n_experts, columns) float32, sums of squared inputs; one row of all experts' columns in a `.dat` file
-    counts : (n_experts,) float32, by which they are divided
+    counts : (n_experts,) float32, by which they are divided once rounded to whole numbers
     """
 
     sums: NDArray[np.float32]
@@ -45,8 +45,8 @@ class Entry:
 
     def importance(self) -> F32:
         """Give the importance of the columns: (n_experts, columns) float32; 1 for an expert that was never called."""
-        sums, counts = self.sums.astype(np.float32), self.counts.astype(np.float32)[:, None]
-        return np.where(counts > 0, sums / np.where(counts > 0, counts, np.float32(1)), np.float32(1))
+        sums, counts = self.sums.astype(np.float32), np.floor(self.counts.astype(np.float32) + np.float32(0.5))[:, None]
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1))
 
 
 @dataclass(frozen=True, slots=True)
