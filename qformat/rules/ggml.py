@@ -97,7 +97,7 @@ def microscale_blocks(rows: F32, scheme: Scheme, state: Extremes | None) -> Valu
     best, codes = size, np.zeros(blocks.shape, np.uint8)
     for code, level in enumerate(values("float4_e2m1fn")[1:8], 1):
         difference = np.abs(np.float32(level) * steps - size)
-        codes[difference < best] = code
+        np.copyto(codes, np.uint8(code), where=difference < best)
         best = np.minimum(difference, best)
     codes |= sign_of_code(blocks, codes).view(np.uint8) << np.uint8(3)
     return {"codes": join(codes, *rows.shape), "scales": scales}
