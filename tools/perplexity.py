@@ -17,7 +17,7 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ggml
@@ -33,6 +33,7 @@ from qconvert.quantizing import quantize
 import qformat
 
 Array = NDArray[np.float32]
+Draw = Callable[[tuple[int, int]], NDArray[np.float64]]
 
 KINDS = ("q4_k_m", "q6_k_mix", "q8_0")
 SEARCHED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
@@ -66,18 +67,17 @@ def surprise(logits: Array, ids: list[int]) -> float:
     return total
 
 
-def write_twin(ours: Path, twin: Path, floats: Path) -> float:
-    """Copy a quantized file, ggml's blocks in its packed tensors; returns the share of their bytes that were ours already."""
+def write_twin(ours: Path, twin: Path, floats: Path) -> int:
+    """Copy a quantized file, ggml's blocks in its packed tensors; returns the number of bytes that were others in ours."""
     shutil.copyfile(ours, twin)
     sources = {tensor.name: tensor for tensor in gguf.GGUFReader(floats).tensors}
-    n_same = n_bytes = 0
+    n_others = 0
     for tensor in gguf.GGUFReader(twin, "r+").tensors:
         if tensor.tensor_type not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
             blocks = ggml.quantize(sources[tensor.name].data, tensor.tensor_type)
-            n_same += int(np.count_nonzero(tensor.data == blocks))
-            n_bytes += blocks.size
+            n_others += int(np.count_nonzero(tensor.data != blocks))
             tensor.data[:] = blocks
-    return n_same / n_bytes
+    return n_others
 
 
 def compare_model(folder: Path, kinds: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:
@@ -91,10 +91,10 @@ def compare_model(folder: Path, kinds: tuple[str, ...]) -> Iterator[tuple[tuple[
     print(f"{len(ids)} tokens of {' and '.join(TEXTS)}, digest {digest}; the Q4_1 file itself: {perplexity(source):.4f}\n")
     for kind in kinds:
         quantize(floats, ours, f"gguf:{kind}", force=True)
-        same = write_twin(ours, twin, floats)
+        n_others = write_twin(ours, twin, floats)
         found, expected = perplexity(ours), perplexity(twin)
         ratio, n_bytes = found / expected, ours.stat().st_size
-        cells = (kind, f"{found:.4f}", f"{expected:.4f}", f"{ratio:.5f}", f"{same:.2%}", str(n_bytes), types_of(ours))
+        cells = (kind, f"{found:.4f}", f"{expected:.4f}", f"{ratio:.5f}", str(n_others), str(n_bytes), types_of(ours))
         yield cells, abs(ratio - 1) <= PERPLEXITY_LIMIT
 
 
@@ -107,7 +107,7 @@ def types_of(path: Path) -> str:
 def compare_errors() -> Iterator[tuple[tuple[str, ...], bool]]:
     """Give a line for each searched type, distribution, length of row and weighting; whether our error is within the limit."""
     rng = np.random.default_rng(7)
-    draws = {"normal": rng.standard_normal, "student-t, 3": lambda shape: rng.standard_t(3, shape)}
+    draws: dict[str, Draw] = {"normal": rng.standard_normal, "student-t, 3": lambda shape: rng.standard_t(3, shape)}
     for kind, name, shape, weighted in itertools.product(SEARCHED, draws, SHAPES, (False, True)):
         type_id = gguf.GGMLQuantizationType[kind.upper()]
         rows = (draws[name](shape) * 0.02).astype(np.float32)
@@ -130,7 +130,7 @@ def main(kinds: tuple[str, ...]) -> int:
     """Print both tables; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="qfmt-perplexity-") as folder:
         models = list(compare_model(Path(folder), kinds))
-    print_table(("target", "ours", "ggml", "ratio", "same bytes", "bytes", "types"), [cells for cells, _ in models])
+    print_table(("target", "ours", "ggml", "ratio", "other bytes", "bytes", "types"), [cells for cells, _ in models])
     print()
     errors = list(compare_errors())
     print_table(("type", "weights", "columns", "importance", "our error", "ggml's", "ratio"), [cells for cells, _ in errors])
