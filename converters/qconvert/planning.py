@@ -180,7 +180,8 @@ def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
     best = _first(items)
     exact = [item.target for item in items if item.verdict.verdict in (SAME_BYTES, EXACT) and item is not best]
     if best.verdict.verdict == REFUSED:
-        way_out = f"; nearest: --to {items[-1].target} --allow requantize"
+        best = items[-1]  # the largest, and so the one with the least in the way
+        way_out = f"; nearest: --to {best.target} --allow requantize"
         best = replace(best, verdict=replace(best.verdict, reason=best.verdict.reason + way_out))
     return replace(best, others=tuple(exact))
 

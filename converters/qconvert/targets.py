@@ -24,6 +24,8 @@ GGUF_DENSE = {
     "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64",
 }  # fmt: skip
 SAFETENSORS_DENSE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+# Types that hold tensors; those with fields that no value depends on are made while a model runs (Q8_1, Q8_K).
+GGUF_PACKED = tuple(form for form in formats.GGUF if all(field.holds for field in form.parts[0].layout.parts))
 # The order in which a dense tensor is tried where its own element type has no place: the first that holds every value.
 WIDER = ("float16", "bfloat16", "float32", "int8", "int16", "int32", "int64", "float64")
 
@@ -61,7 +63,7 @@ def find_target(name: str) -> Target:
         return Target(_spell(container, kind), "qfmt", (), wanted, tuple(DTYPES), keeps=True)
     if container == "gguf":
         wanted = gguf_type(kind) if kind else None
-        return Target(_spell(container, kind), "gguf", formats.GGUF, wanted, tuple(GGUF_DENSE.values()), keeps=not kind)
+        return Target(_spell(container, kind), "gguf", GGUF_PACKED, wanted, tuple(GGUF_DENSE.values()), keeps=not kind)
     if container == "safetensors":
         if kind and kind not in SAFETENSORS_DENSE:
             raise UsageError(f"unknown target '{name}': expected safetensors[:{'|'.join(SAFETENSORS_DENSE)}]")
@@ -81,7 +83,7 @@ def find_mixed(name: str) -> tuple[Target, Mix | None]:
         why = f"a mix of {WITHOUT_ENCODER[kind]}, to which nothing quantizes: the search of its grid is not built"
         raise UsageError(f"'{name}' is {why}", found=name)
     if container == "gguf" and kind and kind not in _gguf_types():
-        types = ", ".join(form.name for form in formats.GGUF if form.rule)
+        types = ", ".join(form.name for form in GGUF_PACKED if form.rule)
         mixes = ", ".join(mix.name for mix in MIXES)
         raise UsageError(f"unknown target '{name}': expected {types}, or a mix: {mixes}", found=name)
     return find_target(name), None
@@ -109,7 +111,7 @@ def spell(form: Format, container: str) -> str:
 
 
 def _gguf_types() -> dict[str, Format]:
-    return {kind: dense(name) for kind, name in GGUF_DENSE.items()} | {form.name: form for form in formats.GGUF}
+    return {kind: dense(name) for kind, name in GGUF_DENSE.items()} | {form.name: form for form in GGUF_PACKED}
 
 
 def _read(name: str) -> tuple[str, str]:

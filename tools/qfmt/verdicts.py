@@ -13,6 +13,8 @@ from qconvert.planning import Item, Plan
 
 from qfmt.text import finite, print_json, size, table
 
+MOST_REFUSED = 20
+
 
 def totals(plan: Plan) -> dict[str, Any]:
     """Give the sums of a plan."""
@@ -46,9 +48,11 @@ def print_done(command: str, report: Report, follow: str, as_json: bool) -> None
 
 
 def print_refused(report: Report) -> None:
-    """Print the tensors that stand in the way."""
-    rows = [(i.name, shape(i), i.source, i.target, i.verdict.verdict, reason(i)) for i in report.refused]
+    """Print the tensors that stand in the way, the first of them where there are many."""
+    rows = [(i.name, shape(i), i.source, i.target, i.verdict.verdict, reason(i)) for i in report.refused[:MOST_REFUSED]]
     table(("tensor", "shape", "from", "to", "verdict", "reason"), rows)
+    if len(report.refused) > MOST_REFUSED:
+        click.echo(f"and {len(report.refused) - MOST_REFUSED} more; --json lists them all")
 
 
 def print_notices(report: Report) -> None:
