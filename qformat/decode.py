@@ -23,6 +23,7 @@ Ints = NDArray[Any]
 Pieces = dict[str, Ints]
 
 SIGN_RUN = 8  # weights whose signs are stored together
+IQ1_GRID = "IQ1_S"  # of IQ1_M too
 EIGHTH = 8  # IQ1's codes are eighths: a grid value and a shift of one eighth
 # TQ1_0: (piece, first byte, bytes, digits per byte); within a run digit n of byte m is weight m + n * bytes.
 TRITS = (("fives", 0, 32, 5), ("fives", 32, 16, 5), ("fours", 0, 4, 4))
@@ -34,10 +35,12 @@ class Unpacker:
 
     unpack : pieces by name -> int8 codes
     pack   : int8 codes -> pieces. Raises NotExact for codes that the pieces cannot say
+    grid   : type whose grid it reads, in the `gguf` package's spelling; empty: none
     """
 
     unpack: Callable[[Pieces], Ints]
     pack: Callable[[Ints], Pieces]
+    grid: str = ""
 
 
 def find(name: str) -> Unpacker:
@@ -163,11 +166,11 @@ def _refuse(wrong: Ints, what: str) -> None:
 
 
 def _signed(grid: str, even: bool) -> Unpacker:
-    return Unpacker(partial(unpack_signed, grid, even), partial(pack_signed, grid, even))
+    return Unpacker(partial(unpack_signed, grid, even), partial(pack_signed, grid, even), grid)
 
 
 def _shifted(run: int) -> Unpacker:
-    return Unpacker(partial(unpack_shifted, "IQ1_S", run), partial(pack_shifted, "IQ1_S", run))
+    return Unpacker(partial(unpack_shifted, IQ1_GRID, run), partial(pack_shifted, IQ1_GRID, run), IQ1_GRID)
 
 
 UNPACKERS = {

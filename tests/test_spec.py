@@ -35,6 +35,8 @@ HEADINGS = [
     "Worked block", "Notes",
 ]  # fmt: skip
 
+FORMAT_PAGES = sorted(page for page in SPEC.glob("*.md") if page.stem not in ("README", "qfmt"))
+
 every_file = pytest.mark.parametrize("file", sorted(EXPECTED))
 every_tensor = pytest.mark.parametrize(("file", "name"), [(file, name) for file in EXPECTED for name in EXPECTED[file]])
 
@@ -88,9 +90,23 @@ def test_a_changed_table_is_named_and_written_anew(pages: Path, name: str, old: 
     assert page.read_text(encoding="utf-8") == before
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "nf4", "integer", "gguf_legacy", "dense"])
-def test_a_page_has_the_fixed_headings(name: str) -> None:
-    assert re.findall(r"^## (.*)$", (SPEC / f"{name}.md").read_text(encoding="utf-8"), re.MULTILINE) == HEADINGS
+@pytest.mark.parametrize("page", FORMAT_PAGES, ids=[page.stem for page in FORMAT_PAGES])
+def test_a_page_has_the_fixed_headings(page: Path) -> None:
+    assert re.findall(r"^## (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE) == HEADINGS
+
+
+def test_the_readme_lists_every_page_once() -> None:
+    listed = re.findall(r"^\| `(\w+\.md)` \|", (SPEC / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in SPEC.glob("*.md") if path.name != "README.md")
+
+
+@pytest.mark.parametrize("name", [form.name for form in formats.GGUF])
+def test_a_gguf_type_has_its_sizes_fields_bits_and_worked_block_on_one_page(name: str) -> None:
+    texts = [page.read_text(encoding="utf-8") for page in FORMAT_PAGES]
+    parts = (f"| `{name}` | blocks: ", f"| `{name}` | d |", f"\n`{name}`, ", f"<!-- generated: worked gguf:{name} ")
+    if name == "mxfp4":  # its scale is an exponent
+        parts = (parts[0], f"| `{name}` | e |", *parts[2:])
+    assert sorted(tuple(text.count(part) for part in parts) for text in texts)[-2:] == [(0,) * 4, (1,) * 4]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -103,6 +119,9 @@ def test_the_catalogue_as_json_gives_every_format_back(family: str) -> None:
     [
         ("gguf", "q4_0", 18 * 8 / 32),
         ("gguf", "mxfp4", 17 * 8 / 32),
+        ("gguf", "q4_k", 4 + (8 * 2 * 6 + 32) / 256),
+        ("gguf", "iq1_s", (32 * 11 + 8 * (3 + 1) + 16) / 256),
+        ("gguf", "tq1_0", (52 + 2) * 8 / 256),
         ("planar", "mxfp4", 4 + 8 / 32),
         ("planar", "nf4_b64", 4 + 32 / 64),
         ("planar", "int4_g128", 4 + 16 / 128),
@@ -115,9 +134,17 @@ def test_bits_per_weight_in_the_catalogue_are_those_counted_by_hand(family: str,
     assert CATALOGUE[family][name]["bits_per_weight"] == bits
 
 
-def test_the_catalogue_says_how_a_big_endian_block_lies() -> None:
-    """Q5_1: d, m, then the fifth bits as one 32-bit integer; nibbles are bytes and stay."""
-    assert CATALOGUE["gguf"]["q5_1"]["blocks"]["blocks"]["swap"] == [1, 0, 3, 2, 7, 6, 5, 4, *range(8, 24)]
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("q5_1", [1, 0, 3, 2, 7, 6, 5, 4, 8, 9]),  # d, m, the fifth bits as one 32-bit integer; nibbles stay
+        ("iq2_xxs", [1, 0, 2, 3, 4, 5, 9, 8, 7, 6, 10, 11]),  # d, four indices, signs and sub-scale as one integer
+        ("iq4_xs", [1, 0, 3, 2, 4, 5]),  # d, the high bits of the sub-scales
+        ("nvfp4", [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_the_catalogue_says_how_a_big_endian_block_lies(name: str, first: list[int]) -> None:
+    assert CATALOGUE["gguf"][name]["blocks"]["blocks"]["swap"][: len(first)] == first
 
 
 def test_the_worked_digest_of_the_spec_is_right() -> None:

@@ -7,7 +7,7 @@ parameters, packed and decoded by `qformat.reference`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from qformat import reference
 from qformat.arrays import ByteSource, Memory
+from qformat.decode import find
 from qformat.formats import Format, PartForm
-from qformat.layout import Bits, Field, Layout
+from qformat.layout import CODES, PIECE, Bits, Field, Layout
 from qformat.scheme import Grid, Group, Levels, Plain
 from qformat.tensor import PackedTensor, assemble
 
@@ -24,8 +25,10 @@ NOMINAL = (4096, 4096)
 BYTES_PER_LINE = 16
 CODES_PER_LINE = 16
 VALUES_PER_LINE = 8
-# Whole values of worked blocks, as bit patterns: 0.25, -0.5, 2.0 and exponent bytes.
-# Of 0.25 and -0.5 where the type has signs and fractions, else of one value.
+WIDE_LINE = 132
+LONGEST_PERIOD = 8  # bytes after which the bits of a block may repeat
+# Whole values of worked blocks, as bit patterns, from field to field and from value to value: 0.25 and -0.5 where the type has
+# signs and fractions, 0.5 and 1.5 of UE4M3, else one value.
 PATTERNS = {
     "float16": (0x3400, 0xB800),
     "bfloat16": (0x3E80, 0xBF00),
@@ -33,10 +36,12 @@ PATTERNS = {
     "float64": (0x4000000000000000,),
     "float8_e8m0fnu": (0x7E,),
     "float8_e8m0half": (0x7E,),
+    "float8_ue4m3": (0x30, 0x3C),
 }
 ONE = (0x01,)
 
 Owner = tuple[str, int, int]  # field, index, bit of the value
+Row = list[tuple[str, int, Owner]]  # of a byte's bits, highest first: label, width; field, lowest and highest bit of the value
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -67,22 +72,19 @@ def bits_per_weight(form: Format) -> float:
 
 
 def boxes(layout: Layout) -> str:
-    """Draw the bits of a block byte by byte, the most significant on the left; a long run by its first and last byte."""
+    """Draw the bits of a block byte by byte, the most significant on the left; of a long run the first and last bytes."""
     owners = owners_of(layout)
     lone = {part.name for part in layout.parts if part.count == 1}
     rows = [_segments(owners[8 * byte : 8 * byte + 8], lone) for byte in range(layout.n_bytes)]
     unit = max(4, *(-(-(len(label) + 3) // width) for row in rows for label, width, _ in row))
     lines = [" " * 7 + "".join(f"{bit:^{unit}}" for bit in range(7, -1, -1)).rstrip()]
-    edge = ""
-    shapes = [[shape for _, _, shape in row] for row in rows]
-    for _, run in groupby(range(layout.n_bytes), key=shapes.__getitem__):
-        run_bytes = list(run)
-        edge = "     +" + "".join("-" * (unit * width - 1) + "+" for _, width, _ in rows[run_bytes[0]])
-        lines.append(edge)
-        shown = run_bytes if len(run_bytes) < 4 else [run_bytes[0], -1, run_bytes[-1]]
-        for byte in shown:
-            cells = [f"{'...' if byte < 0 else label:^{unit * width - 1}}" for label, width, _ in rows[max(byte, run_bytes[0])]]
-            lines.append(f"{'...' if byte < 0 else byte:>4} |{'|'.join(cells)}|")
+    edge, above = "", None
+    for byte, row in _shown(rows):
+        shapes = [shape for _, _, shape in row]
+        edge = "     +" + "".join("-" * (unit * width - 1) + "+" for _, width, _ in row)
+        lines += [edge] if shapes != above else []
+        lines.append(f"{byte:>4} |{'|'.join(f'{label:^{unit * width - 1}}' for label, width, _ in row)}|")
+        above = shapes
     return "\n".join(["```", *lines, edge, "```"])
 
 
@@ -141,10 +143,9 @@ def example(form: Format, n_weights: int) -> PackedTensor:
 def example_codes(tensor: PackedTensor) -> list[int]:
     """Give the codes of a worked tensor as the reference reads them."""
     part = tensor.part("codes")
-    field = part.form.layout.part("codes")
     data, step = part.source.read(0, part.source.n_bytes).tobytes(), part.form.layout.n_bytes
-    blocks = [reference.unpack(data[i : i + step], part.form.layout) for i in range(0, len(data), step)]
-    return [code for block in blocks for code in block[field.name if field else ""]][: tensor.n_weights]
+    blocks = [reference.codes(data[i : i + step], part.form.layout) for i in range(0, len(data), step)]
+    return [code for block in blocks for code in block][: tensor.n_weights]
 
 
 def show(value: np.float32) -> str:
@@ -160,22 +161,31 @@ def _example_part(form: Format, part: PartForm, shape: tuple[int, int]) -> bytes
 def _example_block(layout: Layout, number: int) -> bytes:
     fields: dict[str, list[int]] = {}
     pattern = 0
-    for part in layout.parts:
-        if isinstance(part, Bits):
-            first = number * part.count
-            fields[part.name] = [_ramp(first + i, part.width) + part.low for i in range(part.count)]
-        elif part.holds == "codes":
-            fields[part.name] = [_ramp(number * part.count + i, 8 * part.n_bytes // part.count) for i in range(part.count)]
+    for place, part in enumerate(layout.parts):
+        known = PATTERNS.get(part.dtype, () if part.count > 1 else ONE)
+        if part.holds == CODES or not known:
+            first = number * part.count + (0 if part.holds == CODES else 2 * place)
+            width, low = (part.width, part.low) if isinstance(part, Bits) else (8 * part.n_bytes // part.count, 0)
+            fields[part.name] = [_ramp(first + i, width) + low for i in range(part.count)]
         else:
-            known = PATTERNS.get(part.dtype, ONE)
-            fields[part.name] = [known[pattern % len(known)]] * part.count
+            fields[part.name] = [known[(pattern + i) % len(known)] for i in range(part.count)]
             pattern += 1
+    if layout.unpacker:
+        fields |= _writable(fields, layout)
     return reference.pack(fields, layout)
+
+
+def _writable(fields: dict[str, list[int]], layout: Layout) -> dict[str, list[int]]:
+    """Give the pieces that are written for the codes that these pieces make."""
+    names = {piece: part.name for piece, part in layout.pieces.items()}
+    made = find(layout.unpacker)
+    pieces = made.pack(made.unpack({piece: np.array([fields[name]]) for piece, name in names.items()}))
+    return {name: pieces[piece][0].tolist() for piece, name in names.items()}
 
 
 def _ramp(i: int, width: int) -> int:
     """Give a pattern that differs between neighbours and between halves of a block of 32."""
-    return (7 * i + 3 + 5 * (i // 16)) % (1 << width)
+    return ((7 if width <= 8 else 97) * i + 3 + 5 * (i // 16)) % (1 << width)
 
 
 def _field_rows(layout: Layout, part: Field | Bits) -> list[tuple[object, ...]]:
@@ -183,7 +193,7 @@ def _field_rows(layout: Layout, part: Field | Bits) -> list[tuple[object, ...]]:
     if isinstance(part, Field):
         width = 8 * part.n_bytes // part.count
         return [(f"`{layout.name}`", part.name, part.at, f"{width - 1}..0", part.count, "in a row", part.dtype, holds)]
-    kind = f"{'int' if part.signed else 'uint'}{part.width}" + (f" minus {part.minus}" if part.minus else "")
+    kind = part.dtype or f"{'int' if part.signed else 'uint'}{part.width}" + (f" minus {part.minus}" if part.minus else "")
     rows: list[tuple[object, ...]] = []
     for plane in part.planes:
         bits = _range(plane.shift, plane.shift + plane.bits - 1)
@@ -192,7 +202,7 @@ def _field_rows(layout: Layout, part: Field | Bits) -> list[tuple[object, ...]]:
     return rows
 
 
-def _segments(owners: list[Owner], lone: set[str]) -> list[tuple[str, int, tuple[str, int, int]]]:
+def _segments(owners: list[Owner], lone: set[str]) -> Row:
     """Cut the 8 bits of a byte where the value changes: label, width, and shape without the index; highest bits first."""
     found = []
     for _, run in groupby(reversed(owners), key=lambda owner: owner[:2]):
@@ -203,14 +213,41 @@ def _segments(owners: list[Owner], lone: set[str]) -> list[tuple[str, int, tuple
     return found
 
 
+def _shown(rows: list[Row]) -> Iterator[tuple[int | str, Row]]:
+    """Choose the rows that are drawn: where bits repeat byte by byte or every few bytes, the first and the last time."""
+    shapes = [[shape for _, _, shape in row] for row in rows]
+    at = 0
+    while at < len(rows):
+        times = {period: _repeats(shapes[at:], period) for period in range(1, LONGEST_PERIOD + 1)}
+        period = max(times, key=lambda period: (period * times[period] if period == 1 or times[period] > 2 else 0, -period))
+        end = at + period * times[period]
+        if end - at < 4:
+            yield from enumerate(rows[at:end], at)
+        else:
+            yield from enumerate(rows[at : at + period], at)
+            yield "...", [("...", width, shape) for _, width, shape in rows[at]] if period == 1 else [("...", 8, ("", 0, 0))]
+            yield from enumerate(rows[end - period : end], end - period)
+        at = end
+
+
+def _repeats(shapes: list[list[Owner]], period: int) -> int:
+    """Count how often the first shapes stand there, one time after the other."""
+    found = 1
+    while shapes[found * period :][:period] == shapes[:period]:
+        found += 1
+    return found
+
+
 def _parameters(block: bytes, layout: Layout) -> list[str]:
     found = []
     for part in layout.parts:
-        if part.holds in ("", "codes"):
+        if part.holds == CODES:
             continue
         stored = reference.unpack(block, layout)[part.name]
-        values = [show(reference.element(v, part.dtype)) if isinstance(part, Field) else str(v) for v in stored]
-        found.append(f"      {part.name} = {' '.join(values)}")
+        values = [show(reference.element(v, part.dtype)) if part.dtype else str(v) for v in stored]
+        head = f"      {part.name} = "
+        lines = [" ".join(values[i : i + CODES_PER_LINE]) for i in range(0, len(values), CODES_PER_LINE)]
+        found += [(" " * len(head) if i else head) + line for i, line in enumerate(lines)]
     return found
 
 
@@ -219,7 +256,10 @@ def _dump(data: bytes) -> list[str]:
 
 
 def _columns(words: Sequence[str], per_line: int) -> list[str]:
+    """Align words, twice as many in a line where there are many of them and they fit."""
     width = max(map(len, words))
+    if len(words) > WIDE_LINE >= 2 * per_line * (width + 1) + 1:
+        per_line *= 2
     lines = [words[i : i + per_line] for i in range(0, len(words), per_line)]
     return ["  " + " ".join(f"{word:>{width}}" for word in line) for line in lines]
 

@@ -10,12 +10,13 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import spec_blocks
 
-from qformat import formats, rules
+from qformat import decode, formats, rules
 from qformat.bits import DTYPES, Element
 from qformat.describe import describe
 from qformat.formats import Format
@@ -119,6 +120,20 @@ def rule_table(forms: list[Format]) -> str:
     return spec_blocks.markdown(("rule", "formula (source)", "formats"), cells)
 
 
+def grids(forms: list[Format]) -> str:
+    """Give the grids that formats read: sizes, values, and a digest of the bytes."""
+    readers: dict[str, list[str]] = {}
+    for layout in layouts_of(forms):
+        readers.setdefault(decode.find(layout.unpacker).grid, []).append(f"`{layout.name}`")
+    rows = []
+    for grid_name, names in readers.items():
+        grid = decode.grid_of(grid_name)
+        table = f"`{grid_name.lower().replace('_', '', 1)}_grid`"
+        values = " ".join(map(str, sorted(set(grid.reshape(-1).tolist()))))
+        rows.append((table, ", ".join(names), *grid.shape, values, f"`{sha256(grid.tobytes()).hexdigest()}`"))
+    return spec_blocks.markdown(("table", "formats", "entries", "weights of an entry", "values", "SHA-256"), rows)
+
+
 # What a marker may ask for, of the formats that it names.
 TEXTS: dict[str, Callable[[list[Format]], str]] = {
     "sizes": spec_blocks.sizes_table,
@@ -127,6 +142,7 @@ TEXTS: dict[str, Callable[[list[Format]], str]] = {
     "levels": lambda forms: spec_blocks.level_table(forms[0]),
     "elements": elements,
     "rules": rule_table,
+    "grids": grids,
 }
 
 
