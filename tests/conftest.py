@@ -1,5 +1,6 @@
 """Shared fixtures: the stored vectors, read with software that is not ours."""
 
+import ctypes
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+import xllamacpp
 from hypothesis import settings
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
+F32 = NDArray[np.float32]
+Chunk = Callable[..., bytes]
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "spec" / "vectors"
@@ -56,6 +60,30 @@ def golden_hf() -> Callable[[str], Arrays]:
         return {key: np.frombuffer(bytes(t["data"]), DTYPES[t["dtype"]]).reshape(t["shape"]) for key, t in stored}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def ggml_library() -> ctypes.CDLL:
+    """Give ggml itself."""
+    return ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("*.so"))))
+
+
+@pytest.fixture(scope="session")
+def ggml_chunk(ggml_library: ctypes.CDLL) -> Chunk:
+    """Give what ggml's quantize tool calls: type id, rows, bytes of a row, importance of columns to packed bytes."""
+    call = ggml_library.ggml_quantize_chunk
+    call.restype = ctypes.c_size_t
+    call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p)
+
+    def pack(type_id: int, rows: F32, n_bytes: int, importance: F32 | None = None) -> bytes:
+        given = np.ascontiguousarray(rows, np.float32)
+        counts = None if importance is None else np.ascontiguousarray(importance, np.float32)
+        out = np.empty(len(rows) * n_bytes, np.uint8)
+        address = None if counts is None else counts.ctypes.data
+        assert call(type_id, given.ctypes.data, out.ctypes.data, 0, *rows.shape, address) == out.size
+        return out.tobytes()
+
+    return pack
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:

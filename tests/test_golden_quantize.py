@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import xllamacpp
+from conftest import Chunk
 from numpy.typing import NDArray
 
 from qformat.rules import quantize
@@ -41,26 +41,20 @@ PRODUCERS = {
 
 
 @pytest.fixture(scope="module")
-def ggml() -> Callable[[str, NDArray[np.float32]], bytes]:
+def ggml(ggml_library: ctypes.CDLL, ggml_chunk: Chunk) -> Callable[[str, NDArray[np.float32]], bytes]:
     """Give ggml's own row quantizer: block type and (n_rows, K) float32 to packed bytes, without importance matrix."""
-    library = ctypes.CDLL(str(next(Path(xllamacpp.__file__).parent.glob("*.so"))))
-    call = library.ggml_quantize_chunk
-    call.restype = ctypes.c_size_t
-    call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p)
 
     def pack(name: str, rows: NDArray[np.float32]) -> bytes:
+        if name not in RUNTIME:
+            type_id, n_weights, n_bytes = GGML[name]
+            return ggml_chunk(type_id, rows, rows.shape[1] // n_weights * n_bytes)
         given = np.ascontiguousarray(rows, np.float32)
-        if name in RUNTIME:
-            function, n_weights, n_bytes, _ = RUNTIME[name]
-            out = np.zeros(rows.size // n_weights * n_bytes, np.uint8)
-            row = getattr(library, function)
-            row.restype, row.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-            row(given.ctypes.data, out.ctypes.data, rows.size)
-            return without_residue(name, out)
-        type_id, n_weights, n_bytes = GGML[name]
-        out = np.empty(rows.size // n_weights * n_bytes, np.uint8)
-        assert call(type_id, given.ctypes.data, out.ctypes.data, 0, *rows.shape, None) == out.size
-        return out.tobytes()
+        function, n_weights, n_bytes, _ = RUNTIME[name]
+        out = np.zeros(rows.size // n_weights * n_bytes, np.uint8)
+        row = getattr(ggml_library, function)
+        row.restype, row.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        row(given.ctypes.data, out.ctypes.data, rows.size)
+        return without_residue(name, out)
 
     return pack
 

@@ -15,8 +15,8 @@ from qformat.kernels.compiled import Kernel, compiled, inlined
 
 F32 = NDArray[np.float32]
 
-LANES = 64  # with 32 weights and as many factors per group 16 KiB, half of a first-level cache
-STATES = 16  # rows of scratch memory beside weights, factors and codes
+LANES = 64  # with 32 weights and as much importance per group 16 KiB, half of a first-level cache
+STATES = 16  # rows of scratch memory beside weights, importance and codes
 ROUNDS = 5  # of stepwise changes at most
 NOTHING = np.float32(1e-15)  # a group whose largest magnitude is below it counts as zeros
 MAGIC = np.float32(3 << 22)  # adding it to |x| < 2**22 leaves the nearest integer, ties to even, in the low bits
@@ -25,16 +25,26 @@ ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(np.nan)
 
 
 @inlined
-def _nearest(value):  # type: ignore[no-untyped-def]  # compiled
-    """Round to an integer; what is no number gives 0, what is beyond 2**22 something, always the same."""
-    return (np.float32(value + MAGIC).view(np.int32) & MASK) - HALF
+def _level(value, low, high):  # type: ignore[no-untyped-def]  # compiled
+    """Round to a code; what is no number gives 0, what is beyond 2**22 some code, always the same."""
+    bits = np.int32(np.float32(value + MAGIC).view(np.int32) & MASK)  # every step wrapped, or 64-bit integers result
+    code = np.int32(bits - HALF)
+    code = code if code < np.int32(high) else np.int32(high)
+    return np.float32(code if code > np.int32(low) else np.int32(low))
 
 
 @inlined
-def _level(value, low, high):  # type: ignore[no-untyped-def]  # compiled
-    code = _nearest(value)
-    code = code if code < high else high
-    return np.float32(code if code > low else low)
+def _near(value, low, high):  # type: ignore[no-untyped-def]  # compiled
+    """Round to a code as `_level` does, in half the time, a value within 2**22; what is no number gives `low`."""
+    code = (value + MAGIC) - MAGIC
+    code = code if code > low else low
+    return code if code < high else high
+
+
+@inlined
+def _choose(better, found, kept):  # type: ignore[no-untyped-def]  # compiled
+    """Select; the sum with 0 makes it a plain store where `kept` stands, as a masked one is many times slower."""
+    return (found if better else kept) + ZERO
 
 
 @inlined
@@ -50,7 +60,7 @@ def _find_peaks(x, peak):  # type: ignore[no-untyped-def]  # compiled
     peak[:] = ZERO
     for i in range(x.shape[0]):
         for lane in range(LANES):
-            peak[lane] = x[i, lane] if abs(x[i, lane]) > abs(peak[lane]) else peak[lane]
+            peak[lane] = _choose(abs(x[i, lane]) > abs(peak[lane]), x[i, lane], peak[lane])
 
 
 @inlined
@@ -60,18 +70,27 @@ def _keep_best(first, factor, sum_lx, sum_l2, best, scale, kept):  # type: ignor
         square = sum_lx[lane] * sum_lx[lane]
         better = sum_l2[lane] > ZERO and (first or square > best[lane] * sum_l2[lane])
         found = sum_lx[lane] / sum_l2[lane]
-        scale[lane] = found if better else scale[lane]
-        best[lane] = found * sum_lx[lane] if better else best[lane]
-        kept[lane] = factor[lane] if better else kept[lane]
+        scale[lane] = _choose(better, found, scale[lane])
+        best[lane] = _choose(better, found * sum_lx[lane], best[lane])
+        kept[lane] = _choose(better, factor[lane], kept[lane])
 
 
 @inlined
-def _store(first, x, factor, peak, low, high, scale, codes, scales):  # type: ignore[no-untyped-def]  # compiled
+def _clear(peak, low, level, scale):  # type: ignore[no-untyped-def]  # compiled
+    """Give groups of zeros the lowest code and the scale 0."""
+    for lane in range(LANES):
+        scale[lane] = ZERO if abs(peak[lane]) < NOTHING else scale[lane]
+    for i in range(level.shape[0]):
+        for lane in range(LANES):
+            level[i, lane] = _choose(abs(peak[lane]) < NOTHING, low, level[i, lane])
+
+
+@inlined
+def _store(first, level, scale, codes, scales):  # type: ignore[no-untyped-def]  # compiled
     for lane in range(min(LANES, codes.shape[0] - first)):
-        empty = abs(peak[lane]) < NOTHING
-        scales[first + lane] = ZERO if empty else scale[lane]
-        for i in range(x.shape[0]):
-            codes[first + lane, i] = np.int8(low if empty else _level(factor[lane] * x[i, lane], low, high))
+        scales[first + lane] = scale[lane]
+        for i in range(level.shape[0]):
+            codes[first + lane, i] = np.int8(level[i, lane])
 
 
 @inlined
@@ -79,7 +98,7 @@ def _affine_sums(x, w, top, factor, low, sum_l, sum_l2, sum_lx):  # type: ignore
     sum_l[:], sum_l2[:], sum_lx[:] = ZERO, ZERO, ZERO
     for i in range(x.shape[0]):
         for lane in range(LANES):
-            code = _level(factor[lane] * (x[i, lane] - low[lane]), np.int32(0), top)
+            code = _near(factor[lane] * (x[i, lane] - low[lane]), ZERO, top)
             weighted = w[i, lane] * code
             sum_l[lane] += weighted
             sum_l2[lane] += weighted * code
@@ -91,7 +110,7 @@ def _affine_errors(x, w, top, factor, low, scale, bias, absolute, error):  # typ
     error[:] = ZERO
     for i in range(x.shape[0]):
         for lane in range(LANES):
-            code = _level(factor[lane] * (x[i, lane] - low[lane]), np.int32(0), top)
+            code = _near(factor[lane] * (x[i, lane] - low[lane]), ZERO, top)
             off = scale[lane] * code + bias[lane] - x[i, lane]
             error[lane] += w[i, lane] * (abs(off) if absolute else off * off)
 
@@ -116,7 +135,7 @@ def affine(groups, weights, top, tries, absolute, scratch, codes, scales, mins):
         for lane in range(LANES):
             low[lane] = ZERO if low[lane] > ZERO else low[lane]
             kept_low[lane] = low[lane]
-            kept_factor[lane] = np.float32(top) / (high[lane] - low[lane])
+            kept_factor[lane] = top / (high[lane] - low[lane])
             best_scale[lane] = ONE / kept_factor[lane] if high[lane] > low[lane] else ZERO
         _affine_errors(x, w, top, kept_factor, low, best_scale, low, absolute, best)
         for steps in tries:
@@ -133,16 +152,34 @@ def affine(groups, weights, top, tries, absolute, scratch, codes, scales, mins):
             _affine_errors(x, w, top, factor, low, scale, bias, absolute, error)
             for lane in range(LANES):
                 better = error[lane] < best[lane]
-                best[lane] = error[lane] if better else best[lane]
-                best_scale[lane] = scale[lane] if better else best_scale[lane]
-                kept_factor[lane] = factor[lane] if better else kept_factor[lane]
-                kept_low[lane] = low[lane] if better else kept_low[lane]
+                best[lane] = _choose(better, error[lane], best[lane])
+                best_scale[lane] = _choose(better, scale[lane], best_scale[lane])
+                kept_factor[lane] = _choose(better, factor[lane], kept_factor[lane])
+                kept_low[lane] = _choose(better, low[lane], kept_low[lane])
                 low[lane] = bias[lane] if better else low[lane]  # the next candidate divides the range from here
+        for i in range(n):
+            for lane in range(LANES):
+                x[i, lane] = _level(kept_factor[lane] * (x[i, lane] - kept_low[lane]), ZERO, top)
+        _store(first, x, best_scale, codes, scales)
         for lane in range(min(LANES, groups.shape[0] - first)):
-            scales[first + lane], mins[first + lane] = best_scale[lane], -low[lane]
-            for i in range(n):
-                value = kept_factor[lane] * (x[i, lane] - kept_low[lane])
-                codes[first + lane, i] = np.int8(_level(value, np.int32(0), top))
+            mins[first + lane] = -low[lane]
+
+
+@inlined
+def _find_codes(x, factor, low, high, level):  # type: ignore[no-untyped-def]  # compiled
+    for i in range(x.shape[0]):
+        for lane in range(LANES):
+            level[i, lane] = _near(factor[lane] * x[i, lane], low, high)
+
+
+@inlined
+def _signed_sums(x, w, factor, low, high, sum_lx, sum_l2):  # type: ignore[no-untyped-def]  # compiled
+    sum_lx[:], sum_l2[:] = ZERO, ZERO
+    for i in range(x.shape[0]):
+        for lane in range(LANES):
+            code = _near(factor[lane] * x[i, lane], low, high)
+            sum_lx[lane] += w[i, lane] * x[i, lane] * code
+            sum_l2[lane] += w[i, lane] * code * code
 
 
 @compiled
@@ -157,20 +194,17 @@ def signed(groups, weights, low, high, tries, scratch, codes, scales):  # type: 
         best[:], scale[:], kept[:] = ZERO, ZERO, tries[0] / peak
         for number in range(tries.size):
             factor[:] = tries[number] / peak
-            sum_lx[:], sum_l2[:] = ZERO, ZERO
-            for i in range(n):
-                for lane in range(LANES):
-                    code = _level(factor[lane] * x[i, lane], low, high)
-                    sum_lx[lane] += w[i, lane] * x[i, lane] * code
-                    sum_l2[lane] += w[i, lane] * code * code
+            _signed_sums(x, w, factor, low, high, sum_lx, sum_l2)
             _keep_best(number == 0, factor, sum_lx, sum_l2, best, scale, kept)
-        _store(first, x, kept, peak, low, high, scale, codes, scales)
+        _find_codes(x, kept, low, high, x)
+        _clear(peak, low, x, scale)
+        _store(first, x, scale, codes, scales)
 
 
 @inlined
-def _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2):  # type: ignore[no-untyped-def]  # compiled
-    """Try each code anew, the scale being free; give the number of codes changed."""
-    n_changed = np.int32(0)
+def _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2, change):  # type: ignore[no-untyped-def]  # compiled
+    """Try each code anew, the scale being free; tell whether any was changed."""
+    change[:] = ZERO
     for i in range(x.shape[0]):
         for lane in range(LANES):
             product, old = w[i, lane] * x[i, lane], level[i, lane]
@@ -179,11 +213,11 @@ def _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2):  # type: ignor
             new_lx, new_l2 = others_lx + product * code, others_l2 + w[i, lane] * code * code
             gains = new_lx * new_lx * sum_l2[lane] > sum_lx[lane] * sum_lx[lane] * new_l2
             better = (others_lx > ZERO) & (others_l2 > floor) & (code != old) & (new_l2 > ZERO) & gains
-            level[i, lane] = code if better else old
-            sum_lx[lane] = new_lx if better else sum_lx[lane]
-            sum_l2[lane] = new_l2 if better else sum_l2[lane]
-            n_changed += np.int32(better)
-    return n_changed
+            level[i, lane] = _choose(better, code, old)
+            sum_lx[lane] = _choose(better, new_lx, sum_lx[lane])
+            sum_l2[lane] = _choose(better, new_l2, sum_l2[lane])
+            change[lane] += ONE if better else ZERO
+    return change.any()
 
 
 @compiled
@@ -200,26 +234,21 @@ def stepwise(groups, weights, low, high, tries, floor, scratch, codes, scales): 
             error[:], factor[:] = ZERO, tries[number] / peak
             for i in range(n):
                 for lane in range(LANES):
-                    off = x[i, lane] - ONE / factor[lane] * _level(factor[lane] * x[i, lane], low, high)
+                    off = x[i, lane] - ONE / factor[lane] * _near(factor[lane] * x[i, lane], low, high)
                     error[lane] += w[i, lane] * off * off
             for lane in range(LANES):
                 better = number == 0 or error[lane] < best[lane]
-                best[lane] = error[lane] if better else best[lane]
-                kept[lane] = factor[lane] if better else kept[lane]
-        sum_lx[:], sum_l2[:] = ZERO, ZERO
-        for i in range(n):
-            for lane in range(LANES):
-                level[i, lane] = _level(kept[lane] * x[i, lane], low, high)
-                sum_lx[lane] += w[i, lane] * x[i, lane] * level[i, lane]
-                sum_l2[lane] += w[i, lane] * level[i, lane] * level[i, lane]
+                best[lane] = _choose(better, error[lane], best[lane])
+                kept[lane] = _choose(better, factor[lane], kept[lane])
+        _signed_sums(x, w, kept, low, high, sum_lx, sum_l2)
+        _find_codes(x, kept, low, high, level)
         for _ in range(ROUNDS):
-            if _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2) == 0:
+            if not _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2, error):
                 break
-        for lane in range(min(LANES, groups.shape[0] - first)):
-            empty = abs(peak[lane]) < NOTHING
-            scales[first + lane] = ZERO if empty or not sum_l2[lane] > ZERO else sum_lx[lane] / sum_l2[lane]
-            for i in range(n):
-                codes[first + lane, i] = np.int8(low if empty else level[i, lane])
+        for lane in range(LANES):
+            factor[lane] = sum_lx[lane] / sum_l2[lane] if sum_l2[lane] > ZERO else ZERO
+        _clear(peak, low, level, factor)
+        _store(first, level, factor, codes, scales)
 
 
 @compiled
@@ -231,28 +260,15 @@ def recode(groups, scales, mins, low, high, codes):  # type: ignore[no-untyped-d
                 codes[group, i] = np.int8(_level((groups[group, i] + least) / scale, low, high))
 
 
-@compiled
-def running_sums(values, sums):  # type: ignore[no-untyped-def]  # compiled
-    whole = values.shape[0] // 8 * 8
-    for first in range(0, whole, 8):  # eight sums at a time, as each must wait for its own last one
-        for i in range(values.shape[1]):
-            for lane in range(8):
-                sums[first + lane] += values[first + lane, i]
-    for row in range(whole, values.shape[0]):
-        for i in range(values.shape[1]):
-            sums[row] += values[row, i]
-
-
-def _constants(levels: tuple[float, ...]) -> tuple[F32, F32]:
-    """Give levels, and the point between each two from which on the upper one is nearest."""
+def constants(levels: tuple[float, ...]) -> tuple[F32, F32]:
+    """Give levels and the point between each two from which on the upper one is nearest."""
     values = np.array(levels, np.float32)
     return values, (values[1:] + values[:-1]) / np.float32(2)
 
 
 @lru_cache(maxsize=8)
 def level_fitter(levels: tuple[float, ...]) -> Kernel:
-    values, between = _constants(levels)
-    n_between = len(levels) - 1
+    values, between = constants(levels)
 
     def run(groups, weights, tries, scratch, scales):  # type: ignore[no-untyped-def]  # compiled
         n = groups.shape[1]
@@ -271,7 +287,7 @@ def level_fitter(levels: tuple[float, ...]) -> Kernel:
                 for i in range(n):
                     for lane in range(LANES):
                         scaled, level = factor[lane] * x[i, lane], values[0]
-                        for k in range(n_between):
+                        for k in range(between.size):
                             level = level if scaled < between[k] else values[k + 1]
                         weighted = w[i, lane] * level
                         sum_lx[lane] += weighted * x[i, lane]
@@ -279,21 +295,5 @@ def level_fitter(levels: tuple[float, ...]) -> Kernel:
                 _keep_best(number == 0, factor, sum_lx, sum_l2, best, scale, kept)
             for lane in range(min(LANES, groups.shape[0] - first)):
                 scales[first + lane] = ZERO if abs(peak[lane]) < NOTHING else scale[lane]
-
-    return compiled(run)
-
-
-@lru_cache(maxsize=8)
-def level_finder(levels: tuple[float, ...]) -> Kernel:
-    _, between = _constants(levels)
-    n_between = len(levels) - 1
-
-    def run(groups, factors, codes):  # type: ignore[no-untyped-def]  # compiled
-        for group in range(groups.shape[0]):
-            for i in range(groups.shape[1]):
-                scaled, code = factors[group] * groups[group, i], np.uint8(0)
-                for k in range(n_between):
-                    code = code if scaled < between[k] else np.uint8(k + 1)
-                codes[group, i] = code
 
     return compiled(run)

@@ -10,10 +10,13 @@ make_q3_quants, make_qp_quants (stepwise), quantize_row_iq4_nl_impl (table).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qformat.kernels import lanes
+from qformat.kernels.compiled import Kernel, compiled
 
 F32 = NDArray[np.float32]
 Codes = NDArray[np.int8]
@@ -22,7 +25,7 @@ Codes = NDArray[np.int8]
 def fit_affine(groups: F32, weights: F32, top: int, tries: F32, absolute: bool) -> tuple[Codes, F32, F32]:
     """Fit x = scale * code - min to each group, 0 <= code <= top and min >= 0.
 
-    groups  : (n_groups, n) float32, C order, n <= 32
+    groups  : (n_groups, n) float32, n <= 32
     weights : same shape, >= 0: what an error counts
     tries   : float32; a candidate divides the range of a group, from its present min, into so many steps, and then takes
               scale and min from the weighted least squares of the codes that result
@@ -31,7 +34,8 @@ def fit_affine(groups: F32, weights: F32, top: int, tries: F32, absolute: bool) 
     """
     codes, scales = _results(groups)
     mins = np.empty_like(scales)
-    lanes.affine(groups, weights, np.int32(top), tries, absolute, _scratch(groups), codes, scales, mins)
+    settings = np.float32(top), _fixed(tries), absolute
+    lanes.affine(_fixed(groups), _fixed(weights), *settings, _scratch(groups), codes, scales, mins)
     return codes, scales, mins
 
 
@@ -44,7 +48,8 @@ def fit_signed(groups: F32, weights: F32, low: int, high: int, tries: F32) -> tu
     Other arrays are those of `fit_affine`.
     """
     codes, scales = _results(groups)
-    lanes.signed(groups, weights, np.int32(low), np.int32(high), tries, _scratch(groups), codes, scales)
+    settings = np.float32(low), np.float32(high), _fixed(tries)
+    lanes.signed(_fixed(groups), _fixed(weights), *settings, _scratch(groups), codes, scales)
     return codes, scales
 
 
@@ -57,7 +62,8 @@ def fit_stepwise(groups: F32, weights: F32, low: int, high: int, tries: F32, flo
     (array([[2, 4, 8]], dtype=int8), array([0.5], dtype=float32))
     """
     codes, scales = _results(groups)
-    lanes.stepwise(groups, weights, np.int32(low), np.int32(high), tries, np.float32(floor), _scratch(groups), codes, scales)
+    settings = np.float32(low), np.float32(high), _fixed(tries), np.float32(floor)
+    lanes.stepwise(_fixed(groups), _fixed(weights), *settings, _scratch(groups), codes, scales)
     return codes, scales
 
 
@@ -65,43 +71,50 @@ def fit_levels(groups: F32, weights: F32, levels: tuple[float, ...], tries: F32)
     """Fit x = scale * levels[code] to each group.
 
     levels : ascending
-    tries  : float32; a candidate puts the first weight of largest magnitude there; before them, on the first level
+    tries  : float32; a candidate puts the first weight of largest magnitude there; before them, at minus the first level
     returns: scales (n_groups,) float32, 0 for a group of zeros
 
     Other arrays are those of `fit_affine`.
     """
     _, scales = _results(groups)
-    lanes.level_fitter(levels)(groups, weights, tries, _scratch(groups), scales)
+    lanes.level_fitter(levels)(_fixed(groups), _fixed(weights), _fixed(tries), _scratch(groups), scales)
     return scales
 
 
 def nearest_levels(groups: F32, factors: F32, levels: tuple[float, ...]) -> NDArray[np.uint8]:
     """Give the index of the level nearest to x * factor, ties upwards.
 
-    groups : (n_groups, n) float32, C order
+    groups : (n_groups, n) float32
     factors: (n_groups,) float32
     returns: (n_groups, n) uint8
     """
     codes = np.empty(groups.shape, np.uint8)
-    lanes.level_finder(levels)(groups, factors, codes)
+    _level_finder(levels)(_fixed(groups), _fixed(factors), codes)
     return codes
 
 
 def recode(groups: F32, scales: F32, mins: F32, low: int, high: int, codes: Codes) -> None:
     """Choose codes anew for given scales: (x + min) / scale, nearest, ties to even, limited; none where the scale is 0.
 
-    groups      : (n_groups, n) float32, C order
+    groups      : (n_groups, n) float32
     scales, mins: (n_groups,) float32
     codes       : (n_groups, n) int8, changed
     """
-    lanes.recode(groups, scales, mins, np.int32(low), np.int32(high), codes)
+    lanes.recode(_fixed(groups), _fixed(scales), _fixed(mins), np.float32(low), np.float32(high), codes)
 
 
 def running_sums(values: F32) -> F32:
     """Add up each row from its left end, rounding every sum to float32: (n_rows, n) to (n_rows,)."""
     sums = np.zeros(values.shape[0], np.float32)
-    lanes.running_sums(values, sums)
+    _running_sums(_fixed(values), sums)
     return sums
+
+
+def _fixed(array: F32) -> F32:
+    """Give an array in C order and read-only: one type for numba, whoever owns the bytes."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def _results(groups: F32) -> tuple[Codes, F32]:
@@ -110,3 +123,30 @@ def _results(groups: F32) -> tuple[Codes, F32]:
 
 def _scratch(groups: F32) -> F32:
     return np.empty((3 * groups.shape[1] + lanes.STATES, lanes.LANES), np.float32)
+
+
+@compiled
+def _running_sums(values, sums):  # type: ignore[no-untyped-def]  # compiled
+    whole = values.shape[0] // 8 * 8
+    for first in range(0, whole, 8):  # eight sums at a time, as each must wait for its own last one
+        for i in range(values.shape[1]):
+            for lane in range(8):
+                sums[first + lane] += values[first + lane, i]
+    for row in range(whole, values.shape[0]):
+        for i in range(values.shape[1]):
+            sums[row] += values[row, i]
+
+
+@lru_cache(maxsize=8)
+def _level_finder(levels: tuple[float, ...]) -> Kernel:
+    _, between = lanes.constants(levels)
+
+    def run(groups, factors, codes):  # type: ignore[no-untyped-def]  # compiled
+        for group in range(groups.shape[0]):
+            for i in range(groups.shape[1]):
+                scaled, code = factors[group] * groups[group, i], np.uint8(0)
+                for k in range(between.size):
+                    code = code if scaled < between[k] else np.uint8(k + 1)
+                codes[group, i] = code
+
+    return compiled(run)

@@ -113,7 +113,7 @@ def level_blocks(rows: F32, scheme: Scheme, importance: F32 | None) -> Values:
     scales = _fit_levels(rows, groups, levels, importance, BLOCK)
     blocks = scales.reshape(len(groups) * groups.shape[1] // BLOCK, BLOCK // groups.shape[1])
     d = extremes(blocks).largest / np.float32(SIX_BITS[0])
-    shares = np.rint(reciprocal(d)[:, None] * blocks).clip(*SIX_BITS)
+    shares = _whole(reciprocal(d)[:, None] * blocks, *SIX_BITS)
     codes = search.nearest_levels(groups, reciprocal(d[:, None] * shares).reshape(-1), levels)
     return _values(rows, scheme, codes, scales=d, sub_scales=shares)
 
@@ -164,16 +164,20 @@ def _around(steps: int, reach: int) -> F32:
 def _divide_largest(found: F32, top: int) -> Level:
     """Cut the largest value of each block into `top` shares and give every value its share."""
     largest = found.max(axis=1, initial=np.float32(0)) + np.float32(0)  # + 0: the larger of 0 and -0 may be either
-    shares = np.rint(np.float32(top) / largest[:, None] * found)
-    return largest / np.float32(top), np.where(np.isfinite(shares), shares, 0).clip(0, top)
+    return largest / np.float32(top), _whole(np.float32(top) / largest[:, None] * found, 0, top)
 
 
 def _divide_signed(found: F32, low: int, high: int, least: np.float32, empty: int) -> Level:
     """Cut the first value of largest magnitude into `low` shares; blocks below `least` have `empty` shares of 0."""
     extreme = extremes(found)
     factor = np.where(extreme.magnitude >= least, np.float32(low) / extreme.largest, np.float32(0))
-    shares = np.rint(factor[:, None] * found).clip(low, high)
+    shares = _whole(factor[:, None] * found, low, high)
     return reciprocal(factor), np.where(factor[:, None] == 0, np.float32(empty), shares)
+
+
+def _whole(values: F32, low: int, high: int) -> F32:
+    """Round to integers within limits, ties to even; 0 for what a division by 0 or by a subnormal made infinite."""
+    return np.where(np.isfinite(values), np.rint(values), np.float32(0)).clip(low, high)
 
 
 def _two_levels(
