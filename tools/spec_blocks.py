@@ -17,7 +17,7 @@ from qformat import reference
 from qformat.arrays import ByteSource, Memory
 from qformat.decode import find
 from qformat.formats import Format, PartForm
-from qformat.layout import CODES, PIECE, Bits, Field, Layout
+from qformat.layout import CODES, Bits, Field, Layout
 from qformat.scheme import Grid, Group, Levels, Plain
 from qformat.tensor import PackedTensor, assemble
 
@@ -177,7 +177,7 @@ def _example_block(layout: Layout, number: int) -> bytes:
 
 def _writable(fields: dict[str, list[int]], layout: Layout) -> dict[str, list[int]]:
     """Give the pieces that are written for the codes that these pieces make."""
-    names = {piece: part.name for piece, part in layout.pieces.items()}
+    names = {part.holds.partition(".")[2]: part.name for part in layout.parts if "." in part.holds}
     made = find(layout.unpacker)
     pieces = made.pack(made.unpack({piece: np.array([fields[name]]) for piece, name in names.items()}))
     return {name: pieces[piece][0].tolist() for piece, name in names.items()}
