@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qformat.errors import UsageError
+from qformat.fields import read_field, read_made, value_dtype, write_field, write_made
 from qformat.formats.form import PartForm
-from qformat.layout import CODES, PIECE, Bits, Field, Layout
+from qformat.layout import Bits, Field, Layout
 from qformat.tiling import Bound
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from qformat.decode import Unpacker
 else:
     from qformat.deferred import np
 
@@ -92,17 +91,9 @@ class Part:
         returns: logical array in the field's own element type, at most `bound.dims` large, cropped to the range
         """
         layout = self.form.layout
-        crop = (slice(None), *(slice(n) for n in self.bound.dims[1:]))
-        if holds == CODES and layout.unpacker:
-            pieces = {piece: self._field(layout.part(PIECE + piece), first, last) for piece in layout.pieces}
-            return _unpacker(layout).unpack(pieces)[crop]
-        return self._field(layout.part(holds), first, last)[crop]
-
-    def _field(self, field: Field | Bits | None, first: int, last: int | None) -> NDArray[Any]:
-        """Give the values of one field for indices [first, last) of the first logical axis, whole blocks along the others."""
-        if field is None:
-            raise UsageError(f"layout '{self.form.layout.name}' holds no such field")
-        size, lead = field_sizes(self.bound, field), self.bound.tiling.logical[0]
+        if holds not in layout.holds:
+            raise UsageError(f"layout '{layout.name}' holds no '{holds}'")
+        size, lead = field_sizes(self.bound, count_of(layout, holds)), self.bound.tiling.logical[0]
         n_lead = math.prod(size[name] for name in lead)
         last = min(self.bound.dims[0], n_lead) if last is None else last
         is_stored = lead[0] in [name for name, _, _ in self.bound.tiling.stored]
@@ -110,7 +101,19 @@ class Part:
         low, high = first // per, -(-last // per)
         whole = per == n_lead
         blocks = self.blocks() if whole else self.blocks(lead[0], low, high)
-        out, view = _allocate(self.bound, field, None if whole else (lead[0], high - low))
+        axis = None if whole else (lead[0], high - low)
+        if holds == layout.made:
+            values = read_made(blocks, layout)
+            out, view = _allocate(self.bound, values.shape[-1], values.dtype, axis)
+            view[...] = values.reshape(view.shape)
+        else:
+            out = self._field(blocks, layout.part(holds), axis)
+        return out[(slice(first - low * per, last - low * per), *(slice(n) for n in self.bound.dims[1:]))]
+
+    def _field(self, blocks: NDArray[np.uint8], field: Field | Bits | None, axis: tuple[str, int] | None) -> NDArray[Any]:
+        """Give a field of blocks in logical order."""
+        assert field is not None  # `holds` names fields and what is made of them
+        out, view = _allocate(self.bound, field.count, value_dtype(field), axis)
         n_stored = blocks.ndim - 2
         if view.ndim == n_stored + 1:
             read_field(blocks, self.form.layout, field, view)
@@ -118,7 +121,7 @@ class Part:
             values = np.empty((*view.shape[:n_stored], field.count), out.dtype)
             read_field(blocks, self.form.layout, field, values)
             view[...] = values.reshape(view.shape)
-        return out[first - low * per : last - low * per]
+        return out
 
     def ordered(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Give stored bytes [start, stop) in little-endian order; of a swapped part, whole blocks that lie together."""
@@ -134,8 +137,8 @@ class Part:
 
     def extent(self, holds: str) -> tuple[int, ...]:
         """Give the logical sizes that the array has room for, for one field; at least those that it covers."""
-        field = self.form.layout.part(holds)
-        size = {} if field is None else field_sizes(self.bound, field)
+        layout = self.form.layout
+        size = field_sizes(self.bound, count_of(layout, holds)) if holds in layout.holds else {}
         return tuple(math.prod(size[name] for name in group) for group in self.bound.tiling.logical) if size else ()
 
     def blocks(self, axis: str = "", low: int = 0, high: int = 0) -> NDArray[np.uint8]:
@@ -157,34 +160,6 @@ class Part:
         return together.reshape(data.shape)
 
 
-def read_field(blocks: NDArray[np.uint8], layout: Layout, field: Field | Bits, out: NDArray[Any]) -> None:
-    """Read one field of every block into `out`, shape (stored axes..., values in a block)."""
-    if isinstance(field, Field):
-        end = field.at + field.n_bytes
-        words = blocks.reshape(*blocks.shape[:-2], layout.n_bytes)[..., field.at : end]
-        out[...] = np.ascontiguousarray(words).view(numpy_dtype(field.dtype)).reshape(out.shape)
-        return
-    from qformat.kernels import unpack
-
-    if not field.dtype:
-        unpack(blocks, field, out)
-        return
-    patterns = np.empty(out.shape, np.int32)
-    unpack(blocks, field, patterns)
-    out[...] = patterns.astype(np.uint16).view(out.dtype)
-
-
-def write_field(values: NDArray[Any], layout: Layout, field: Field | Bits, blocks: NDArray[np.uint8]) -> None:
-    """Write one field of every block; `blocks` is contiguous per block and its bits of the field are zero."""
-    if isinstance(field, Field):
-        data = np.ascontiguousarray(values, numpy_dtype(field.dtype)).view(np.uint8)
-        blocks[..., field.at : field.at + field.n_bytes] = data.reshape(*blocks.shape[:-1], field.n_bytes)
-        return
-    from qformat.kernels import pack
-
-    pack(np.ascontiguousarray(values).view(np.uint16) if field.dtype else values, field, blocks)
-
-
 def build(form: PartForm, dims: tuple[int, ...], values: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
     """Pack logical arrays into the stored bytes of a part; whatever pads a block is zero.
 
@@ -192,52 +167,21 @@ def build(form: PartForm, dims: tuple[int, ...], values: dict[str, NDArray[Any]]
     returns: flat uint8
     """
     bound = form.bind(dims)
-    if form.layout.unpacker:
-        values = values | _pieces(bound, form.layout, values[CODES])
+    layout = form.layout
     names = [name for name, _, _ in bound.tiling.stored if name != bound.tiling.word_axis]
     blocks = np.zeros((*(bound.size[name] for name in names), bound.n_bytes), np.uint8)
-    for field in form.layout.parts:
-        if not field.holds:
-            continue
-        full, view = _allocate(bound, field, None, zero=True)
-        given = values[field.holds]
-        if isinstance(field, Field) and given.dtype != full.dtype:
-            raise UsageError(f"'{field.holds}' is {given.dtype}, expected {full.dtype}", field=field.holds)
-        if isinstance(field, Bits):
-            full[...] = -field.minus  # stored as zero bits
-        full[tuple(slice(n) for n in given.shape)] = given
-        write_field(view.reshape(*blocks.shape[:-1], field.count), form.layout, field, blocks)
+    for field in layout.parts:
+        if field.holds in layout.holds:
+            low = -field.minus if isinstance(field, Bits) else 0  # stored as zero bits
+            given = _in_blocks(bound, field.count, value_dtype(field), low, values[field.holds], field)
+            write_field(given.reshape(*blocks.shape[:-1], field.count), layout, field, blocks)
+    if layout.unpacker:
+        _write_made(bound, layout, values[layout.made], blocks)
     if not bound.tiling.word_axis:
         return blocks.reshape(-1)
     words = blocks.reshape(*blocks.shape[:-1], -1, bound.tiling.word_bytes)
     axis = [name for name, _, _ in bound.tiling.stored].index(bound.tiling.word_axis)
     return np.ascontiguousarray(np.moveaxis(words, -2, axis)).reshape(-1)
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Give the NumPy dtype of an element type; types that only this library names are their bit patterns."""
-    if name in ("float8_e8m0half", "float8_ue4m3"):
-        return np.dtype(np.uint8)
-    if hasattr(np, name) and name != "bool":
-        dtype: np.dtype[Any] = np.dtype(name).newbyteorder("<")
-        return dtype
-    if name == "bool":
-        return np.dtype(np.bool_)
-    import ml_dtypes
-
-    small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-    return small
-
-
-def value_dtype(field: Field | Bits) -> np.dtype[Any]:
-    """Give the dtype in which the values of a field are handed out."""
-    if isinstance(field, Field) or field.dtype:
-        return numpy_dtype(field.dtype)
-    for kind in (np.uint8, np.int8, np.int16, np.int32):
-        info = np.iinfo(kind)
-        if info.min <= field.low and field.high <= info.max:
-            return np.dtype(kind)
-    raise UsageError(f"field '{field.name}' has {field.width} bits, expected at most 31")
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -248,34 +192,43 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     return raw[start : start + n_bytes].view(dtype).reshape(shape)
 
 
-def _unpacker(layout: Layout) -> Unpacker:
-    """Find what makes codes of a layout's pieces."""
-    from qformat import decode  # here: of all layouts few need it
+def _in_blocks(
+    bound: Bound, count: int, dtype: np.dtype[Any], low: Any, given: NDArray[Any], field: Field | Bits | None = None
+) -> NDArray[Any]:
+    """Lay a logical array out as (stored axes..., in-block axes...), filled up with `low`."""
+    full, view = _allocate(bound, count, dtype, None)
+    if isinstance(field, Field) and given.dtype != full.dtype:
+        raise UsageError(f"'{field.holds}' is {given.dtype}, expected {full.dtype}", field=field.holds)
+    if given.shape != full.shape:
+        full[...] = low
+    full[tuple(slice(n) for n in given.shape)] = given
+    return view
 
-    return decode.find(layout.unpacker)
 
-
-def _pieces(bound: Bound, layout: Layout, codes: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Take codes apart into the pieces that a layout stores; what pads a block is zero bits."""
-    fields = {piece: layout.part(PIECE + piece) for piece in layout.pieces}
-    unpacker = _unpacker(layout)
-    full = unpacker.unpack({piece: _allocate(bound, f, None, zero=True)[0] for piece, f in fields.items() if f is not None})
-    full[tuple(slice(n) for n in codes.shape)] = codes
-    return {PIECE + piece: array for piece, array in unpacker.pack(full).items()}
+def _write_made(bound: Bound, layout: Layout, given: NDArray[Any], blocks: NDArray[np.uint8]) -> None:
+    """Write what the layout's unpacker makes of its pieces; what pads a block is zero bits."""
+    empty = read_made(np.zeros((1, layout.n_bytes), np.uint8), layout)
+    full, view = _allocate(bound, empty.size, empty.dtype, None)
+    view[...] = empty.reshape(view.shape[blocks.ndim - 1 :])
+    full[tuple(slice(n) for n in given.shape)] = given
+    write_made(view.reshape(*blocks.shape[:-1], empty.size), layout, blocks)
 
 
 def _allocate(
-    bound: Bound, field: Field | Bits, axis: tuple[str, int] | None, zero: bool = False
+    bound: Bound, count: int, dtype: np.dtype[Any], axis: tuple[str, int] | None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Allocate a logical array and the same memory seen as (stored axes..., in-block axes...)."""
+    """Allocate a logical array and the same memory seen as (stored axes..., in-block axes...).
+
+    count : values in a block
+    axis  : a stored axis of which there is a range only, and how long that is
+    """
     tiling = bound.tiling
-    size = field_sizes(bound, field)
+    size = field_sizes(bound, count)
     inner = [name for name, _, _ in tiling.inner]
     if axis is not None:
         size[axis[0]] = axis[1]
     shape = tuple(math.prod(size[name] for name in group) for group in tiling.logical)
-    dtype = value_dtype(field)
-    out = np.zeros(shape, dtype) if zero else aligned(shape, dtype)
+    out = aligned(shape, dtype)
     order = [name for group in tiling.logical for name in group]
     split = out.reshape([size[name] for name in order])
     stored = [name for name, _, _ in tiling.stored if name != tiling.word_axis]
@@ -283,11 +236,17 @@ def _allocate(
     return out, view
 
 
-def field_sizes(bound: Bound, field: Field | Bits) -> dict[str, int]:
-    """Give the axis sizes of one field: a parameter of the block has `count` values where codes have more."""
+def count_of(layout: Layout, holds: str) -> int:
+    """Give the values of a block that are a parameter, or the codes."""
+    field = layout.part(holds)
+    return field.count if field is not None else layout.n_weights or layout.n_values
+
+
+def field_sizes(bound: Bound, count: int) -> dict[str, int]:
+    """Give the axis sizes for `count` values in a block: a parameter of it has fewer where there are codes."""
     size = dict(bound.size)
     inner = [name for name, _, _ in bound.tiling.inner]
-    if field.count != math.prod(size[name] for name in inner):
+    if count != math.prod(size[name] for name in inner):
         size.update(dict.fromkeys(inner, 1))
-        size[inner[-1]] = field.count
+        size[inner[-1]] = count
     return size

@@ -31,7 +31,7 @@ TRITS = (("fives", 0, 32, 5), ("fives", 32, 16, 5), ("fours", 0, 4, 4))
 
 @dataclass(frozen=True, slots=True)
 class Unpacker:
-    """A pair of opposites; arrays are (n_rows, values in a row).
+    """A pair of opposites; arrays are (..., values of a block), or those of several blocks together.
 
     unpack : pieces by name -> int8 codes
     pack   : int8 codes -> pieces. Raises NotExact for codes that the pieces cannot say
@@ -55,10 +55,10 @@ def unpack_trits(pieces: Pieces) -> Ints:
     runs = []
     for piece, first, n_bytes, n_digits in TRITS:
         block = _runs(pieces[piece].astype(np.uint8), 48 if piece == "fives" else 4)
-        data = block[:, :, first : first + n_bytes]
+        data = block[..., first : first + n_bytes]
         digits = [(data * np.uint8(3**n)).astype(np.uint16) * 3 >> 8 for n in range(n_digits)]
-        runs.append(np.concatenate(digits, axis=2))
-    return _flat(np.concatenate(runs, axis=2).astype(np.int8) - np.int8(1))
+        runs.append(np.concatenate(digits, axis=-1))
+    return _flat(np.concatenate(runs, axis=-1).astype(np.int8) - np.int8(1))
 
 
 def pack_trits(codes: Ints) -> Pieces:
@@ -67,14 +67,14 @@ def pack_trits(codes: Ints) -> Pieces:
     packed: dict[str, list[Ints]] = {"fives": [], "fours": []}
     at = 0
     for piece, _, n_bytes, n_digits in TRITS:
-        number = np.zeros((*digits.shape[:2], n_bytes), np.int32)
+        number = np.zeros((*digits.shape[:-1], n_bytes), np.int32)
         for n in range(5):
             number *= 3
             if n < n_digits:
-                number += digits[:, :, at + n * n_bytes : at + (n + 1) * n_bytes]
+                number += digits[..., at + n * n_bytes : at + (n + 1) * n_bytes]
         packed[piece].append(((number * 256 + 242) // 243).astype(np.uint8))
         at += n_bytes * n_digits
-    return {name: _flat(np.concatenate(runs, axis=2)) for name, runs in packed.items()}
+    return {name: _flat(np.concatenate(runs, axis=-1)) for name, runs in packed.items()}
 
 
 def unpack_signed(grid: str, even: bool, pieces: Pieces) -> Ints:
@@ -104,7 +104,7 @@ def pack_signed(grid: str, even: bool, codes: Ints) -> Pieces:
 def unpack_shifted(grid: str, run: int, pieces: Pieces) -> Ints:
     """Give codes in eighths: grid values -1, 0, 1 shifted by an eighth, up or, where the bit of `run` weights is set, down."""
     vectors = _flat(grid_of(grid)[pieces["index"]])
-    down = np.repeat(pieces["shift"].astype(np.int8), run, axis=1)
+    down = np.repeat(pieces["shift"].astype(np.int8), run, axis=-1)
     return vectors * np.int8(EIGHTH) + (np.int8(1) - np.int8(2) * down)
 
 
@@ -140,13 +140,13 @@ def _index_in(grid: str, values: Ints) -> Ints:
 
 
 def _runs(values: Ints, n: int) -> Ints:
-    """Cut rows, of which there may be none, into runs of `n`."""
-    return values.reshape(len(values), values.shape[1] // n, n)
+    """Cut the last axis into runs of `n`."""
+    return values.reshape(*values.shape[:-1], values.shape[-1] // n, n)
 
 
 def _flat(runs: Ints) -> Ints:
     """Undo `_runs`."""
-    return runs.reshape(len(runs), runs.shape[1] * runs.shape[2])
+    return runs.reshape(*runs.shape[:-2], runs.shape[-2] * runs.shape[-1])
 
 
 def _keys(vectors: Ints) -> Ints:

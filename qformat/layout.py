@@ -17,7 +17,6 @@ from qformat.order import Strides, strides
 
 MAX_BLOCK_BYTES = 1 << 16
 CODES = "codes"
-PIECE = "codes."  # begins the name of what the unpacker needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +114,9 @@ class Layout:
     n_weights : weights in a block; 0 where a block holds parameters only
     n_bytes   : bytes of a block
     parts     : fields and bit planes; every bit of the block belongs to exactly one
-    unpacker  : name of the entry of `qformat.decode` that makes codes of the pieces, where planes cannot say them (base-3
-                digits, grids of vectors)
+    unpacker  : name of the entry of `qformat.decode` that makes values of their pieces, where planes cannot say them (codes
+                in base 3 or from a grid, zero points off by a carry)
+    n_values  : values that it makes of a block, where they are not the codes
     source    : where the facts come from
     """
 
@@ -125,6 +125,7 @@ class Layout:
     n_bytes: int
     parts: tuple[Field | Bits, ...]
     unpacker: str = ""
+    n_values: int = 0
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ class Layout:
             raise UsageError(f"layout '{self.name}': a field name stands twice in {names}")
         if self.codes is not None and self.codes.count != self.n_weights:
             raise UsageError(f"layout '{self.name}': {self.codes.count} codes, expected {self.n_weights}")
-        if bool(self.unpacker) != bool(self.pieces) or (self.unpacker and self.part(CODES)):
+        if bool(self.unpacker) != bool(self.pieces) or (self.unpacker and self.part(self.made)):
             raise UsageError(f"layout '{self.name}': unpacker '{self.unpacker}' has the pieces {self.pieces}")
 
     @property
@@ -168,13 +169,17 @@ class Layout:
     @cached_property
     def holds(self) -> tuple[str, ...]:
         """Name the parameters that a block holds, codes included."""
-        named = (CODES if part.holds.startswith(PIECE) else part.holds for part in self.parts)
-        return tuple(dict.fromkeys(name for name in named if name))
+        return tuple(dict.fromkeys(part.holds.partition(".")[0] for part in self.parts if part.holds))
 
     @cached_property
-    def pieces(self) -> tuple[str, ...]:
-        """Name the pieces that the unpacker makes codes of, without their prefix."""
-        return tuple(part.holds.removeprefix(PIECE) for part in self.parts if part.holds.startswith(PIECE))
+    def pieces(self) -> dict[str, Field | Bits]:
+        """Give the pieces that the unpacker makes values of, by name: "index" holds "codes.index"."""
+        return {part.holds.partition(".")[2]: part for part in self.parts if "." in part.holds}
+
+    @cached_property
+    def made(self) -> str:
+        """Name what the unpacker makes: "codes", or a parameter; empty without one."""
+        return next((part.holds.partition(".")[0] for part in self.parts if "." in part.holds), "")
 
     @cached_property
     def swap(self) -> tuple[int, ...]:

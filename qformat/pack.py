@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.arrays import value_dtype
 from qformat.errors import UsageError
+from qformat.fields import value_dtype
 from qformat.layout import Bits, Layout
 
 

@@ -18,7 +18,7 @@ from qformat.arrays import Part
 from qformat.bits import DTYPES, values
 from qformat.decode import find as decode_function
 from qformat.errors import UsageError
-from qformat.layout import CODES, PIECE, Bits, Field, Layout
+from qformat.layout import CODES, Bits, Field, Layout
 from qformat.scheme import (
     Apply,
     Const,
@@ -148,10 +148,7 @@ def codes(block: bytes, layout: Layout) -> tuple[int, ...]:
     Raises UsageError for another number of bytes, and for a block without codes.
     """
     fields, field = _fields(block, layout), layout.part(CODES)
-    if field is not None:
-        return tuple(fields[field.name])
-    pieces = {part.holds.removeprefix(PIECE): np.array([fields[part.name]]) for part in layout.parts}
-    return tuple(int(code) for code in decode_function(layout.unpacker).unpack(pieces)[0])
+    return tuple(fields[field.name]) if field is not None else _made(block, layout)
 
 
 def element(pattern: int, dtype: str) -> np.float32:
@@ -232,8 +229,16 @@ def _value(part: Part, holds: str, index: Index) -> int:
     for group, i in zip(tiling.logical, index, strict=True):
         at.update(zip(group, _digits(i, tuple(size[name] for name in group)), strict=True))
     block = _block(part, tuple(at.get(name, 0) for name, _, _ in tiling.stored))
-    values = codes(block, layout) if field is None else _fields(block, layout)[field.name]
+    values = _made(block, layout) if field is None else _fields(block, layout)[field.name]
     return values[_number([at[name] for name in inner], [size[name] for name in inner])]
+
+
+@lru_cache(maxsize=4096)
+def _made(block: bytes, layout: Layout) -> tuple[int, ...]:
+    """Give the values that the layout's decode function makes of its pieces."""
+    fields = _fields(block, layout)
+    pieces = {piece: np.array([fields[part.name]]) for piece, part in layout.pieces.items()}
+    return tuple(int(value) for value in decode_function(layout.unpacker).unpack(pieces)[0])
 
 
 def _block(part: Part, at: Index) -> bytes:

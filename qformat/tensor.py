@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qformat.arrays import ByteSource, Memory, Part, aligned, build, numpy_dtype
+from qformat.arrays import ByteSource, Memory, Part, aligned, build
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.evaluate import F32, Operands, alphabet_table, as_float32, common_run
+from qformat.fields import numpy_dtype
 from qformat.formats.form import Format, matrix
 from qformat.scheme import Levels, Op, Opaque, Plain, Ref, Scheme, Stored
 

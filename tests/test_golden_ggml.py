@@ -93,7 +93,7 @@ def test_codes_outside_a_grid_are_refused(name: str, golden_ggml: Golden) -> Non
     tensor = rows_of(TYPES[name], golden_ggml(name)["fuzz_packed"])
     values = values_of(TYPES[name], tensor)
     values["codes"] = np.full_like(values["codes"], 5)
-    with pytest.raises(NotExact, match="run of|grid value"):
+    with pytest.raises(NotExact, match=r"run of|grid value"):
         pack_parts(TYPES[name], tensor.shape, values)
 
 

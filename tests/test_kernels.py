@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from qformat import formats, reference
-from qformat.arrays import Memory, numpy_dtype, value_dtype
+from qformat.arrays import Memory
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
+from qformat.fields import numpy_dtype, value_dtype
 from qformat.formats import Format
 from qformat.kernels import check_codes, evaluate, pack, unpack
 from qformat.layout import Bits, Field, Layout, Plane

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.arrays import numpy_dtype
 from qformat.bits import DTYPES, values
 from qformat.evaluate import as_float32
+from qformat.fields import numpy_dtype
 
 
 def represent(

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.arrays import numpy_dtype
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
+from qformat.fields import numpy_dtype
 from qformat.rules.groups import Extremes, extremes, join, split
 from qformat.rules.rule import Rule, Values
 from qformat.scheme import Integers, Scheme

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.arrays import numpy_dtype
+from qformat.fields import numpy_dtype
 from qformat.rules.groups import Extremes, extremes, join, split
 from qformat.rules.rule import Rule, Values
 from qformat.scheme import Scheme

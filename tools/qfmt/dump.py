@@ -133,7 +133,7 @@ def _print_weights(tensor: PackedTensor, part: Part, data: bytes, places: list[P
     if isinstance(alphabet, Plain) and isinstance(owner, Field):
         import numpy as np
 
-        from qformat.arrays import numpy_dtype
+        from qformat.fields import numpy_dtype
 
         values = [str(value) for value in np.frombuffer(data, numpy_dtype(owner.dtype))]
     else:

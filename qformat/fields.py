@@ -1,0 +1,96 @@
+"""The values of one field of every block: out of bytes and into them.
+
+Knows a field and the bytes of blocks, whole values by NumPy, packed ones by the kernels, and what an unpacker makes of its
+pieces. How blocks lie over a tensor is decided by `arrays`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qformat.errors import UsageError
+from qformat.layout import Bits, Field, Layout
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qformat.decode import Unpacker
+else:
+    from qformat.deferred import np
+
+
+def read_field(blocks: NDArray[np.uint8], layout: Layout, field: Field | Bits, out: NDArray[Any]) -> None:
+    """Read one field of every block into `out`, shape (stored axes..., values in a block)."""
+    if isinstance(field, Field):
+        end = field.at + field.n_bytes
+        words = blocks.reshape(*blocks.shape[:-2], layout.n_bytes)[..., field.at : end]
+        out[...] = np.ascontiguousarray(words).view(numpy_dtype(field.dtype)).reshape(out.shape)
+        return
+    from qformat.kernels import unpack
+
+    if not field.dtype:
+        unpack(blocks, field, out)
+        return
+    patterns = np.empty(out.shape, np.int32)
+    unpack(blocks, field, patterns)
+    out[...] = patterns.astype(np.uint16).view(out.dtype)
+
+
+def write_field(values: NDArray[Any], layout: Layout, field: Field | Bits, blocks: NDArray[np.uint8]) -> None:
+    """Write one field of every block; `blocks` is contiguous per block and its bits of the field are zero."""
+    if isinstance(field, Field):
+        data = np.ascontiguousarray(values, numpy_dtype(field.dtype)).view(np.uint8)
+        blocks[..., field.at : field.at + field.n_bytes] = data.reshape(*blocks.shape[:-1], field.n_bytes)
+        return
+    from qformat.kernels import pack
+
+    pack(np.ascontiguousarray(values).view(np.uint16) if field.dtype else values, field, blocks)
+
+
+def read_made(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[Any]:
+    """Give what the layout's unpacker makes of the pieces of every block, shape (stored axes..., values)."""
+    pieces = {}
+    for piece, field in layout.pieces.items():
+        pieces[piece] = np.empty((*blocks.shape[:-2], field.count), value_dtype(field))
+        read_field(blocks, layout, field, pieces[piece])
+    return _unpacker(layout).unpack(pieces)
+
+
+def write_made(values: NDArray[Any], layout: Layout, blocks: NDArray[np.uint8]) -> None:
+    """Write the pieces of what the layout's unpacker makes. Raises NotExact for values that they cannot say."""
+    for piece, stored in _unpacker(layout).pack(values).items():
+        write_field(stored, layout, layout.pieces[piece], blocks)
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Give the NumPy dtype of an element type; types that only this library names are their bit patterns."""
+    if name in ("float8_e8m0half", "float8_ue4m3"):
+        return np.dtype(np.uint8)
+    if hasattr(np, name) and name != "bool":
+        dtype: np.dtype[Any] = np.dtype(name).newbyteorder("<")
+        return dtype
+    if name == "bool":
+        return np.dtype(np.bool_)
+    import ml_dtypes
+
+    small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return small
+
+
+def value_dtype(field: Field | Bits) -> np.dtype[Any]:
+    """Give the dtype in which the values of a field are handed out."""
+    if isinstance(field, Field) or field.dtype:
+        return numpy_dtype(field.dtype)
+    for kind in (np.uint8, np.int8, np.int16, np.int32):
+        info = np.iinfo(kind)
+        if info.min <= field.low and field.high <= info.max:
+            return np.dtype(kind)
+    raise UsageError(f"field '{field.name}' has {field.width} bits, expected at most 31")
+
+
+def _unpacker(layout: Layout) -> Unpacker:
+    """Find what makes codes of a layout's pieces."""
+    from qformat import decode  # here: of all layouts few need it
+
+    return decode.find(layout.unpacker)
