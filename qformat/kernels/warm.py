@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from qformat.formats import ALL, Format
+from qformat.formats.gguf import KVALUES
+from qformat.kernels import search
 from qformat.kernels.evaluate import evaluate, n_evaluators
 from qformat.kernels.planes import n_plane_kernels, pack, unpack
 from qformat.kernels.rounding import n_roundings
@@ -23,7 +25,7 @@ def warm() -> int:
                     _warm_planes(field, part.layout.n_bytes)
         if not isinstance(form.scheme.alphabet, Plain):
             _warm_chain(form)
-    return n_plane_kernels() + n_evaluators() + n_roundings()
+    return n_plane_kernels() + n_evaluators() + n_roundings() + _warm_searches()
 
 
 def _warm_planes(field: Bits, n_bytes: int) -> None:
@@ -42,6 +44,20 @@ def _warm_chain(form: Format) -> None:
     chain = tuple((step.op, np.ones((1, 1), np.float32)) for step in form.scheme.steps)
     for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
         evaluate(np.zeros((1, 8), codes), table, chain, 8, np.empty((1, 8), dtype))
+
+
+def _warm_searches() -> int:
+    ones = np.ones((1, 8), np.float32)
+    codes, scales, mins = search.fit_affine(ones, ones, 15, ones[0], False)
+    search.recode(ones, scales, mins, -8, 7, codes)
+    others = (
+        search.fit_signed(ones, ones, -8, 7, ones[0]),
+        search.fit_stepwise(ones, ones, -8, 7, ones[0], 0),
+        search.fit_levels(ones, ones, KVALUES, ones[0]),
+        search.nearest_levels(ones, ones[0, :1], KVALUES),
+        search.running_sums(ones),
+    )
+    return 2 + len(others)
 
 
 def _dtype(field: Bits) -> np.dtype[Any]:
