@@ -147,6 +147,11 @@ class Layout:
         """Stored bits per weight, parameters included."""
         return 8 * self.n_bytes / self.n_weights
 
+    @property
+    def n_items(self) -> int:
+        """Values in a block: weights, or those of a parameter where it holds parameters only."""
+        return self.n_weights or self.n_values or max(part.count for part in self.parts)
+
     @cached_property
     def codes(self) -> Bits | None:
         """The codes, or None where a decode function reads them or the block has none."""

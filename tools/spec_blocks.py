@@ -60,7 +60,7 @@ def sizes_table(forms: Iterable[Format]) -> str:
     """Give blocks, groups, bits per weight and rules of formats."""
     rows = []
     for form in forms:
-        blocks = ", ".join(f"{part.role}: {_count(part.layout)} in {part.layout.n_bytes} B" for part in form.parts)
+        blocks = ", ".join(f"{part.role}: {part.layout.n_items} in {part.layout.n_bytes} B" for part in form.parts)
         groups = ", ".join(f"{param.name} {param.dtype} per {_per(param.group)}" for param in form.scheme.params)
         rows.append((f"`{form.name}`", blocks, groups or "none", f"{bits_per_weight(form):.7g}", form.rule or "none"))
     return markdown(("format", "blocks", "parameters", "bits per weight", "default rule"), rows)
@@ -176,8 +176,8 @@ def _example_block(layout: Layout, number: int) -> bytes:
 
 
 def _writable(fields: dict[str, list[int]], layout: Layout) -> dict[str, list[int]]:
-    """Give the pieces that are written for the codes that these pieces make."""
-    names = {part.holds.partition(".")[2]: part.name for part in layout.parts if "." in part.holds}
+    """Give the pieces that are written for what these pieces make."""
+    names = {piece: part.name for piece, part in layout.pieces.items()}
     made = find(layout.unpacker)
     pieces = made.pack(made.unpack({piece: np.array([fields[name]]) for piece, name in names.items()}))
     return {name: pieces[piece][0].tolist() for piece, name in names.items()}
@@ -266,10 +266,6 @@ def _columns(words: Sequence[str], per_line: int) -> list[str]:
 
 def _range(low: int, high: int) -> str:
     return str(low) if low == high else f"{high}..{low}"
-
-
-def _count(layout: Layout) -> int:
-    return layout.n_weights or max(part.count for part in layout.parts)
 
 
 def _per(group: Group) -> str:

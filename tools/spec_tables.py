@@ -67,7 +67,7 @@ def entry(form: Format) -> dict[str, Any]:
     """Give what formats.json says of a format: its declaration, and what follows from it."""
     sizes = {
         part.role: {
-            "values": part.layout.n_weights or max(field.count for field in part.layout.parts),
+            "values": part.layout.n_items,
             "n_bytes": part.layout.n_bytes,
             "swap": list(part.layout.swap),
         }

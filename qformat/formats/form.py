@@ -32,8 +32,7 @@ class PartForm:
 
     def bind(self, dims: tuple[int, ...]) -> Bound:
         """Fix the sizes of the array."""
-        count = self.layout.n_weights or self.layout.n_values or max(part.count for part in self.layout.parts)
-        return self.tiling.bind(dims, count, self.layout.n_bytes)
+        return self.tiling.bind(dims, self.layout.n_items, self.layout.n_bytes)
 
 
 @dataclass(frozen=True, slots=True)
