@@ -197,9 +197,9 @@ def test_dump_of_a_grid_block_shows_indices_signs_scales_and_weights(
     assert ["0x0006", "signs", "01", "00", "00"] in lines
     assert ["0x0009", "signs+scales", "30"] in lines
     assert ["d:", "scales", "(float16)", "2"] in lines
-    assert ["index:", "codes.index", "(8", "bits)", "1", *["0"] * 15] in lines
-    assert ["signs:", "codes.signs", "(7", "bits)", "1", *["0"] * 15] in lines
-    assert ["scales:", "sub_scales", "(4", "bits)", "3", *["0"] * 7] in lines
+    assert ["index:", "codes.index", "(8-bit)", "1", *["0"] * 15] in lines
+    assert ["signs:", "codes.signs", "(7-bit)", "1", *["0"] * 15] in lines
+    assert ["scales:", "sub_scales", "(4-bit)", "3", *["0"] * 7] in lines
     assert ["[0,", "0]", "-43", "-75.25"] in lines
     assert ["[0,", "1]", "8", "14"] in lines
     assert ["[0,", "7]", "-8", "-14"] in lines
@@ -214,7 +214,7 @@ def test_dump_shows_a_scale_that_is_spread_over_four_words(tmp_path: Path, capsy
 
     lines = [line.split() for line in out.splitlines()]
     assert ["d:", "scales", "(float16)", "1.5"] in lines
-    assert ["shift:", "codes.shift", "(1", "bits)", *["0"] * 16] in lines
+    assert ["shift:", "codes.shift", "(1-bit)", *["0"] * 16] in lines
     assert ["[0,", "0]", "-7", "-1.3125"] in lines
 
 

@@ -102,7 +102,7 @@ def _print_fields(part: Part, data: bytes) -> None:
     for owner in part.form.layout.parts:
         if owner.holds == CODES:
             continue
-        kind = f"{owner.width} bits" if isinstance(owner, Bits) and not owner.dtype else owner.dtype
+        kind = f"{owner.width}-bit" if isinstance(owner, Bits) and not owner.dtype else owner.dtype
         shown = [f"{element(value, owner.dtype):.9g}" if owner.dtype else str(value) for value in fields[owner.name]]
         head = f"  {owner.name}: {owner.holds or 'residue'} ({kind})"
         for start in range(0, len(shown), LINE_VALUES):
