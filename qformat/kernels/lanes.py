@@ -9,11 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qformat.kernels.compiled import Kernel, compiled, inlined
-
-F32 = NDArray[np.float32]
 
 LANES = 64  # with 32 weights and as much importance per group 16 KiB, half of a first-level cache
 STATES = 16  # rows of scratch memory beside weights, importance and codes
@@ -21,7 +18,7 @@ ROUNDS = 5  # of stepwise changes at most
 NOTHING = np.float32(1e-15)  # a group whose largest magnitude is below it counts as zeros
 MAGIC = np.float32(3 << 22)  # adding it to |x| < 2**22 leaves the nearest integer, ties to even, in the low bits
 MASK, HALF = np.int32((1 << 23) - 1), np.int32(1 << 22)
-ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(np.nan)
+ZERO, ONE, INFINITE, NAN = np.float32(0), np.float32(1), np.float32(np.inf), np.float32(np.nan)
 
 
 @inlined
@@ -56,6 +53,12 @@ def _load(groups, first, tile):  # type: ignore[no-untyped-def]  # compiled
 
 
 @inlined
+def _divide(steps, peak, factor):  # type: ignore[no-untyped-def]  # compiled
+    for lane in range(LANES):
+        factor[lane] = steps / peak[lane]
+
+
+@inlined
 def _find_peaks(x, peak):  # type: ignore[no-untyped-def]  # compiled
     peak[:] = ZERO
     for i in range(x.shape[0]):
@@ -76,21 +79,24 @@ def _keep_best(first, factor, sum_lx, sum_l2, best, scale, kept):  # type: ignor
 
 
 @inlined
-def _clear(peak, low, level, scale):  # type: ignore[no-untyped-def]  # compiled
-    """Give groups of zeros the lowest code and the scale 0."""
-    for lane in range(LANES):
-        scale[lane] = ZERO if abs(peak[lane]) < NOTHING else scale[lane]
-    for i in range(level.shape[0]):
-        for lane in range(LANES):
-            level[i, lane] = _choose(abs(peak[lane]) < NOTHING, low, level[i, lane])
+def _store(first, level, scale, peak, low, codes, scales):  # type: ignore[no-untyped-def]  # compiled
+    """Write what was found; a group of zeros gets the lowest code and the scale 0."""
+    for lane in range(min(LANES, codes.shape[0] - first)):
+        empty = abs(peak[lane]) < NOTHING
+        scales[first + lane] = ZERO if empty else scale[lane]
+        for i in range(level.shape[0]):
+            codes[first + lane, i] = np.int8(low if empty else level[i, lane])
 
 
 @inlined
-def _store(first, level, scale, codes, scales):  # type: ignore[no-untyped-def]  # compiled
-    for lane in range(min(LANES, codes.shape[0] - first)):
-        scales[first + lane] = scale[lane]
-        for i in range(level.shape[0]):
-            codes[first + lane, i] = np.int8(level[i, lane])
+def _find_range(x, w, low, high, sum_w, sum_x):  # type: ignore[no-untyped-def]  # compiled
+    low[:], high[:], sum_w[:], sum_x[:] = INFINITE, -INFINITE, ZERO, ZERO
+    for i in range(x.shape[0]):
+        for lane in range(LANES):
+            low[lane] = x[i, lane] if x[i, lane] < low[lane] else low[lane]
+            high[lane] = x[i, lane] if x[i, lane] > high[lane] else high[lane]
+            sum_w[lane] += w[i, lane]
+            sum_x[lane] += w[i, lane] * x[i, lane]
 
 
 @inlined
@@ -125,13 +131,7 @@ def affine(groups, weights, top, tries, absolute, scratch, codes, scales, mins):
     for first in range(0, groups.shape[0], LANES):
         _load(groups, first, x)
         _load(weights, first, w)
-        low[:], high[:], sum_w[:], sum_x[:] = x[0], x[0], ZERO, ZERO
-        for i in range(n):
-            for lane in range(LANES):
-                low[lane] = x[i, lane] if x[i, lane] < low[lane] else low[lane]
-                high[lane] = x[i, lane] if x[i, lane] > high[lane] else high[lane]
-                sum_w[lane] += w[i, lane]
-                sum_x[lane] += w[i, lane] * x[i, lane]
+        _find_range(x, w, low, high, sum_w, sum_x)
         for lane in range(LANES):
             low[lane] = ZERO if low[lane] > ZERO else low[lane]
             kept_low[lane] = low[lane]
@@ -160,7 +160,8 @@ def affine(groups, weights, top, tries, absolute, scratch, codes, scales, mins):
         for i in range(n):
             for lane in range(LANES):
                 x[i, lane] = _level(kept_factor[lane] * (x[i, lane] - kept_low[lane]), ZERO, top)
-        _store(first, x, best_scale, codes, scales)
+        factor[:] = INFINITE  # here no group counts as zeros
+        _store(first, x, best_scale, factor, ZERO, codes, scales)
         for lane in range(min(LANES, groups.shape[0] - first)):
             mins[first + lane] = -low[lane]
 
@@ -191,14 +192,14 @@ def signed(groups, weights, low, high, tries, scratch, codes, scales):  # type: 
         _load(groups, first, x)
         _load(weights, first, w)
         _find_peaks(x, peak)
-        best[:], scale[:], kept[:] = ZERO, ZERO, tries[0] / peak
+        _divide(tries[0], peak, kept)
+        best[:], scale[:] = ZERO, ZERO
         for number in range(tries.size):
-            factor[:] = tries[number] / peak
+            _divide(tries[number], peak, factor)
             _signed_sums(x, w, factor, low, high, sum_lx, sum_l2)
             _keep_best(number == 0, factor, sum_lx, sum_l2, best, scale, kept)
         _find_codes(x, kept, low, high, x)
-        _clear(peak, low, x, scale)
-        _store(first, x, scale, codes, scales)
+        _store(first, x, scale, peak, low, codes, scales)
 
 
 @inlined
@@ -229,9 +230,10 @@ def stepwise(groups, weights, low, high, tries, floor, scratch, codes, scales): 
         _load(groups, first, x)
         _load(weights, first, w)
         _find_peaks(x, peak)
-        kept[:] = tries[0] / peak
+        _divide(tries[0], peak, kept)
         for number in range(tries.size if tries.size > 1 else 0):
-            error[:], factor[:] = ZERO, tries[number] / peak
+            _divide(tries[number], peak, factor)
+            error[:] = ZERO
             for i in range(n):
                 for lane in range(LANES):
                     off = x[i, lane] - ONE / factor[lane] * _near(factor[lane] * x[i, lane], low, high)
@@ -247,8 +249,7 @@ def stepwise(groups, weights, low, high, tries, floor, scratch, codes, scales): 
                 break
         for lane in range(LANES):
             factor[lane] = sum_lx[lane] / sum_l2[lane] if sum_l2[lane] > ZERO else ZERO
-        _clear(peak, low, level, factor)
-        _store(first, level, factor, codes, scales)
+        _store(first, level, factor, peak, low, codes, scales)
 
 
 @compiled
@@ -260,15 +261,10 @@ def recode(groups, scales, mins, low, high, codes):  # type: ignore[no-untyped-d
                 codes[group, i] = np.int8(_level((groups[group, i] + least) / scale, low, high))
 
 
-def constants(levels: tuple[float, ...]) -> tuple[F32, F32]:
-    """Give levels and the point between each two from which on the upper one is nearest."""
-    values = np.array(levels, np.float32)
-    return values, (values[1:] + values[:-1]) / np.float32(2)
-
-
 @lru_cache(maxsize=8)
-def level_fitter(levels: tuple[float, ...]) -> Kernel:
-    values, between = constants(levels)
+def level_fitter(levels: tuple[float, ...], middles: tuple[float, ...]) -> Kernel:
+    """Make the search for a table: its levels, and the points from which on the upper of two is nearest."""
+    values, between = np.array(levels, np.float32), np.array(middles, np.float32)
 
     def run(groups, weights, tries, scratch, scales):  # type: ignore[no-untyped-def]  # compiled
         n = groups.shape[1]

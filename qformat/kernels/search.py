@@ -11,6 +11,7 @@ make_q3_quants, make_qp_quants (stepwise), quantize_row_iq4_nl_impl (table).
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,7 @@ def fit_levels(groups: F32, weights: F32, levels: tuple[float, ...], tries: F32)
     Other arrays are those of `fit_affine`.
     """
     _, scales = _results(groups)
-    lanes.level_fitter(levels)(_fixed(groups), _fixed(weights), _fixed(tries), _scratch(groups), scales)
+    lanes.level_fitter(levels, _middles(levels))(_fixed(groups), _fixed(weights), _fixed(tries), _scratch(groups), scales)
     return scales
 
 
@@ -89,7 +90,7 @@ def nearest_levels(groups: F32, factors: F32, levels: tuple[float, ...]) -> NDAr
     returns: (n_groups, n) uint8
     """
     codes = np.empty(groups.shape, np.uint8)
-    _level_finder(levels)(_fixed(groups), _fixed(factors), codes)
+    _level_finder(_middles(levels))(_fixed(groups), _fixed(factors), codes)
     return codes
 
 
@@ -121,6 +122,10 @@ def _results(groups: F32) -> tuple[Codes, F32]:
     return np.empty(groups.shape, np.int8), np.empty(groups.shape[0], np.float32)
 
 
+def _middles(levels: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple((low + high) / 2 for low, high in pairwise(levels))
+
+
 def _scratch(groups: F32) -> F32:
     return np.empty((3 * groups.shape[1] + lanes.STATES, lanes.LANES), np.float32)
 
@@ -138,8 +143,8 @@ def _running_sums(values, sums):  # type: ignore[no-untyped-def]  # compiled
 
 
 @lru_cache(maxsize=8)
-def _level_finder(levels: tuple[float, ...]) -> Kernel:
-    _, between = lanes.constants(levels)
+def _level_finder(middles: tuple[float, ...]) -> Kernel:
+    between = np.array(middles, np.float32)
 
     def run(groups, factors, codes):  # type: ignore[no-untyped-def]  # compiled
         for group in range(groups.shape[0]):
