@@ -71,7 +71,7 @@ def _keep_best(first, factor, sum_lx, sum_l2, best, scale, kept):  # type: ignor
     """Keep what explains more of the weighted squares; the first candidate is kept if it explains any."""
     for lane in range(LANES):
         square = sum_lx[lane] * sum_lx[lane]
-        better = sum_l2[lane] > ZERO and (first or square > best[lane] * sum_l2[lane])
+        better = (sum_l2[lane] > ZERO) & (first | (square > best[lane] * sum_l2[lane]))
         found = sum_lx[lane] / sum_l2[lane]
         scale[lane] = _choose(better, found, scale[lane])
         best[lane] = _choose(better, found * sum_lx[lane], best[lane])
@@ -127,19 +127,20 @@ def affine(groups, weights, top, tries, absolute, scratch, codes, scales, mins):
     x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
     low, high, sum_w, sum_x, sum_l, sum_l2, sum_lx = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
     factor, scale, bias, error = state[7], state[8], state[9], state[10]
-    best, best_scale, kept_factor, kept_low = state[11], state[12], state[13], state[14]
+    best, best_scale, kept_factor, kept_low, next_low = state[11], state[12], state[13], state[14], state[15]
     for first in range(0, groups.shape[0], LANES):
         _load(groups, first, x)
         _load(weights, first, w)
         _find_range(x, w, low, high, sum_w, sum_x)
         for lane in range(LANES):
             low[lane] = ZERO if low[lane] > ZERO else low[lane]
-            kept_low[lane] = low[lane]
+            kept_low[lane], next_low[lane] = low[lane], low[lane]
             kept_factor[lane] = top / (high[lane] - low[lane])
             best_scale[lane] = ONE / kept_factor[lane] if high[lane] > low[lane] else ZERO
         _affine_errors(x, w, top, kept_factor, low, best_scale, low, absolute, best)
         for steps in tries:
             for lane in range(LANES):
+                low[lane] = next_low[lane]  # each candidate divides the range from the min that is best so far
                 factor[lane] = steps / (high[lane] - low[lane])
             _affine_sums(x, w, top, factor, low, sum_l, sum_l2, sum_lx)
             for lane in range(LANES):
@@ -156,14 +157,14 @@ def affine(groups, weights, top, tries, absolute, scratch, codes, scales, mins):
                 best_scale[lane] = _choose(better, scale[lane], best_scale[lane])
                 kept_factor[lane] = _choose(better, factor[lane], kept_factor[lane])
                 kept_low[lane] = _choose(better, low[lane], kept_low[lane])
-                low[lane] = bias[lane] if better else low[lane]  # the next candidate divides the range from here
+                next_low[lane] = bias[lane] if better else low[lane]
         for i in range(n):
             for lane in range(LANES):
                 x[i, lane] = _level(kept_factor[lane] * (x[i, lane] - kept_low[lane]), ZERO, top)
         factor[:] = INFINITE  # here no group counts as zeros
         _store(first, x, best_scale, factor, ZERO, codes, scales)
         for lane in range(min(LANES, groups.shape[0] - first)):
-            mins[first + lane] = -low[lane]
+            mins[first + lane] = -next_low[lane]
 
 
 @inlined
@@ -239,7 +240,7 @@ def stepwise(groups, weights, low, high, tries, floor, scratch, codes, scales): 
                     off = x[i, lane] - ONE / factor[lane] * _near(factor[lane] * x[i, lane], low, high)
                     error[lane] += w[i, lane] * off * off
             for lane in range(LANES):
-                better = number == 0 or error[lane] < best[lane]
+                better = (number == 0) | (error[lane] < best[lane])
                 best[lane] = _choose(better, error[lane], best[lane])
                 kept[lane] = _choose(better, factor[lane], kept[lane])
         _signed_sums(x, w, kept, low, high, sum_lx, sum_l2)
