@@ -1,7 +1,7 @@
 """Runs the searches of `search.py`: whole groups side by side, `LANES` of them, so that every loop over lanes is vector code.
 
-Sums are float32, added to weight by weight in order, within a lane. Arrays arrive checked; scratch memory is the caller's,
-its rows beside weights, importance and codes are what a search remembers of each lane.
+Sums are float32, added to weight by weight in order, within a lane. Arrays arrive checked; scratch memory is the caller's:
+rows of weights `x`, of counts `w` (how much their errors count), of codes, and of what a search remembers of each lane.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 from qformat.kernels.compiled import Kernel, compiled, inlined
 
-LANES = 64  # with 32 weights and as much importance per group 16 KiB, half of a first-level cache
-STATES = 16  # rows of scratch memory beside weights, importance and codes
+LANES = 64  # with 32 weights and counts per group 16 KiB, half of a first-level cache
+STATES = 16  # rows of scratch memory beside weights, counts and codes
 ROUNDS = 5  # of stepwise changes at most
 NOTHING = np.float32(1e-15)  # a group whose largest magnitude is below it counts as zeros
 MAGIC = np.float32(3 << 22)  # adding it to |x| < 2**22 leaves the nearest integer, ties to even, in the low bits
@@ -68,7 +68,7 @@ def _find_peaks(x, peak):  # type: ignore[no-untyped-def]  # compiled
 
 @inlined
 def _keep_best(first, factor, sum_lx, sum_l2, best, scale, kept):  # type: ignore[no-untyped-def]  # compiled
-    """Keep what explains more of the weighted squares; the first candidate is kept if it explains any."""
+    """Keep what explains more of the squares; the first candidate is kept if it explains any."""
     for lane in range(LANES):
         square = sum_lx[lane] * sum_lx[lane]
         better = (sum_l2[lane] > ZERO) & (first | (square > best[lane] * sum_l2[lane]))
@@ -122,7 +122,7 @@ def _affine_errors(x, w, top, factor, low, scale, bias, absolute, error):  # typ
 
 
 @compiled
-def affine(groups, weights, top, tries, absolute, scratch, codes, scales, mins):  # type: ignore[no-untyped-def]  # compiled
+def affine(groups, counts, top, tries, absolute, scratch, codes, scales, mins):  # type: ignore[no-untyped-def]  # compiled
     n = groups.shape[1]
     x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
     low, high, sum_w, sum_x, sum_l, sum_l2, sum_lx = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
@@ -130,7 +130,7 @@ def affine(groups, weights, top, tries, absolute, scratch, codes, scales, mins):
     best, best_scale, kept_factor, kept_low, next_low = state[11], state[12], state[13], state[14], state[15]
     for first in range(0, groups.shape[0], LANES):
         _load(groups, first, x)
-        _load(weights, first, w)
+        _load(counts, first, w)
         _find_range(x, w, low, high, sum_w, sum_x)
         for lane in range(LANES):
             low[lane] = ZERO if low[lane] > ZERO else low[lane]
@@ -185,13 +185,13 @@ def _signed_sums(x, w, factor, low, high, sum_lx, sum_l2):  # type: ignore[no-un
 
 
 @compiled
-def signed(groups, weights, low, high, tries, scratch, codes, scales):  # type: ignore[no-untyped-def]  # compiled
+def signed(groups, counts, low, high, tries, scratch, codes, scales):  # type: ignore[no-untyped-def]  # compiled
     n = groups.shape[1]
     x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
     peak, factor, sum_lx, sum_l2, best, scale, kept = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
     for first in range(0, groups.shape[0], LANES):
         _load(groups, first, x)
-        _load(weights, first, w)
+        _load(counts, first, w)
         _find_peaks(x, peak)
         _divide(tries[0], peak, kept)
         best[:], scale[:] = ZERO, ZERO
@@ -223,13 +223,13 @@ def _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2, change):  # typ
 
 
 @compiled
-def stepwise(groups, weights, low, high, tries, floor, scratch, codes, scales):  # type: ignore[no-untyped-def]  # compiled
+def stepwise(groups, counts, low, high, tries, floor, scratch, codes, scales):  # type: ignore[no-untyped-def]  # compiled
     n = groups.shape[1]
     x, w, level, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n : 3 * n], scratch[3 * n :]
     peak, factor, error, best, kept, sum_lx, sum_l2 = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
     for first in range(0, groups.shape[0], LANES):
         _load(groups, first, x)
-        _load(weights, first, w)
+        _load(counts, first, w)
         _find_peaks(x, peak)
         _divide(tries[0], peak, kept)
         for number in range(tries.size if tries.size > 1 else 0):
@@ -267,13 +267,13 @@ def level_fitter(levels: tuple[float, ...], middles: tuple[float, ...]) -> Kerne
     """Make the search for a table: its levels, and the points from which on the upper of two is nearest."""
     values, between = np.array(levels, np.float32), np.array(middles, np.float32)
 
-    def run(groups, weights, tries, scratch, scales):  # type: ignore[no-untyped-def]  # compiled
+    def run(groups, counts, tries, scratch, scales):  # type: ignore[no-untyped-def]  # compiled
         n = groups.shape[1]
         x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
         peak, factor, sum_lx, sum_l2, best, scale, kept = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
         for first in range(0, groups.shape[0], LANES):
             _load(groups, first, x)
-            _load(weights, first, w)
+            _load(counts, first, w)
             _find_peaks(x, peak)
             best[:], scale[:] = ZERO, ZERO
             for number in range(tries.size + 1):

@@ -2,7 +2,7 @@
 
 Every sum is a float32 added to weight by weight, as its definition says, so a group cannot be cut into vector lanes.
 Whole groups can: `LANES` of them lie side by side, each lane a group, and every loop over lanes becomes vector code.
-It knows neither formats nor where weights of importance come from.
+It knows neither formats nor why one error counts more than another.
 
 Source: ggml-org/ggml at d99724f2: src/ggml-quants.c, make_qkx2_quants, make_qkx3_quants (affine), make_qx_quants (signed),
 make_q3_quants, make_qp_quants (stepwise), quantize_row_iq4_nl_impl (table).
@@ -23,24 +23,24 @@ F32 = NDArray[np.float32]
 Codes = NDArray[np.int8]
 
 
-def fit_affine(groups: F32, weights: F32, top: int, tries: F32, absolute: bool) -> tuple[Codes, F32, F32]:
+def fit_affine(groups: F32, counts: F32, top: int, tries: F32, absolute: bool) -> tuple[Codes, F32, F32]:
     """Fit x = scale * code - min to each group, 0 <= code <= top and min >= 0.
 
     groups  : (n_groups, n) float32, n <= 32
-    weights : same shape, >= 0: what an error counts
+    counts  : same shape, >= 0: how much an error in each weight counts
     tries   : float32; a candidate divides the range of a group, from its present min, into so many steps, and then takes
-              scale and min from the weighted least squares of the codes that result
+              scale and min from the least squares, counted so, of the codes that result
     absolute: whether errors count by magnitude, not by square
     returns : codes (n_groups, n) int8, scales and mins (n_groups,) float32; a group of one value, 0 or less, has scale 0
     """
     codes, scales = _results(groups)
     mins = np.empty_like(scales)
     settings = np.float32(top), _fixed(tries), absolute
-    lanes.affine(_fixed(groups), _fixed(weights), *settings, _scratch(groups), codes, scales, mins)
+    lanes.affine(_fixed(groups), _fixed(counts), *settings, _scratch(groups), codes, scales, mins)
     return codes, scales, mins
 
 
-def fit_signed(groups: F32, weights: F32, low: int, high: int, tries: F32) -> tuple[Codes, F32]:
+def fit_signed(groups: F32, counts: F32, low: int, high: int, tries: F32) -> tuple[Codes, F32]:
     """Fit x = scale * code to each group, low <= code <= high.
 
     tries   : float32; a candidate gives the first weight of largest magnitude so many steps
@@ -50,25 +50,25 @@ def fit_signed(groups: F32, weights: F32, low: int, high: int, tries: F32) -> tu
     """
     codes, scales = _results(groups)
     settings = np.float32(low), np.float32(high), _fixed(tries)
-    lanes.signed(_fixed(groups), _fixed(weights), *settings, _scratch(groups), codes, scales)
+    lanes.signed(_fixed(groups), _fixed(counts), *settings, _scratch(groups), codes, scales)
     return codes, scales
 
 
-def fit_stepwise(groups: F32, weights: F32, low: int, high: int, tries: F32, floor: float) -> tuple[Codes, F32]:
+def fit_stepwise(groups: F32, counts: F32, low: int, high: int, tries: F32, floor: float) -> tuple[Codes, F32]:
     """Fit as `fit_signed` does, but choose the candidate by its error and then change single codes while that helps.
 
-    floor : a code is changed only if the weighted squares of all others sum to more than this
+    floor : a code is changed only if the squares of all others, counted, sum to more than this
 
     >>> fit_stepwise(np.array([[1, 2, 4]], np.float32), np.ones((1, 3), np.float32), 0, 8, np.float32([8]), 0)
     (array([[2, 4, 8]], dtype=int8), array([0.5], dtype=float32))
     """
     codes, scales = _results(groups)
     settings = np.float32(low), np.float32(high), _fixed(tries), np.float32(floor)
-    lanes.stepwise(_fixed(groups), _fixed(weights), *settings, _scratch(groups), codes, scales)
+    lanes.stepwise(_fixed(groups), _fixed(counts), *settings, _scratch(groups), codes, scales)
     return codes, scales
 
 
-def fit_levels(groups: F32, weights: F32, levels: tuple[float, ...], tries: F32) -> F32:
+def fit_levels(groups: F32, counts: F32, levels: tuple[float, ...], tries: F32) -> F32:
     """Fit x = scale * levels[code] to each group.
 
     levels : ascending
@@ -78,7 +78,7 @@ def fit_levels(groups: F32, weights: F32, levels: tuple[float, ...], tries: F32)
     Other arrays are those of `fit_affine`.
     """
     _, scales = _results(groups)
-    lanes.level_fitter(levels, _middles(levels))(_fixed(groups), _fixed(weights), _fixed(tries), _scratch(groups), scales)
+    lanes.level_fitter(levels, _middles(levels))(_fixed(groups), _fixed(counts), _fixed(tries), _scratch(groups), scales)
     return scales
 
 

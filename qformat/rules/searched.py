@@ -3,6 +3,9 @@
 Which errors count how much, which candidates are tried and how scales become sub-scales is decided here; the searches
 themselves are `qformat.kernels.search`. With an importance of columns, ggml counts errors and tries candidates differently.
 
+Bytes differ where ggml's are accidents: a scale fitted below zero, as importance of mostly zeros allows, is 0 here and a
+sub-scale cut to its low bits there; and where sums leave float32, which takes weights beyond 2^30.
+
 Source: ggml-org/ggml at d99724f2: src/ggml-quants.c, quantize_row_{q2_K,q3_K,q4_K,q5_K,q6_K}_ref and _impl,
 quantize_row_{q4_0,q4_1,q5_0,q5_1}_impl, quantize_row_iq4_nl_impl with 7 candidates to each side.
 """
@@ -62,15 +65,15 @@ def affine_blocks(how: Affine, rows: F32, scheme: Scheme, importance: F32 | None
     groups, top = _groups(rows, scheme, "sub_scales"), _limits(scheme)[1]
     shape = (len(groups) * groups.shape[1] // BLOCK, BLOCK // groups.shape[1])
     if importance is None:
-        weights = np.abs(groups)
+        counts = np.abs(groups)
         if not how.by_size:
-            weights += np.sqrt(search.running_sums(groups * groups) / np.float32(groups.shape[1]))[:, None]
-        codes, *fitted = search.fit_affine(groups, weights, top, _tries(top, *how.tries), how.by_size)
+            counts += np.sqrt(search.running_sums(groups * groups) / np.float32(groups.shape[1]))[:, None]
+        codes, *fitted = search.fit_affine(groups, counts, top, _tries(top, *how.tries), how.by_size)
         levels = [_divide_largest(found.reshape(shape), how.top) for found in fitted]
     else:
-        weights = _weights(rows, importance, BLOCK, how.variances).reshape(groups.shape)
-        codes, *fitted = search.fit_affine(groups, weights, top, _tries(top, *WITH_IMPORTANCE), False)
-        sums, tries = search.running_sums(weights).reshape(shape), _around(how.top, 4)
+        counts = _counts(rows, importance, BLOCK, how.variances).reshape(groups.shape)
+        codes, *fitted = search.fit_affine(groups, counts, top, _tries(top, *WITH_IMPORTANCE), False)
+        sums, tries = search.running_sums(counts).reshape(shape), _around(how.top, 4)
         levels = [search.fit_stepwise(found.reshape(shape), sums, 0, how.top, tries, 0)[::-1] for found in fitted]
     return _two_levels(rows, scheme, groups, codes, *levels)
 
@@ -83,9 +86,9 @@ def three_bit_blocks(rows: F32, scheme: Scheme, importance: F32 | None) -> Value
         codes, scales = search.fit_stepwise(groups, groups * groups, low, high, _around(low, 0), -np.inf)
         level = _divide_signed(scales.reshape(shape), *SIX_BITS, SMALLEST, SIX_BITS[0])
     else:
-        weights = _weights(rows, importance, BLOCK, 2).reshape(groups.shape)
-        codes, scales = search.fit_signed(groups, weights, low, high, _around(low, 9))
-        sums, tries = search.running_sums(weights).reshape(shape), _around(SIX_BITS[0], 9)
+        counts = _counts(rows, importance, BLOCK, 2).reshape(groups.shape)
+        codes, scales = search.fit_signed(groups, counts, low, high, _around(low, 9))
+        sums, tries = search.running_sums(counts).reshape(shape), _around(SIX_BITS[0], 9)
         level = search.fit_signed(scales.reshape(shape), sums, *SIX_BITS, tries)[::-1]
     return _two_levels(rows, scheme, groups, codes, level)
 
@@ -93,8 +96,8 @@ def three_bit_blocks(rows: F32, scheme: Scheme, importance: F32 | None) -> Value
 def six_bit_blocks(rows: F32, scheme: Scheme, importance: F32 | None) -> Values:
     """Encode Q6_K: scales searched, a weight counting by its square, or its importance alone; the largest is -128 shares."""
     groups, (low, high) = _groups(rows, scheme, "sub_scales"), _limits(scheme)
-    weights = np.ascontiguousarray(np.broadcast_to(rows * rows if importance is None else importance, rows.shape))
-    codes, scales = search.fit_signed(groups, weights.reshape(groups.shape), low, high, _around(low, 9))
+    counts = np.ascontiguousarray(np.broadcast_to(rows * rows if importance is None else importance, rows.shape))
+    codes, scales = search.fit_signed(groups, counts.reshape(groups.shape), low, high, _around(low, 9))
     blocks = scales.reshape(len(groups) * groups.shape[1] // BLOCK, BLOCK // groups.shape[1])
     codes.reshape(len(blocks), BLOCK)[extremes(blocks).magnitude < NOTHING] = low
     return _two_levels(rows, scheme, groups, codes, _divide_signed(blocks, -128, 127, NOTHING, 0))
@@ -121,33 +124,33 @@ def level_blocks(rows: F32, scheme: Scheme, importance: F32 | None) -> Values:
 def weighted_affine_groups(rows: F32, scheme: Scheme, importance: F32) -> Values:
     """Encode Q4_1 and Q5_1 with importance: codes, scale and minimum of each group as searched."""
     groups, top = _groups(rows, scheme, "scales"), _limits(scheme)[1]
-    weights = _weights(rows, importance, rows.shape[1], 1).reshape(groups.shape)
-    codes, scales, mins = search.fit_affine(groups, weights, top, _tries(top, *WITH_IMPORTANCE), False)
+    counts = _counts(rows, importance, rows.shape[1], 1).reshape(groups.shape)
+    codes, scales, mins = search.fit_affine(groups, counts, top, _tries(top, *WITH_IMPORTANCE), False)
     return _values(rows, scheme, codes, scales=scales, biases=-mins)
 
 
 def weighted_signed_groups(rows: F32, scheme: Scheme, importance: F32) -> Values:
     """Encode Q4_0 and Q5_0 with importance: codes and scale of each group as searched."""
     groups, (low, high) = _groups(rows, scheme, "scales"), _limits(scheme)
-    weights = _weights(rows, importance, rows.shape[1], 1).reshape(groups.shape)
-    codes, scales = search.fit_signed(groups, weights, low, high, _around(low, 9))
+    counts = _counts(rows, importance, rows.shape[1], 1).reshape(groups.shape)
+    codes, scales = search.fit_signed(groups, counts, low, high, _around(low, 9))
     return _values(rows, scheme, codes, scales=scales)
 
 
 def _fit_levels(rows: F32, groups: F32, levels: tuple[float, ...], importance: F32 | None, run: int) -> F32:
-    weights = rows * rows if importance is None else _weights(rows, importance, run, 2)
+    counts = rows * rows if importance is None else _counts(rows, importance, run, 2)
     tries = np.arange(-7, 8, dtype=np.float32) + np.float32(levels[0])
-    return search.fit_levels(groups, weights.reshape(groups.shape), levels, tries)
+    return search.fit_levels(groups, counts.reshape(groups.shape), levels, tries)
 
 
-def _weights(rows: F32, importance: F32, run: int, variances: int) -> F32:
+def _counts(rows: F32, importance: F32, run: int, variances: int) -> F32:
     """Give importance * sqrt(variances * mean square over a run of columns + x^2), the shape of `rows`."""
     squares = rows * rows
     n_runs = rows.shape[1] // max(1, run)
     sums = search.running_sums(squares.reshape(len(rows) * n_runs, run))
     mean = np.float32(variances) * sums / np.float32(run)
-    weights: F32 = importance * np.sqrt(np.repeat(mean.reshape(len(rows), n_runs), run, axis=1) + squares)
-    return weights
+    counts: F32 = importance * np.sqrt(np.repeat(mean.reshape(len(rows), n_runs), run, axis=1) + squares)
+    return counts
 
 
 def _tries(top: int, first: float, step: float, number: int) -> F32:
