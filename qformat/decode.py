@@ -1,4 +1,4 @@
-"""Codes that planes cannot say: base-3 digits, and runs of weights that are entries of a grid.
+"""Values that planes cannot say: base-3 digits, runs of weights that are entries of a grid, zero points that borrow.
 
 A layout names an entry of `UNPACKERS` by string, and declares where its pieces lie: indices, signs, digits. An entry makes
 codes of the pieces and pieces of the codes; which bits are a piece is the layout's business, what a code is worth the
@@ -24,6 +24,7 @@ Pieces = dict[str, Ints]
 
 SIGN_RUN = 8  # weights whose signs are stored together
 IQ1_GRID = "IQ1_S"  # of IQ1_M too
+WORD_BITS = 32
 EIGHTH = 8  # IQ1's codes are eighths: a grid value and a shift of one eighth
 # TQ1_0: (piece, first byte, bytes, digits per byte); within a run digit n of byte m is weight m + n * bytes.
 TRITS = (("fives", 0, 32, 5), ("fives", 32, 16, 5), ("fours", 0, 4, 4))
@@ -117,6 +118,26 @@ def pack_shifted(grid: str, run: int, codes: Ints) -> Pieces:
     return {"index": _index_in(grid, values // EIGHTH), "shift": down[..., 0].astype(np.uint8)}
 
 
+def unpack_less_one(bits: int, pieces: Pieces) -> Ints:
+    """Give zero points that are stored less one, the one of every field subtracted from the word as a whole.
+
+    A field of 0 so borrowed from its neighbour, and adding to the word gives it back. Fields of 3 bits reach over words and
+    were subtracted one by one.
+    """
+    words = pieces["words"].astype(np.uint32)
+    if WORD_BITS % bits == 0:
+        return _fields(words + _ones(bits), bits)
+    return (_fields(words, bits) + np.uint8(1)) & np.uint8((1 << bits) - 1)
+
+
+def pack_less_one(bits: int, zeros: Ints) -> Pieces:
+    """Give the words of zero points 1 and up. Raises NotExact for a 0, which readers that add field by field make 2^bits of."""
+    _refuse(zeros < 1, f"zero point 0 is not what gptq:v1 readers make of it, expected 1 to {1 << bits}; use gptq:v2", "zeros")
+    bit_list = np.unpackbits((zeros.astype(np.uint8) - np.uint8(1))[..., None], axis=-1, bitorder="little")[..., :bits]
+    packed = np.packbits(bit_list.reshape(*zeros.shape[:-1], zeros.shape[-1] * bits), axis=-1, bitorder="little")
+    return {"words": np.ascontiguousarray(packed).view(np.uint32)}
+
+
 @cache
 def grid_of(name: str) -> Ints:
     """Give a grid of the `gguf` package: (vectors, weights of a vector) int8."""
@@ -159,10 +180,21 @@ def _parity(signs: Ints) -> Ints:
     return bits
 
 
-def _refuse(wrong: Ints, what: str) -> None:
+def _ones(bits: int) -> np.uint32:
+    return np.uint32(sum(1 << i for i in range(0, WORD_BITS, bits)))
+
+
+def _fields(words: Ints, bits: int) -> Ints:
+    """Read words as one stream of fields, least significant bits first."""
+    stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")
+    fields = stream.reshape(*words.shape[:-1], words.shape[-1] * WORD_BITS // bits, bits)
+    return np.packbits(fields, axis=-1, bitorder="little")[..., 0]
+
+
+def _refuse(wrong: Ints, what: str, field: str = "codes") -> None:
     if wrong.any():
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise NotExact(f"{what}, at {where}", field="codes", found=where)
+        raise NotExact(f"{what}, at {where}", field=field, found=where)
 
 
 def _signed(grid: str, even: bool) -> Unpacker:
@@ -182,4 +214,5 @@ UNPACKERS = {
     "iq3_s": _signed("IQ3_S", even=False),
     "iq1_s": _shifted(run=32),
     "iq1_m": _shifted(run=8),
+    **{f"less_one_{bits}": Unpacker(partial(unpack_less_one, bits), partial(pack_less_one, bits)) for bits in (2, 3, 4, 8)},
 }

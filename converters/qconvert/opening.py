@@ -6,25 +6,37 @@ decided by what the path leads to, not by its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from qconvert.containers.checkpoint import open_checkpoint, resolve
+from qconvert.containers.checkpoint import CheckpointFile, open_checkpoint, resolve
 from qconvert.containers.gguf_header import Header, parse_header
 from qconvert.containers.gguf_split import open_parts
-from qconvert.dialects import ggml
+from qconvert.containers.shards import read_json_object
+from qconvert.containers.strict_json import parse_json
+from qconvert.dialects import Shelf, claim_all, ggml
 from qformat.arrays import ByteSource, View
 from qformat.errors import FileError
 from qformat.formats.dense import dense
 from qformat.model import Model, Oddity, Recipe
 from qformat.tensor import PackedTensor, assemble
 
+QUANTIZATION = "quantization_config"
+NONE: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
-def open(path: str | Path, verify: bool = True) -> Model:
+
+def open(
+    path: str | Path, verify: bool = True, assume: Sequence[str] = (), shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Model:
     """Open any source of weights: `.qfmt`, GGUF, safetensors, an index, a checkpoint folder.
 
     verify  : check the digests of a `.qfmt` as it is read
+    assume  : what is to be taken for true where the files of a checkpoint leave it open, or say otherwise: "gptq:v1"
+    shapes  : logical shapes that a checkpoint does not hold, by name of the weight
     returns : a mapping of names to tensors; use it as a context manager
 
     Raises FileError, one line, for whatever cannot be read.
@@ -34,7 +46,7 @@ def open(path: str | Path, verify: bool = True) -> Model:
         return open_qfmt(checkpoint.shards[0], verify)
     if checkpoint.kind == "gguf":
         return open_gguf_model(checkpoint.shards[0])
-    return open_safetensors_model(Path(path))
+    return open_safetensors_model(Path(path), tuple(assume), shapes or {})
 
 
 def open_qfmt(path: Path, verify: bool) -> Model:
@@ -85,16 +97,26 @@ def open_gguf_model(path: Path) -> Model:
     )
 
 
-def open_safetensors_model(path: Path) -> Model:
-    """Open a safetensors file, an index or a folder of them."""
+def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Mapping[str, tuple[int, ...]] = NONE) -> Model:
+    """Open a safetensors file, an index or a folder of them; what a dialect packs is one tensor."""
     file = open_checkpoint(path)
+    checkpoint = file.checkpoint
+    try:
+        shelf = shelf_of(file, assume, shapes)
+        claims = claim_all(shelf)
+    except BaseException:
+        file.close()
+        raise
+    first = {claim.arrays[0]: name for name, (_, claim) in claims.items()}
+    others = {array for _, claim in claims.values() for array in claim.arrays[1:]}
+    names = {first.get(name, name): None for name in file.tensors if name not in others}
 
     def load(name: str) -> PackedTensor:
+        if name in claims:
+            return claims[name][1].load()
         info = file.tensors[name]
-        data = View(file.data(name))
-        return assemble(dense(info.dtype), info.shape, {"values": data}, info.dtype)
+        return assemble(dense(info.dtype), info.shape, {"values": View(file.data(name))}, info.dtype)
 
-    checkpoint = file.checkpoint
     side = [*checkpoint.side_files, *_config(checkpoint.folder, checkpoint.config)]
     assets: dict[str, Callable[[], bytes]] = {side_file.name: side_file.read_bytes for side_file in side}
 
@@ -107,15 +129,28 @@ def open_safetensors_model(path: Path) -> Model:
         path=path,
         container="folder" if path.is_dir() else "safetensors",
         files=checkpoint.shards,
-        names=file.tensors,
+        names=names,
         load=load,
         read_metadata=lambda: file.metadata,
-        dialects=("dense",),
+        dialects=tuple(name for name, _ in Counter(name for name, _ in claims.values()).most_common()) or ("dense",),
         n_bytes=sum(shard.stat().st_size for shard in checkpoint.shards),
         close=file.close,
         assets=assets,
         read_recipe=read_recipe,
     )
+
+
+def shelf_of(file: CheckpointFile, assume: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> Shelf:
+    """See an open checkpoint as named arrays; what a folder's config says, a single file may say in its metadata."""
+    folder, config = file.checkpoint.folder, dict(file.checkpoint.config or {})
+    if QUANTIZATION not in config and QUANTIZATION in file.metadata:
+        said = parse_json(file.metadata[QUANTIZATION].encode(), path=file.checkpoint.path, what=QUANTIZATION)
+        config[QUANTIZATION] = said if isinstance(said, dict) else {}
+
+    def side(name: str) -> Mapping[str, Any]:
+        return read_json_object(folder / name, name) if os.path.lexists(folder / name) else {}
+
+    return Shelf(file.tensors, file.data, file.array, config, side, file.metadata, assume, shapes)
 
 
 def gguf_header(model: Model) -> Header | None:

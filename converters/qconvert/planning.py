@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
+from qconvert.containers.gguf_types import GGUF_DENSE
 from qconvert.containers.gguf_values import KeyValue
 from qconvert.dialects import ggml
 from qconvert.imatrix import Entry
-from qconvert.targets import GGUF_DENSE, WIDER, Target, spell
+from qconvert.targets import WIDER, Target, spell
 from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple, same_parts
 from qformat.bits import DTYPES
 from qformat.errors import QFormatError, show
@@ -128,17 +129,19 @@ def decide(name: str, tensor: PackedTensor, target: Target) -> Item:
     keeps = has_type or (target.keeps and target.is_dense and stored.scheme.is_dense)
     if target.wanted is not None and takes_wanted and not keeps:
         return _judged(name, tensor, target.wanted, target, named=True)
-    if holds(target, stored):
+    if holds(target, stored, tensor):
         return _judged(name, tensor, stored, target)
     if stored.scheme.is_dense:
         return _widen(name, tensor, target)
     return _smallest(name, tensor, target)
 
 
-def holds(target: Target, form: Format) -> bool:
-    """Tell whether a target's container holds a format as it is."""
+def holds(target: Target, form: Format, tensor: PackedTensor) -> bool:
+    """Tell whether a target holds a tensor's format as it is."""
     if target.container == "gguf":
         return ggml.type_of(form) is not None
+    if target.dialect is not None and not form.scheme.is_dense:
+        return any(form.meaning == known.meaning for known in target.forms(tensor))
     return form.scheme.name in target.dense if form.scheme.is_dense else target.container == "qfmt"
 
 
@@ -148,6 +151,8 @@ def spelled(form: Format, container: str) -> str:
         short = {element: kind for kind, element in GGUF_DENSE.items()}
         family = container if container != "qfmt" else "gguf" if form.name in short else "safetensors"
         return f"{family}:{short.get(form.name, form.name)}"
+    if ":" in form.name:  # a dialect's format bears the name of its target
+        return form.name
     return spell(form, "gguf" if ggml.type_of(form) is not None else container)
 
 
@@ -171,7 +176,7 @@ def _widen(name: str, tensor: PackedTensor, target: Target) -> Item:
 
 def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
     """Take the smallest packed format that holds a tensor exactly; else the best verdict, with what was in the way."""
-    fitting = [form for form in target.packed if tensor.n_cols % row_multiple(form) == 0]
+    fitting = [form for form in target.forms(tensor) if tensor.n_cols % row_multiple(form) == 0]
     by_size = sorted(fitting, key=lambda form: form.n_bytes(tensor.shape))
     items = [Item(name, tensor, form, judge(tensor, form), target.container) for form in by_size]
     if not items:

@@ -8,22 +8,23 @@ looks at a tensor's data. A mix of types is a target for quantizing alone: `find
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qconvert.containers.gguf_types import GGUF_DENSE
+from qconvert.dialects import DIALECTS, Dialect
 from qconvert.mixes import MIXES, WITHOUT_ENCODER, Mix, find_mix
 from qformat import formats
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.formats import Format
 from qformat.formats.dense import dense
+from qformat.tensor import PackedTensor
 
 SUFFIXES = {".qfmt": "qfmt", ".gguf": "gguf", ".safetensors": "safetensors"}
 
-GGUF_DENSE = {
-    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64",
-    "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64",
-}  # fmt: skip
 SAFETENSORS_DENSE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+SAFETENSORS_HELD = tuple(element for element in DTYPES if element not in ("float8_e8m0half", "float8_ue4m3"))
 # Types that hold tensors; those with fields that no value depends on are made while a model runs (Q8_1, Q8_K).
 GGUF_PACKED = tuple(form for form in formats.GGUF if all(field.holds for field in form.parts[0].layout.parts))
 # The order in which a dense tensor is tried where its own element type has no place: the first that holds every value.
@@ -40,6 +41,8 @@ class Target:
     wanted    : the one format that every weight matrix is to take; None: whatever is exact
     dense     : element types that the container holds
     keeps     : a dense tensor may stay as it is where `wanted` is a dense format
+    dialect   : whose arrays packed tensors become, in safetensors
+    kind      : the one of its kinds that is asked for; empty: whichever fits
     """
 
     name: str
@@ -48,6 +51,12 @@ class Target:
     wanted: Format | None
     dense: tuple[str, ...]
     keeps: bool
+    dialect: Dialect | None = None
+    kind: str = ""
+
+    def forms(self, tensor: PackedTensor) -> Sequence[Format]:
+        """Give the formats that a packed tensor may take, in no order."""
+        return self.packed if self.dialect is None else self.dialect.forms(self.kind, tensor)
 
     @property
     def is_dense(self) -> bool:
@@ -68,8 +77,10 @@ def find_target(name: str) -> Target:
         if kind and kind not in SAFETENSORS_DENSE:
             raise UsageError(f"unknown target '{name}': expected safetensors[:{'|'.join(SAFETENSORS_DENSE)}]")
         wanted = dense(SAFETENSORS_DENSE[kind or "f32"])
-        held = tuple(element for element in DTYPES if element not in ("float8_e8m0half", "float8_ue4m3"))
-        return Target(_spell(container, kind), "safetensors", (), wanted, held, keeps=not kind)
+        return Target(_spell(container, kind), "safetensors", (), wanted, SAFETENSORS_HELD, keeps=not kind)
+    for dialect in DIALECTS:
+        if container == dialect.name.replace("-", "_") and kind in ("", *dialect.kinds):
+            return Target(name.lower(), "safetensors", (), None, SAFETENSORS_HELD, keeps=True, dialect=dialect, kind=kind)
     raise UsageError(f"unknown target '{name}': expected {', '.join(names())}")
 
 
@@ -101,7 +112,9 @@ def gguf_type(kind: str) -> Format:
 def names() -> tuple[str, ...]:
     """List the targets, families by pattern."""
     gguf = "|".join(_gguf_types())
-    return ("qfmt[:mxfp4|nf4[-bN]|[u]intN[-asym][-gN|-channel|-tensor]]", f"gguf[:{gguf}]", "safetensors[:f32|f16|bf16]")
+    dialects = [f"{dialect.name}[:{'|'.join(dialect.kinds)}]" if dialect.kinds else dialect.name for dialect in DIALECTS]
+    planar = "qfmt[:mxfp4|nf4[-bN]|[u]intN[-asym][-gN|-channel|-tensor]]"
+    return (planar, f"gguf[:{gguf}]", "safetensors[:f32|f16|bf16]", *dialects)
 
 
 def spell(form: Format, container: str) -> str:

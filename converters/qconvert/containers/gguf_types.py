@@ -92,6 +92,12 @@ GGML_TYPES = {
     42: GGMLType("q2_0", 64, 18),
 }
 
+# Element types, of one weight per block, by their names here.
+GGUF_DENSE = {
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64",
+    "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64",
+}  # fmt: skip
+
 REMOVED_TYPES = {
     4: "q4_2",
     5: "q4_3",

@@ -14,8 +14,7 @@ from functools import cache
 
 from qconvert.containers.gguf_plan import PlannedTensor
 from qconvert.containers.gguf_tensors import TensorInfo
-from qconvert.containers.gguf_types import GGML_TYPES, type_name
-from qconvert.targets import GGUF_DENSE
+from qconvert.containers.gguf_types import GGML_TYPES, GGUF_DENSE, type_name
 from qformat.errors import NotExact
 from qformat.formats import GGUF, Format, PartForm, matrix
 from qformat.formats.dense import dense

@@ -2,54 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from qconvert.containers.safetensors_header import parse_header
+from qconvert.containers.places import PlacedWriter
+from qconvert.containers.safetensors_header import TensorInfo, parse_header
 from qconvert.containers.safetensors_write import write_safetensors
 from qconvert.containers.shards import INDEX_SUFFIX, Limits, index_json, plan_shards
-from qconvert.planning import Item
+from qconvert.containers.strict_json import parse_json
+from qconvert.dialects.dialect import Array, Dialect, Written
+from qconvert.planning import Item, Plan
 from qconvert.sinks.placed import PlacedSink, PlannedFile
 from qconvert.verdict import SAME_BYTES
+from qformat.errors import NotExact
 from qformat.file.hidden import Hidden
 from qformat.model import Model
 
 STEM = "model"
+KEY = "quantization_config"
+KEYS = (KEY, "quantization", "compression_config")  # by which a config speaks of packed weights
 
 
-def safetensors_sink(
-    path: Path, model: Model, items: Sequence[Item], limits: Limits, check: Callable[[Path], None]
-) -> PlacedSink:
+def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check: Callable[[Path], None]) -> PlacedSink:
     """Begin a safetensors file, or a folder with it where the destination has no such suffix.
 
     Where the limits make several, an index names them; of a file, all lie where it would. The header of one is the source's
     own where nothing changes, else planned anew.
     """
+    items = plan.items
     is_file = path.suffix.lower() == ".safetensors"
     stem = path.stem if is_file else STEM
     shards = plan_shards([(item.name, item.n_bytes) for item in items], limits, stem)
-    by_name = {item.name: (number, item) for number, item in enumerate(items)}
-    strings = {key: value for key, value in model.metadata.items() if isinstance(value, str)}
-    metadata = strings if model.container != "gguf" else {}
+    arrays = {item.name: arrays_of(item, plan.target.dialect) for item in items}
+    numbers = {item.name: number for number, item in enumerate(items)}
+    said = configs(plan)
+    metadata = metadata_of(model) | ({KEY: json.dumps(said["config.json"][KEY])} if is_file and said else {})
+    own = own_header(model, items, arrays) if len(shards) == 1 else b""
     files = []
     for name, members in shards.items():
-        held = [by_name[member] for member in members]
-        tensors = [(item.name, item.form.name, item.tensor.shape) for _, item in held]
-        make = partial(write_safetensors, tensors=tensors, metadata=metadata or None)
-        keys = {(number, part.role): item.name for number, item in held for part in item.form.parts}
-        files.append(PlannedFile(name, make, keys))
-    if len(files) == 1:
-        own = own_header(model, items)
-        files = [replace(files[0], make=partial(write_safetensors, header=own))] if own else files
-    beside = {} if is_file else {name: read() for name, read in model.assets.items() if is_beside(name)}
+        held = [(numbers[member], array) for member in members for array in arrays[member]]
+        tensors = [(array.name, array.dtype, array.shape) for _, array in held]
+        how = {"header": own} if own else {"tensors": tensors, "metadata": metadata or None}
+        whole = [array for _, array in held if not array.role]
+        keys = {(number, array.role): array.name for number, array in held if array.role}
+        files.append(PlannedFile(name, partial(begin, how=how, whole=whole), keys))
+    beside = {} if is_file else beside_of(model, said)
     if len(files) > 1:
-        beside[f"{stem}{INDEX_SUFFIX}"] = index_json(shards, sum(item.n_bytes for item in items))
+        index = {name: [a.name for member in members for a in arrays[member]] for name, members in shards.items()}
+        beside[f"{stem}{INDEX_SUFFIX}"] = index_json(index, sum(item.n_bytes for item in items))
     names = (f"{stem}{INDEX_SUFFIX}", *shards) if is_file and len(files) > 1 else ()
     for name in names or (path.name,):
         check(path.with_name(name))
     return PlacedSink(Hidden(path, names, is_folder=not is_file), files, beside)
+
+
+def arrays_of(item: Item, dialect: Dialect | None) -> Sequence[Array]:
+    """Give the arrays that hold a tensor of a plan."""
+    if item.form.scheme.is_dense:
+        return [Array(item.name, item.form.name, item.tensor.shape, item.form.parts[0].role)]
+    if dialect is None:
+        raise NotExact(f"safetensors holds no {item.form.name} without a dialect", tensor=item.name, field="scheme")
+    return dialect.unbind(Written(item.name, item.form, item.tensor))
+
+
+def configs(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
+    """Give what a dialect says of a plan's tensors, by file."""
+    if plan.target.dialect is None:
+        return {}
+    return plan.target.dialect.config([Written(item.name, item.form, item.tensor) for item in plan.items])
+
+
+def metadata_of(model: Model) -> dict[str, str]:
+    """Give the strings that go over from one file of arrays to another."""
+    if model.container == "gguf":
+        return {}
+    return {key: value for key, value in model.metadata.items() if isinstance(value, str) and key != KEY}
+
+
+def beside_of(model: Model, said: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    """Give the files that lie beside the weights: the source's, with what is said of the tensors now."""
+    beside = {name: read() for name, read in model.assets.items() if is_beside(name)}
+    for name, changes in said.items():
+        old = parse_json(beside[name], path=model.path, what=name) if name in beside else {}
+        kept = {key: value for key, value in old.items() if key not in KEYS} if isinstance(old, dict) else {}
+        beside[name] = json.dumps({**kept, **changes}, indent=2).encode() + b"\n"
+    return beside
+
+
+def begin(path: Path, how: Mapping[str, Any], whole: Sequence[Array]) -> PlacedWriter[str, TensorInfo]:
+    """Begin a file, and write the arrays that are known as a whole."""
+    writer = write_safetensors(path, **how)
+    for array in whole:
+        writer.write(array.name, 0, array.data)
+    return writer
 
 
 def is_beside(name: str) -> bool:
@@ -57,12 +105,14 @@ def is_beside(name: str) -> bool:
     return "/" not in name and not name.endswith((".safetensors", INDEX_SUFFIX))
 
 
-def own_header(model: Model, items: Sequence[Item]) -> bytes:
+def own_header(model: Model, items: Sequence[Item], arrays: Mapping[str, Sequence[Array]]) -> bytes:
     """Give the header that the source keeps of a safetensors file, if it is still that of all its tensors; else nothing."""
     recipe = model.recipe
     if recipe is None or recipe.facts["container"] != "safetensors" or not recipe.header:
         return b""
     infos, _ = parse_header(recipe.header, None, model.path)
-    kept = [(info.name, info.dtype, tuple(info.shape)) for info in infos.values()]
+    kept = {(info.name, info.dtype, tuple(info.shape)) for info in infos.values()}
     unchanged = all(item.verdict.verdict == SAME_BYTES for item in items)
-    return recipe.header if unchanged and kept == [(i.name, i.form.name, i.tensor.shape) for i in items] else b""
+    return (
+        recipe.header if unchanged and kept == {(a.name, a.dtype, a.shape) for held in arrays.values() for a in held} else b""
+    )

@@ -53,7 +53,7 @@ def open_sink(path: Path, model: Model, plan: Plan, compress: str, limits: Limit
     if container == "gguf":
         return gguf_sink(path, model, plan.items, plan.key_values, limits, check)
     if container == "safetensors":
-        return safetensors_sink(path, model, plan.items, limits, check)
+        return safetensors_sink(path, model, plan, limits, check)
     if limits.are_set:
         raise UsageError("a .qfmt is one file, expected gguf or safetensors where a file's size is limited", path=path)
     check(path)

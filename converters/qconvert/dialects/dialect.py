@@ -1,0 +1,163 @@
+"""What a dialect is: how an ecosystem names and arranges the arrays of a packed weight, and what its config says of them.
+
+A checkpoint is a shelf of named arrays. A dialect claims those that are one weight, makes a packed tensor of them when it is
+asked for, and gives the arrays and the config of a weight that is to be written. Must not know files: arrays come by
+name and go by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from qconvert.containers.safetensors_header import TensorInfo
+from qformat.arrays import ByteSource, View
+from qformat.errors import FileError
+from qformat.formats import Format
+from qformat.tensor import PackedTensor, assemble
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Json = Mapping[str, Any]
+WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The arrays of a checkpoint, and what lies beside them.
+
+    infos    : element type and shape of every array, by name, in the order of the file
+    data     : gives an array's bytes
+    read     : gives an array, its own element type and shape
+    config   : config.json; empty without one
+    side     : gives another JSON object of the folder by its name; empty without one
+    metadata : strings that the file itself holds
+    assume   : what the user says of what files leave open: "gptq:v1"
+    shapes   : logical shapes that the arrays do not hold, by name of the weight
+    """
+
+    infos: Mapping[str, TensorInfo]
+    data: Callable[[str], memoryview]
+    read: Callable[[str], NDArray[Any]]
+    config: Json
+    side: Callable[[str], Json] = lambda name: {}
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    assume: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def quantization(self) -> Json:
+        """What the config says of quantization; empty where it says nothing."""
+        found = self.config.get("quantization_config")
+        return found if isinstance(found, Mapping) else {}
+
+    def modules(self, *suffixes: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """Find modules that have arrays of all of these suffixes: the module's name, and its arrays by suffix.
+
+        A suffix begins with a dot; ("" stands for the module's own name).
+        """
+        first, *others = suffixes
+        for name in self.infos:
+            module = name.removesuffix(first)
+            if name.endswith(first) and all(module + suffix in self.infos for suffix in others):
+                yield module, {suffix: module + suffix for suffix in suffixes}
+
+    def expect(self, name: str, dtypes: Sequence[str], shape: Sequence[int | None], why: str) -> TensorInfo:
+        """Check an array's element type and shape; None stands for any size.
+
+        why : what asks for it, for the message: "qweight of 32 x 64"
+
+        Raises FileError naming what was found and what was expected.
+        """
+        info = self.infos[name]
+        fits = len(info.shape) == len(shape) and all(
+            want is None or have == want for have, want in zip(info.shape, shape, strict=False)
+        )
+        if info.dtype not in dtypes or not fits:
+            sizes = " x ".join("any" if want is None else str(want) for want in shape)
+            found = f"{info.dtype} {' x '.join(map(str, info.shape)) or 'scalar'}"
+            expected = f"{' or '.join(dtypes)} {sizes or 'scalar'}"
+            raise FileError(f"found {found}, expected {expected} ({why})", tensor=name, found=found, expected=expected)
+        return info
+
+    def source(self, name: str) -> ByteSource:
+        """Give an array's bytes as they are read."""
+        return View(self.data(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One weight that a dialect has found.
+
+    name    : logical: "<module>.weight"
+    arrays  : names of all arrays that belong to it
+    load    : makes the packed tensor. Raises FileError where the arrays do not fit one another
+    """
+
+    name: str
+    arrays: tuple[str, ...]
+    load: Callable[[], PackedTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array to be written.
+
+    role : part of the tensor whose bytes it is; empty where `data` holds them
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: str = ""
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A weight to be written: its logical name, the format that it takes, and the tensor that it is made from."""
+
+    name: str
+    form: Format
+    tensor: PackedTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape."""
+        return self.tensor.shape
+
+    @property
+    def module(self) -> str:
+        """Name of the module that the weight belongs to."""
+        return self.name.removesuffix(WEIGHT)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """An ecosystem's convention.
+
+    name   : as a target spells it: "gptq"
+    kinds  : what may follow the colon in a target; without one, whichever fits
+    claim  : finds the weights of a checkpoint that follow it
+    forms  : gives the formats that could hold a tensor, of one kind or, "", of all
+    unbind : gives the arrays of a weight
+    config : gives what is to be set in which JSON file, for all weights packed and dense: {"config.json": {key: value}}
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    claim: Callable[[Shelf], Iterator[Claim]]
+    forms: Callable[[str, PackedTensor], Sequence[Format]]
+    unbind: Callable[[Written], Sequence[Array]]
+    config: Callable[[Sequence[Written]], Mapping[str, Json]]
+
+
+def bind(form: Format, shape: tuple[int, ...], shelf: Shelf, arrays: Mapping[str, str], dtype: str = "") -> PackedTensor:
+    """Make a tensor of a format from arrays as they lie.
+
+    arrays : name of the array by role of the part
+    """
+    return assemble(form, shape, {role: shelf.source(name) for role, name in arrays.items()}, dtype)

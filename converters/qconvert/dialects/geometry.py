@@ -1,0 +1,49 @@
+"""What a dialect asks of a tensor that it might hold: how many bits its codes need, which weights share a scale."""
+
+from __future__ import annotations
+
+from qformat.scheme import Flat, Grid, Group, Indexed, Integers, Op, Scheme, refs
+from qformat.tensor import PackedTensor
+
+
+def code_bits(scheme: Scheme) -> int | None:
+    """Give the bits that hold every code of an alphabet of integers, 0 among them or not; None for other alphabets."""
+    alphabet = scheme.alphabet
+    return (alphabet.high - alphabet.low).bit_length() if isinstance(alphabet, Integers) else None
+
+
+def scale_group(scheme: Scheme) -> Group | None:
+    """Give the finest group of the parameters that codes are multiplied with; None without any."""
+    names = {name for step in scheme.steps if step.op in (Op.MUL, Op.DIV) for name in refs(step.operand)}
+    groups = [param.group for param in scheme.params if param.name in names]
+    return min(groups, key=_fineness) if groups else None
+
+
+def columns(tensor: PackedTensor) -> int | None:
+    """Give how many neighbouring columns of a row share a scale, all as 0; None where they do not lie so."""
+    group = scale_group(tensor.scheme)
+    if isinstance(group, Grid) and (group.rows == 1 or tensor.n_rows == 1 or group == Grid(0, 0)):
+        return 0 if group.cols >= tensor.n_cols else group.cols
+    if isinstance(group, Flat) and tensor.n_cols % group.n_weights == 0:
+        return 0 if group.n_weights == tensor.n_cols else group.n_weights
+    return None
+
+
+def is_symmetric(tensor: PackedTensor) -> bool:
+    """Tell whether every zero point is the middle of the codes, or there is none and the codes reach both ways."""
+    alphabet = tensor.scheme.alphabet
+    if not isinstance(alphabet, Integers):
+        return False
+    middle = (alphabet.low + alphabet.high + 1) // 2
+    if any(param.name == "zeros" for param in tensor.scheme.params):
+        return bool((tensor.param("zeros") == middle).all())
+    return middle == 0 and len(tensor.scheme.steps) == 1
+
+
+def _fineness(group: Group) -> tuple[int, int]:
+    """Order groups by the weights of one, as far as the declaration says; whole axes last."""
+    if isinstance(group, Grid):
+        return (group.rows or 1 << 40, group.cols or 1 << 40)
+    if isinstance(group, Indexed):
+        return (1, 1 << 39)
+    return (1, getattr(group, "n_weights", 1))
