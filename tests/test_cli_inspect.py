@@ -267,6 +267,14 @@ def test_check_of_a_sound_file_finds_nothing(tmp_path: Path, capsys: pytest.Capt
 UNSOUND = [
     ("nan scale", [32, 4], Q4_0, half(1) + bytes(16) + half(float("nan")) + bytes(16) + bytes(36), "1 scales (float16)", 1),
     ("infinite scales", [32, 2], Q8_0, q8_0(float("inf")) + q8_0(float("-inf")), "2 scales (float16)", 0),
+    (
+        "nan scale spread over four words",
+        [256, 2],
+        IQ1_M,
+        bytes(56) + bytes(48) + struct.pack("<4H", 0, 0, 0xE000, 0x7000),
+        "1 scales (float16)",
+        1,
+    ),
     ("e8m0 255", [32, 4], MXFP4, bytes(34) + b"\xff" + bytes(33), "1 scales (float8_e8m0half)", 2),
 ]
 

@@ -19,7 +19,6 @@ from qconvert.containers.gguf_values import GGUFArray
 from qfmt.text import print_json
 from qformat.bits import DTYPES, values
 from qformat.errors import QFormatError, show
-from qformat.layout import Field
 from qformat.scheme import Plain
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def _check_tensor(model: Model, name: str) -> Iterator[Finding]:
 def _check_values(tensor: PackedTensor, name: str, holds: str, dtype: str, level: str) -> Iterator[Finding]:
     """Report the values of a float array that are no finite numbers."""
     part = tensor.part(holds)
-    if DTYPES[dtype].kind not in ("float", "complex") or not isinstance(part.form.layout.part(holds), Field):
+    if DTYPES[dtype].kind not in ("float", "complex") or DTYPES[dtype].bits < 8:
         return  # integers, and floats of less than a byte, are all finite
     n_bad, first = 0, 0
     for start, stored in _tiles(part, holds):
