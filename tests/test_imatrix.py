@@ -7,6 +7,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from handmade_gguf import ARCH, STR, kv_array
+from handmade_gguf import gguf as gguf_of
 from qconvert.imatrix import read_imatrix
 
 from qformat.errors import FileError, UsageError
@@ -193,3 +195,17 @@ def test_a_gguf_file_that_lies_is_refused(tmp_path: Path, sums: np.ndarray, coun
 def test_a_model_is_no_importance_file(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="a GGUF file of type 'model' with 1 tensors"):
         read_imatrix(gguf_imatrix(tmp_path / "a.gguf", kind="model"))
+
+
+def test_what_says_nothing_of_its_type_is_not_said_to_be_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(gguf_of([ARCH]))
+    with pytest.raises(FileError, match=r"a GGUF file with 0 tensors \*\.in_sum2, expected an imatrix file"):
+        read_imatrix(path)
+
+
+def test_a_type_that_is_no_text_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(gguf_of([kv_array("general.type", STR, ["imatrix"])]))
+    with pytest.raises(FileError, match=r"a GGUF file with 0 tensors \*\.in_sum2, expected an imatrix file"):
+        read_imatrix(path)

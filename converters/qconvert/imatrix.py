@@ -97,7 +97,8 @@ def _read_gguf(file: GGUFFile) -> Imatrix:
     kind = file.metadata.get("general.type", "imatrix")
     names = [name.removesuffix(SUMS) for name in file.tensors if name.endswith(SUMS)]
     if kind != "imatrix" or not names:
-        found = f"a GGUF file of type '{kind}' with {len(names)} tensors *{SUMS}"
+        said = f" of type '{kind}'" if isinstance(kind, str) and "general.type" in file.metadata else ""
+        found = f"a GGUF file{said} with {len(names)} tensors *{SUMS}"
         raise FileError(f"{found}, expected an imatrix file", path=file.path, field="general.type", found=kind)
     entries = {}
     for name in names:
