@@ -288,3 +288,48 @@ def test_a_split_file_is_quantized_to_parts(model: Path, tmp_path: Path, capsys:
     assert (code, json.loads(out)["files"], len(json.loads(out)["errors"])) == (0, [str(part) for part in parts], 10)
     assert [len(gguf.GGUFReader(part).tensors) for part in parts] == [10, 5]
     assert gguf.GGUFReader(parts[0]).fields["general.file_type"].contents() == 7
+
+
+def test_each_experts_matrix_has_its_columns_of_an_older_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A `.dat` file holds the columns of all experts in one run."""
+    names = [f"model.layers.0.mlp.experts.{expert}.up_proj.weight" for expert in range(3)]
+    source = write_model(tmp_path / "model.gguf", {name: weights(4, 256) for name in names})
+    entry = b"blk.0.ffn_up_exps.weight"
+    sums = np.ones(2 * 256, "<f4").tobytes()
+    imatrix = tmp_path / "im.dat"
+    imatrix.write_bytes(struct.pack("<ii", 1, len(entry)) + entry + struct.pack("<ii", 1, 2 * 256) + sums)
+    found, err = written(capsys, source, tmp_path / "a.gguf", "--to", "gguf:q4_k", "--imatrix", imatrix)
+    assert [found[name][1].partition("; ")[2] for name in names] == [*["with importance"] * 2, "no importance is known"]
+    assert "no importance for 1 of 3 tensors" in err
+
+
+def test_names_with_numbers_that_are_no_blocks_are_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """5000 digits are more than an int is read from."""
+    name = f"model.layers.{'9' * 5000}.mlp.experts.{'9' * 5000}.up_proj.weight"
+    header = json.dumps({name: {"dtype": "F32", "shape": [2, 256], "data_offsets": [0, 2048]}}).encode()
+    source = tmp_path / "model.safetensors"
+    source.write_bytes(struct.pack("<Q", len(header)) + header + bytes(2048))
+    line = refused(capsys, tmp_path / "a.gguf", "quantize", source, tmp_path / "a.gguf", "--to", "gguf:q4_k_m")
+    assert "bytes, gguf holds at most 63" in line
+
+
+@pytest.mark.parametrize("target", ["gguf:q4_0", "gguf:q8_0", "gguf:q4_k", "gguf:q6_k", "gguf:iq4_xs"])
+def test_weights_too_large_for_the_scales_of_a_type_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    large = np.where(np.arange(512) % 2, 1e9, -1e9).astype(np.float32).reshape(2, 256)
+    source = write_model(tmp_path / "model.gguf", {"blk.0.attn_q.weight": large})
+    line = refused(capsys, tmp_path / "a.gguf", "quantize", source, tmp_path / "a.gguf", "--to", target)
+    assert "tensor 'blk.0.attn_q.weight' field 'scales'" in line
+    assert f"in rows 0 to 1, expected weights that {target.removeprefix('gguf:')} can hold" in line
+
+
+def test_a_weight_that_is_no_number_is_refused_by_the_name_of_its_tensor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = np.ones((2, 256), np.float32)
+    array[1, 7] = np.nan
+    source = write_model(tmp_path / "model.gguf", {"blk.0.attn_q.weight": array})
+    line = refused(capsys, tmp_path / "a.gguf", "quantize", source, tmp_path / "a.gguf", "--to", "gguf:q4_k")
+    assert "tensor 'blk.0.attn_q.weight'" in line
+    assert "weight [1, 7] is nan" in line

@@ -222,12 +222,15 @@ def find_entry(name: str, tensor: PackedTensor, imatrix: Imatrix) -> Entry | Non
     Source of the exception: ggml-org/llama.cpp at 007dbbf3: src/llama-quant.cpp (llama_model_quantize_impl).
     """
     known = runtime_name(name)
-    entry = imatrix.entries.get(name) or imatrix.entries.get(known)
-    expert = expert_of(name)
-    if entry is None or (expert is not None and expert >= len(entry.sums)):
-        return None
-    if expert is not None and len(tensor.shape) == MIN_MATRIX_RANK:
+    entry, expert = imatrix.entries.get(name), None
+    if entry is None:
+        entry, expert = imatrix.entries.get(known), expert_of(name)
+    if entry is not None and expert is not None and len(tensor.shape) == MIN_MATRIX_RANK:
+        n_experts = len(entry.sums) if len(entry.sums) > 1 else entry.sums.size // max(1, tensor.n_cols)
+        entry = imatrix.fit(entry, name, n_experts, tensor.n_cols)
         entry = Entry(entry.sums[expert : expert + 1], entry.counts[expert : expert + 1])
+    if entry is None or not len(entry.sums):
+        return None
     try:
         return imatrix.fit(entry, name, prod(tensor.shape[:-2]), tensor.n_cols)
     except UsageError:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.imatrix import Entry
+from qformat.errors import NotExact
 from qformat.formats import Format
 from qformat.rules import encode, importance_of_rows, prepare
 from qformat.scheme import Flat
@@ -26,8 +28,17 @@ class Requantizer:
         self.is_flat = any(isinstance(param.group, Flat) for param in form.scheme.params)
 
     def values(self, first: int, last: int) -> dict[str, NDArray[Any]]:
-        """Give the codes and parameters of rows [first, last). Raises UsageError for a weight that is not finite."""
+        """Give the codes and parameters of rows [first, last).
+
+        Raises UsageError for a weight that is not finite, NotExact for weights too large for the parameters of the format.
+        """
         rows = self.tensor.dequantize(rows=slice(first, last))
         given = rows.reshape(1, -1) if self.is_flat else rows
         importance = None if self.importance is None else self.importance(first, last)
-        return encode(given, self.form, self.rule, self.state, first * self.tensor.n_cols, self.tensor.shape, importance)
+        made = encode(given, self.form, self.rule, self.state, first * self.tensor.n_cols, self.tensor.shape, importance)
+        for name, array in made.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                value = float(array[~np.isfinite(array)][0])
+                message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {self.form.name} can hold"
+                raise NotExact(message, field=name, found=value)
+        return made

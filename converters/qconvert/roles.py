@@ -46,9 +46,9 @@ KEPT = (
 )  # fmt: skip
 KEPT_WHOLE = ("position_embd.weight", "token_types.weight")
 
-_BLOCK = re.compile(r"blk\.(\d+)\.")
-_LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.(.+?)(\.weight|\.bias)?")
-_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_BLOCK = re.compile(r"blk\.(\d{1,9})\.")  # more digits are no number of a block, and too many are no int
+_LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d{1,9})\.(.+?)(\.weight|\.bias)?")
+_EXPERT = re.compile(r"\.experts\.(\d{1,9})\.")
 # Modules of a layer, and of a whole model, as Hugging Face checkpoints call them.
 _MODULES = tuple(
     (re.compile(pattern), name)

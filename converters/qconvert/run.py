@@ -22,6 +22,7 @@ from qconvert.requantize import Requantizer
 from qconvert.sinks import Sink
 from qconvert.verdict import REQUANTIZE, ROUNDED, same_parts
 from qformat.arrays import Part
+from qformat.errors import QFormatError
 from qformat.formats import Format, matrix
 from qformat.scheme import Flat, Grid
 from qformat.tensor import PackedTensor, pack_parts
@@ -53,17 +54,23 @@ def write_items(items: tuple[Item, ...], sink: Sink, executor: Executor, max_mem
     max_memory : bytes of finished units and of those in work that may wait at a time
     progress   : told the bytes written
     """
-    waiting: deque[Future[list[Piece]]] = deque()
+    waiting: deque[tuple[str, Future[list[Piece]]]] = deque()
     window = max(2, min(16, max_memory // (8 * UNIT_WEIGHTS)))
 
     def drain() -> None:
-        for piece in waiting.popleft().result():
+        name, future = waiting.popleft()
+        try:
+            pieces = future.result()
+        except QFormatError as err:
+            err.tensor = err.tensor or name
+            raise
+        for piece in pieces:
             sink.write(piece.tensor, piece.role, piece.byte_offset, piece.data)
             progress(piece.data.size)
 
     for number, item in enumerate(items):
         for unit in units(number, item):
-            waiting.append(executor.submit(unit))
+            waiting.append((item.name, executor.submit(unit)))
             if len(waiting) >= window:
                 drain()
     while waiting:

@@ -102,12 +102,15 @@ def importance_of_rows(importance: F32, shape: tuple[int, ...]) -> Callable[[int
     importance : float32 [K], or [E, K] for the E matrices of a stack
     shape      : of the tensor, [..., out, K]
 
-    Raises UsageError where the width is not K, the matrices are not E, or a value is negative or not finite.
+    Raises UsageError where it is no float32, the width is not K, the matrices are not E, or a value is negative or not finite.
     """
+    if importance.dtype != np.float32:
+        message = f"importance is {importance.dtype}, expected float32"
+        raise UsageError(message, field="importance", found=importance.dtype.name, expected="float32")
     n_rows, n_cols = matrix(shape)
     table = np.atleast_2d(importance)
     n_matrices = len(table)
-    if table.ndim != 2 or table.shape[1] != n_cols or n_rows % max(1, n_matrices):
+    if table.ndim != 2 or table.shape[1] != n_cols or not n_matrices or n_rows % n_matrices:
         message = f"importance of shape {importance.shape}, expected {n_cols} columns, for all or for each matrix"
         raise UsageError(message, field="importance", found=importance.shape, expected=n_cols)
     if not (np.isfinite(table).all() and (table >= 0).all()):
