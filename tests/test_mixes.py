@@ -162,3 +162,9 @@ def test_file_types_and_usual_mixes_are_those_of_llama_cpp() -> None:
     usual = [mix and mix.name for mix in map(mix_of, ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "mxfp4", "q8_k"))]
     assert usual == ["q2_k_mix", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k_mix", "q8_0_mix", "mxfp4_moe", None]
     assert len({mix.file_type for mix in MIXES}) == len({mix.name for mix in MIXES}) == len(MIXES)
+
+
+def test_a_name_longer_than_any_is_not_searched() -> None:
+    """Searched, the square of these two million characters would keep it busy for hours."""
+    name = "layers.1." * 250_000 + "self_attn.v_proj.weight"
+    assert runtime_name(name) == name

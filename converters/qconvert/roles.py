@@ -46,6 +46,7 @@ KEPT = (
 )  # fmt: skip
 KEPT_WHOLE = ("position_embd.weight", "token_types.weight")
 
+MAX_NAME = 255  # a longer one is no name of these, and searching it costs the square of its length
 _BLOCK = re.compile(r"blk\.(\d{1,9})\.")  # more digits are no number of a block, and too many are no int
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d{1,9})\.(.+?)(\.weight|\.bias)?")
 _EXPERT = re.compile(r"\.experts\.(\d{1,9})\.")
@@ -106,7 +107,7 @@ def runtime_name(name: str) -> str:
     >>> runtime_name("model.layers.3.self_attn.v_proj.weight")
     'blk.3.attn_v.weight'
     """
-    if _BLOCK.search(name):
+    if len(name) > MAX_NAME or _BLOCK.search(name):
         return name
     if layer := _LAYER.fullmatch(name):
         number, module, suffix = layer.groups()
