@@ -53,6 +53,7 @@ class Model:
     assets     : small files that belong to the checkpoint, by relative name, read when asked for
     recipe     : what a byte-identical return needs beyond the tensors, None where nothing is known; lazy as well
     dialects   : ecosystems whose conventions the tensors follow, most frequent first
+    packed_by  : which of them a tensor follows, by its name, where it is one of several arrays or ecosystems
     oddities   : what a check should report; lazy as well
     n_bytes    : size on disk
     check_digests : checks every byte of the file, padding included; None where the container has no digests
@@ -72,6 +73,7 @@ class Model:
     read_oddities: Callable[[], Sequence[Oddity]] = tuple
     check_digests: Callable[[], None] | None = None
     files: Sequence[Path] = ()
+    packed_by: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -87,6 +89,11 @@ class Model:
     def recipe(self) -> Recipe | None:
         """What a byte-identical return of the source file needs."""
         return self.read_recipe()
+
+    def dialect_of(self, name: str) -> str:
+        """Name the ecosystem whose conventions a tensor follows; "dense" for an array that is its own weight."""
+        single = "dense" if self.container in ("safetensors", "folder") else self.dialects[0]
+        return self.packed_by.get(name, single)
 
     def verify(self) -> bool:
         """Check every byte that a digest covers, padding included.

@@ -18,9 +18,9 @@ from qconvert.containers.gguf_header import Header, parse_header
 from qconvert.containers.gguf_split import open_parts
 from qconvert.containers.shards import read_json_object
 from qconvert.containers.strict_json import parse_json
-from qconvert.dialects import Shelf, claim_all, ggml
+from qconvert.dialects import Claim, Shelf, check_assumed, claim_all, ggml
 from qformat.arrays import ByteSource, View
-from qformat.errors import FileError
+from qformat.errors import FileError, QFormatError
 from qformat.formats.dense import dense
 from qformat.model import Model, Oddity, Recipe
 from qformat.tensor import PackedTensor, assemble
@@ -35,12 +35,14 @@ def open(
     """Open any source of weights: `.qfmt`, GGUF, safetensors, an index, a checkpoint folder.
 
     verify  : check the digests of a `.qfmt` as it is read
-    assume  : what is to be taken for true where the files of a checkpoint leave it open, or say otherwise: "gptq:v1"
+    assume  : what is to be taken for true where the files of a checkpoint leave it open, or say otherwise: "gptq:v1";
+              "dense" for arrays as they lie, whatever they are parts of
     shapes  : logical shapes that a checkpoint does not hold, by name of the weight
     returns : a mapping of names to tensors; use it as a context manager
 
-    Raises FileError, one line, for whatever cannot be read.
+    Raises FileError, one line, for whatever cannot be read; UsageError for what cannot be assumed.
     """
+    check_assumed(assume)
     checkpoint = resolve(path)
     if checkpoint.kind == "qfmt":
         return open_qfmt(checkpoint.shards[0], verify)
@@ -102,18 +104,20 @@ def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Map
     file = open_checkpoint(path)
     checkpoint = file.checkpoint
     try:
-        shelf = shelf_of(file, assume, shapes)
-        claims = claim_all(shelf)
-    except BaseException:
+        claims = claim_all(shelf_of(file, assume, shapes))
+        packed = {name: load_claim(claim) for name, (_, claim) in claims.items()}
+    except BaseException as err:
         file.close()
+        if isinstance(err, QFormatError):
+            err.path = err.path or str(path)
         raise
     first = {claim.arrays[0]: name for name, (_, claim) in claims.items()}
     others = {array for _, claim in claims.values() for array in claim.arrays[1:]}
     names = {first.get(name, name): None for name in file.tensors if name not in others}
 
     def load(name: str) -> PackedTensor:
-        if name in claims:
-            return claims[name][1].load()
+        if name in packed:
+            return packed[name]
         info = file.tensors[name]
         return assemble(dense(info.dtype), info.shape, {"values": View(file.data(name))}, info.dtype)
 
@@ -137,7 +141,17 @@ def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Map
         close=file.close,
         assets=assets,
         read_recipe=read_recipe,
+        packed_by={name: dialect for name, (dialect, _) in claims.items()},
     )
+
+
+def load_claim(claim: Claim) -> PackedTensor:
+    """Make a weight of its arrays; all are made when a checkpoint is opened, so that unsound ones give no tensor at all."""
+    try:
+        return claim.load()
+    except QFormatError as err:
+        err.tensor = err.tensor or claim.name
+        raise
 
 
 def shelf_of(file: CheckpointFile, assume: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> Shelf:

@@ -45,6 +45,8 @@ _KIND_OF_SUFFIX: dict[str, FileKind] = {
 _SIDE_FILES = ("tokenizer*", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py", "LICENSE*")
 _NOT_SIDE_FILES = ("config.json", "*.index.json", "*.safetensors", "*.gguf", "*.qfmt")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_ENGINE = ".engine"  # TensorRT-LLM: rank0.engine
+_ENGINE_WORDS = "a compiled TensorRT engine, which no other program reads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ def sniff(path: str | Path) -> FileKind:
             return "safetensors"
         if head.lstrip()[:1] == b"{":
             return "index"
-        foreign = explain_foreign(mapped.data)
+        foreign = _ENGINE_WORDS if path.suffix.lower() == _ENGINE else explain_foreign(mapped.data)
     by_suffix = _KIND_OF_SUFFIX.get(path.suffix.lower())
     # A .qfmt file is zeros at its beginning until it is finished; its own reader says so.
     if by_suffix and (foreign is None or (by_suffix == "qfmt" and not any(head))):
@@ -234,7 +236,10 @@ def _choose_weights(folder: Path, names: list[str]) -> str:
             message = f"the folder holds {_list(found)}, expected one file of weights or an index; name one of them"
             raise FileError(message, path=folder, found=found)
     pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles:
+    engines = [name for name in names if name.endswith(_ENGINE)]
+    if engines:
+        held = f"{_list(engines)}: {_ENGINE_WORDS}"
+    elif pickles:
         held = f"only {_list(pickles)}: pickled weights run code when they are read and are refused"
     else:
         held = f"no weights: it holds {_list(names)}" if names else "nothing"

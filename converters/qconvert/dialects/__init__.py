@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from qconvert.dialects.dialect import Claim, Dialect, Shelf
 from qconvert.dialects.gptq import GPTQ
+from qconvert.dialects.refused import AS_ARRAYS, refuse, refuse_orphans
 from qformat.errors import FileError, UsageError
 
 DIALECTS = (GPTQ,)
 
-__all__ = ["DIALECTS", "Claim", "Dialect", "Shelf", "claim_all", "find"]
+__all__ = ["DIALECTS", "Claim", "Dialect", "Shelf", "check_assumed", "claim_all", "find"]
 
 
 def claim_all(shelf: Shelf) -> Mapping[str, tuple[str, Claim]]:
     """Find every packed weight of a checkpoint: dialect and claim by logical name.
 
-    Raises FileError where two claims meet in an array or a name.
+    Nothing is claimed where the user assumes "dense".
+
+    Raises FileError where two claims meet in an array or a name, where a name is that of an array as well, and for packed
+    weights that no dialect here reads.
     """
+    if AS_ARRAYS in shelf.assume:
+        return {}
+    refuse(shelf)
     found: dict[str, tuple[str, Claim]] = {}
     owners: dict[str, str] = {}
     for dialect in DIALECTS:
@@ -26,8 +33,12 @@ def claim_all(shelf: Shelf) -> Mapping[str, tuple[str, Claim]]:
             if taken is not None or claim.name in found:
                 other = owners.get(taken or "", claim.name)
                 raise FileError(f"belongs to '{other}' and to '{claim.name}' ({dialect.name})", tensor=taken or claim.name)
+            if claim.name in shelf.infos and claim.name not in claim.arrays:
+                message = f"is an array by itself, and the name of a weight in '{claim.arrays[0]}' ({dialect.name})"
+                raise FileError(message, tensor=claim.name)
             owners.update(dict.fromkeys(claim.arrays, claim.name))
             found[claim.name] = dialect.name, claim
+    refuse_orphans(shelf, owners)
     return found
 
 
@@ -37,3 +48,12 @@ def find(name: str) -> Dialect:
         if dialect.name == name:
             return dialect
     raise UsageError(f"unknown dialect '{name}': expected one of {', '.join(d.name for d in DIALECTS)}", found=name)
+
+
+def check_assumed(assume: Sequence[str]) -> None:
+    """Raise UsageError for something assumed that no dialect leaves open: expected "dense", or a dialect's kind."""
+    for word in assume:
+        name, _, kind = word.partition(":")
+        if word != AS_ARRAYS and kind not in find(name).kinds:
+            expected = [f"{name}:{kind}" for kind in find(name).kinds]
+            raise UsageError(f"'{word}' cannot be assumed: expected one of {', '.join([*expected, AS_ARRAYS])}", found=word)
