@@ -333,3 +333,11 @@ def test_a_weight_that_is_no_number_is_refused_by_the_name_of_its_tensor(
     line = refused(capsys, tmp_path / "a.gguf", "quantize", source, tmp_path / "a.gguf", "--to", "gguf:q4_k")
     assert "tensor 'blk.0.attn_q.weight'" in line
     assert "weight [1, 7] is nan" in line
+
+
+def test_the_importance_file_is_not_written_over(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    imatrix = write_imatrix(tmp_path / "im.gguf", {"blk.0.attn_q.weight": (np.ones((1, 288)), [2])})
+    before = imatrix.read_bytes()
+    code, _, err = run(capsys, "quantize", model, imatrix, "--to", "gguf:q4_k_m", "--imatrix", imatrix, "--force")
+    assert (code, imatrix.read_bytes() == before) == (1, True)
+    assert "im.gguf: destination is the importance file" in err

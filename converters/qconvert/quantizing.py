@@ -86,6 +86,8 @@ def quantize(
     path, (target, mix) = Path(dst), find_mixed(to)
     overrides = [read_override(text, target) for text in tensor_types]
     wish = Wish(target, mix, rule, include, exclude, overrides, None if imatrix is None else read_imatrix(imatrix))
+    if wish.imatrix is not None and path.exists() and path.samefile(wish.imatrix.path):
+        raise UsageError("destination is the importance file", path=path)
     with opening.open(src) as model:
         check_early(model, force, path, limits)
         model.verify()
