@@ -92,6 +92,16 @@ def test_hash_is_the_same_across_containers(source: Path, capsys: pytest.Capture
     assert facts(capsys, "hash", source)["digest"] == facts(capsys, "hash", source.with_suffix(".gguf"))["digest"]
 
 
+def test_a_receipt_takes_no_name_of_the_conversion(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, dst = source.read_bytes(), source.with_suffix(".qfmt")
+
+    own = run(capsys, "convert", source, dst, "--receipt", source)
+    made = run(capsys, "convert", source, dst, "--receipt", dst)
+
+    assert (own[0], made[0], source.read_bytes() == before, dst.exists()) == (1, 2, True, False)
+    assert "destination is the source" in own[2]
+
+
 def test_a_receipt_holds_verdicts_and_digests(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     receipt = source.with_name("receipt.json")
     run(capsys, "convert", source, source.with_suffix(".qfmt"), "--receipt", receipt)

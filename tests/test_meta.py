@@ -314,6 +314,15 @@ def test_the_file_itself_is_no_output(model: Path, run: RUN) -> None:
 # --- GGUF: copying keys
 
 
+def test_the_file_whose_keys_are_copied_is_no_output(model: Path, tmp_path: Path, run: RUN) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(model.read_bytes())
+    before = other.read_bytes()
+    code, _, err = run("cp", other, model, "-o", other, "--force")
+    assert (code, other.read_bytes() == before) == (1, True)
+    assert "other.gguf: destination is the source" in err
+
+
 def test_copied_keys_replace_where_they_stand_and_others_follow(model: Path) -> None:
     other = model.with_name("other.gguf")
     theirs = [made.kv("n", U8, 7), made.kv("general.name", STR, "other"), made.kv_array("l", STR, ["a", "é"])]

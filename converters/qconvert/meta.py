@@ -155,6 +155,8 @@ def copy(src: str | Path, dst: str | Path, include: Sequence[str] = (), to: Dest
     """
 
     def alter(file: File, pairs: Pairs) -> list[str]:
+        if to.path is not None:
+            check_paths(Path(src), to.path, to.force)
         with open_one(Path(src)) as source:
             theirs = pairs_of(source)
         for glob in include:

@@ -36,10 +36,15 @@ def command(
     """Convert SRC to DST, every tensor exactly, or write nothing."""
     from qconvert.containers.shards import Limits
     from qconvert.conversion import Refused, convert
+    from qconvert.destination import check_paths
 
     from qfmt.verdicts import print_done, print_refused, print_report_json, write_receipt
 
     limits = Limits(split_max_size, split_max_tensors)
+    if receipt is not None:
+        check_paths(src, receipt, force=True)  # an older receipt may be replaced
+        if receipt.resolve() == dst.resolve():
+            raise click.UsageError("the receipt has the name of the destination")
     try:
         with progress_bars() as progress:
             report = convert(
