@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,16 +54,17 @@ class Report:
     paths: tuple[Path, ...] = ()
 
 
-def plan(src: str | Path, to: str) -> Plan:
+def plan(src: str | Path, to: str, assume: Sequence[str] = (), shapes: opening.Shapes = opening.NONE) -> Plan:
     """Decide what a conversion would do; nothing is written.
 
     src     : any source of weights
     to      : target, as `qfmt` spells it
+    assume, shapes : what the source leaves open: see `opening.open`
     returns : per tensor the format it would take and the verdict; keeps the source open
 
     Raises FileError for a source that cannot be read, UsageError for an unknown target.
     """
-    return make_plan(opening.open(src), find_target(to))
+    return make_plan(opening.open(src, True, assume, shapes), find_target(to))
 
 
 def convert(
@@ -78,6 +79,8 @@ def convert(
     progress: Progress = lambda what, done, total: None,
     after: Callable[[Report], None] = lambda report: None,
     limits: Limits = NO_LIMITS,
+    assume: Sequence[str] = (),
+    shapes: opening.Shapes = opening.NONE,
 ) -> Report:
     """Convert a checkpoint, exactly or not at all.
 
@@ -91,12 +94,13 @@ def convert(
     progress   : told stage, bytes done and bytes in all
     after      : given the report while the source is still open
     limits     : what one of several files may hold
+    assume, shapes : what the source leaves open: see `opening.open`
 
     Raises NotExact, with the report's first refusal, when a tensor's verdict is not allowed; nothing is written then.
     Raises FileError, UsageError as `open` and the writers do.
     """
     target = target_for(Path(dst), to)
-    with opening.open(src) as model:
+    with opening.open(src, True, assume, shapes) as model:
         report = convert_model(
             model, Path(dst), target, to is not None, allow, compress, force, max_memory, workers, progress, limits
         )
@@ -137,10 +141,13 @@ def dequantize(
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     progress: Progress = lambda what, done, total: None,
+    assume: Sequence[str] = (),
+    shapes: opening.Shapes = opening.NONE,
 ) -> Report:
     """Decode the packed tensors of a checkpoint; dense ones stay as they are.
 
     dtype : "f32", "f16" or "bf16", to which decoded weights are rounded once
+    assume, shapes : what the source leaves open: see `opening.open`
 
     Raises NotExact for a weight that overflows `dtype`; FileError and UsageError as `convert` does.
     """
@@ -150,7 +157,7 @@ def dequantize(
         target = replace(find_target("qfmt"), wanted=dense(SAFETENSORS_DENSE[dtype]))
     else:
         target = replace(find_target(f"{container}:{dtype}"), keeps=True)
-    with opening.open(src) as model:
+    with opening.open(src, True, assume, shapes) as model:
         return convert_model(model, path, target, True, ROUNDED, "none", force, max_memory, workers, progress)
 
 
@@ -183,7 +190,7 @@ def carry_out(
         with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as executor:
             write_items(made.items, sink, executor, max_memory, counted("write", made.n_bytes, progress))
         hidden = sink.finish()
-        with opening.open(hidden) as written:
+        with opening.open(hidden, shapes=made.shapes) as written:
             prove(made, written, counted("prove", model.n_bytes, progress))
             n_bytes = written.n_bytes
         sink.commit()

@@ -26,11 +26,15 @@ from qformat.model import Model, Oddity, Recipe
 from qformat.tensor import PackedTensor, assemble
 
 QUANTIZATION = "quantization_config"
-NONE: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+Shapes = Mapping[str, tuple[int, ...]]
+NONE: Shapes = MappingProxyType({})
 
 
 def open(
-    path: str | Path, verify: bool = True, assume: Sequence[str] = (), shapes: Mapping[str, tuple[int, ...]] | None = None
+    path: str | Path,
+    verify: bool = True,
+    assume: Sequence[str] = (),
+    shapes: Shapes = NONE,
 ) -> Model:
     """Open any source of weights: `.qfmt`, GGUF, safetensors, an index, a checkpoint folder.
 
@@ -48,7 +52,7 @@ def open(
         return open_qfmt(checkpoint.shards[0], verify)
     if checkpoint.kind == "gguf":
         return open_gguf_model(checkpoint.shards[0])
-    return open_safetensors_model(Path(path), tuple(assume), shapes or {})
+    return open_safetensors_model(Path(path), tuple(assume), shapes)
 
 
 def open_qfmt(path: Path, verify: bool) -> Model:
@@ -99,7 +103,7 @@ def open_gguf_model(path: Path) -> Model:
     )
 
 
-def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Mapping[str, tuple[int, ...]] = NONE) -> Model:
+def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Shapes = NONE) -> Model:
     """Open a safetensors file, an index or a folder of them; what a dialect packs is one tensor."""
     file = open_checkpoint(path)
     checkpoint = file.checkpoint
@@ -154,7 +158,7 @@ def load_claim(claim: Claim) -> PackedTensor:
         raise
 
 
-def shelf_of(file: CheckpointFile, assume: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> Shelf:
+def shelf_of(file: CheckpointFile, assume: tuple[str, ...], shapes: Shapes) -> Shelf:
     """See an open checkpoint as named arrays; what a folder's config says, a single file may say in its metadata."""
     folder, config = file.checkpoint.folder, dict(file.checkpoint.config or {})
     if QUANTIZATION not in config and QUANTIZATION in file.metadata:

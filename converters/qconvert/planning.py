@@ -27,6 +27,7 @@ from qformat.store import format_of, part_bytes
 from qformat.tensor import PackedTensor
 
 MIN_MATRIX_RANK = 2
+NO_CONFIG = "the source has no config.json: what is written says how weights are packed, and nothing else of the model"
 NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will load this file"
 
 
@@ -80,6 +81,11 @@ class Plan:
     target: Target
     items: tuple[Item, ...]
     key_values: tuple[KeyValue, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Logical shapes by name, for files that do not hold them."""
+        return {item.name: item.tensor.shape for item in self.items}
 
     @property
     def n_bytes(self) -> int:
@@ -210,5 +216,8 @@ def notices(model: Model, plan: Plan) -> tuple[str, ...]:
     changed = [item for item in plan.items if not same_parts(item.tensor, item.form)]
     spare = [item.name for item in changed if item.tensor.residue()]
     found = [f"'{show(name)}': bits that no value depends on are not kept" for name in spare]
+    is_packed = any(not item.form.scheme.is_dense for item in plan.items)
+    if plan.target.dialect is not None and is_packed and "config.json" not in model.assets:
+        found.append(NO_CONFIG)
     is_gguf = model.recipe is not None and model.recipe.facts["container"] == "gguf"
     return (*found, NO_RUNTIME) if plan.target.container == "gguf" and not is_gguf else tuple(found)

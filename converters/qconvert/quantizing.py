@@ -70,6 +70,8 @@ def quantize(
     tensor_types: Sequence[str] = (),
     imatrix: str | Path | None = None,
     limits: Limits = NO_LIMITS,
+    assume: Sequence[str] = (),
+    shapes: opening.Shapes = opening.NONE,
 ) -> tuple[Report, dict[str, ErrorReport]]:
     """Quantize the float matrices of a checkpoint; everything else stays as it is.
 
@@ -79,6 +81,7 @@ def quantize(
     tensor_types     : "GLOB=TYPE", before what the target says; the first that matches counts
     imatrix          : file of importances, for rules that have a use for them
     limits           : what one of several files may hold
+    assume, shapes   : what the source leaves open: see `opening.open`
     returns          : the report, and the error of every quantized tensor, measured on the written file
 
     Raises NotExact for rows that are no whole blocks; FileError and UsageError as `convert` does.
@@ -88,14 +91,14 @@ def quantize(
     wish = Wish(target, mix, rule, include, exclude, overrides, None if imatrix is None else read_imatrix(imatrix))
     if wish.imatrix is not None and path.exists() and path.samefile(wish.imatrix.path):
         raise UsageError("destination is the importance file", path=path)
-    with opening.open(src) as model:
+    with opening.open(src, True, assume, shapes) as model:
         check_early(model, force, path, limits)
         model.verify()
         made = plan_quantize(model, wish)
         report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress, limits, force)
         report = replace(report, notices=(*report.notices, *said_of(made, wish)))
         chosen = [item for item in made.items if item.rule]
-        with opening.open(report.paths[0]) as written:
+        with opening.open(report.paths[0], shapes=made.shapes) as written:
             return report, {item.name: measured(item.tensor, written[item.name]) for item in chosen}
 
 

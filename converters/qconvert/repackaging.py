@@ -12,6 +12,7 @@ from pathlib import Path
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.conversion import MAX_MEMORY, Progress, Report, convert_model
+from qconvert.dialects.own import holder, own
 from qconvert.planning import is_chosen
 from qconvert.targets import SUFFIXES, find_target
 from qformat.errors import UsageError
@@ -28,6 +29,8 @@ def repackage(
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     progress: Progress = lambda what, done, total: None,
+    assume: Sequence[str] = (),
+    shapes: opening.Shapes = opening.NONE,
 ) -> Report:
     """Write the tensors of a checkpoint, or some of them, with its metadata into other files.
 
@@ -36,13 +39,16 @@ def repackage(
                        another
     include, exclude : globs of tensor names
     limits           : what one of several files may hold; without any, one file is written
+    assume, shapes   : what the source leaves open: see `opening.open`
 
     Raises UsageError where no tensor is chosen; NotExact, FileError and UsageError as `convert` does.
     """
     path = Path(dst)
-    with opening.open(src) as model:
-        container = "safetensors" if model.container == "folder" else model.container
-        target = replace(find_target(SUFFIXES.get(path.suffix.lower(), container)), keeps=True)
+    with opening.open(src, True, assume, shapes) as model:
+        container = SUFFIXES.get(path.suffix.lower(), "safetensors" if model.container == "folder" else model.container)
+        target = replace(find_target(container), keeps=True)
+        if container == "safetensors" and all(tensor.scheme.is_dense or holder(tensor) for _, tensor in model.items()):
+            target = replace(target, wanted=None, dialect=own(model.packed_by))
         chosen = choose(model, include, exclude)
         return convert_model(chosen, path, target, False, "exact", "none", force, max_memory, workers, progress, limits)
 

@@ -7,6 +7,7 @@ name and go by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qconvert.containers.safetensors_header import TensorInfo
 from qformat.arrays import ByteSource, View
+from qformat.bits import DTYPES
 from qformat.errors import FileError
 from qformat.formats import Format
 from qformat.tensor import PackedTensor, assemble
@@ -114,6 +116,11 @@ class Array:
     shape: tuple[int, ...]
     role: str = ""
     data: bytes = b""
+
+    @property
+    def n_bytes(self) -> int:
+        """Stored bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].bits // 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,12 +35,15 @@ def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check
     items = plan.items
     is_file = path.suffix.lower() == ".safetensors"
     stem = path.stem if is_file else STEM
-    shards = plan_shards([(item.name, item.n_bytes) for item in items], limits, stem)
     arrays = {item.name: arrays_of(item, plan.target.dialect) for item in items}
+    sizes = {name: sum(array.n_bytes for array in held) for name, held in arrays.items()}
+    shards = plan_shards(list(sizes.items()), limits, stem)
     numbers = {item.name: number for number, item in enumerate(items)}
     said = configs(plan)
-    metadata = metadata_of(model) | ({KEY: json.dumps(said["config.json"][KEY])} if is_file and said else {})
-    own = own_header(model, items, arrays) if len(shards) == 1 else b""
+    packing = said.get("config.json", {}).get(KEY)
+    metadata = metadata_of(model) | ({KEY: json.dumps(packing)} if is_file and packing else {})
+    says_so = metadata.get(KEY) == model.metadata.get(KEY)
+    own = own_header(model, items, arrays) if len(shards) == 1 and says_so else b""
     files = []
     for name, members in shards.items():
         held = [(numbers[member], array) for member in members for array in arrays[member]]
@@ -52,7 +55,7 @@ def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check
     beside = {} if is_file else beside_of(model, said)
     if len(files) > 1:
         index = {name: [a.name for member in members for a in arrays[member]] for name, members in shards.items()}
-        beside[f"{stem}{INDEX_SUFFIX}"] = index_json(index, sum(item.n_bytes for item in items))
+        beside[f"{stem}{INDEX_SUFFIX}"] = index_json(index, sum(sizes.values()))
     names = (f"{stem}{INDEX_SUFFIX}", *shards) if is_file and len(files) > 1 else ()
     for name in names or (path.name,):
         check(path.with_name(name))

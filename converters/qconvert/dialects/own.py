@@ -1,0 +1,60 @@
+"""The dialect of weights that stay as they are: each packed tensor keeps the arrays of the ecosystem that it came from.
+
+Decides which dialect writes a tensor whose target names none: the one that it was read in, else the first whose formats mean
+the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from qconvert.dialects import DIALECTS, find
+from qconvert.dialects.dialect import Array, Dialect, Json, Written
+from qformat.errors import NotExact
+from qformat.formats import Format
+from qformat.store import format_of
+from qformat.tensor import PackedTensor
+
+
+def own(packed_by: Mapping[str, str]) -> Dialect:
+    """Make the dialect that leaves each tensor in its own.
+
+    packed_by : dialect that a tensor was read in, by the tensor's name, as far as it is known
+    """
+    named = {name: dialect for name, dialect in packed_by.items() if any(known.name == dialect for known in DIALECTS)}
+    return Dialect("", (), lambda shelf: iter(()), _forms, partial(_unbind, named), partial(_config, named))
+
+
+def holder(tensor: PackedTensor) -> Dialect | None:
+    """Find the first dialect that has a tensor's format; None where none does."""
+    mine = format_of(tensor).meaning
+    return next((d for d in DIALECTS if any(form.meaning == mine for form in d.forms("", tensor))), None)
+
+
+def _forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
+    return [] if holder(tensor) is None else [format_of(tensor)]
+
+
+def _owner(named: Mapping[str, str], weight: Written) -> Dialect:
+    found = find(named[weight.name]) if weight.name in named else holder(weight.tensor)
+    if found is None:
+        raise NotExact(f"no dialect of safetensors has {weight.form.name}", tensor=weight.name, field="scheme")
+    return found
+
+
+def _unbind(named: Mapping[str, str], weight: Written) -> Sequence[Array]:
+    return _owner(named, weight).unbind(weight)
+
+
+def _config(named: Mapping[str, str], weights: Sequence[Written]) -> Mapping[str, Json]:
+    """Let each dialect speak of its own weights; where they speak of the same key, the one with the most weights does."""
+    owners = {weight.name: _owner(named, weight).name for weight in weights if not weight.form.scheme.is_dense}
+    said: dict[str, dict[str, Any]] = {}
+    for name, _ in Counter(owners.values()).most_common():
+        held = [weight for weight in weights if owners.get(weight.name, name) == name]
+        for file, changes in find(name).config(held).items():
+            said[file] = {**changes, **said.get(file, {})}
+    return said
