@@ -53,10 +53,14 @@ _ALL = (
     # ggml reads an E8M0 byte e as 2^(e-128), for codes worth twice E2M1, and never as NaN: ggml-org/ggml,
     # src/ggml-impl.h, ggml_e8m0_to_fp32_half.
     Element("float8_e8m0half", 8, "float", 8, 0, 128, "none"),
+    # Read without a NaN: 255 is 2^128, infinite as float32: ml-explore/mlx 0.32.4 on a CPU; huggingface/transformers 5.23.0,
+    # integrations/mxfp4.py, convert_moe_packed_tensors.
+    Element("float8_e8m0inf", 8, "float", 8, 0, 127),
     # ggml's NVFP4 scale: the sign is ignored and 0x7f is 0, 0xff 480: ggml-org/ggml, src/ggml-impl.h, ggml_ue4m3_to_fp32.
     Element("float8_ue4m3", 8, "float", 4, 3, 7, "ggml"),
 )
 DTYPES = {element.name: element for element in _ALL}
+OWN = ("float8_e8m0half", "float8_e8m0inf", "float8_ue4m3")  # that only this library names: no array has this type
 
 # The 16 levels of bitsandbytes' two 4-bit tables, as float32 (bitsandbytes-foundation/bitsandbytes 0.50.2,
 # bitsandbytes/functional.py, get_4bit_type and csrc/kernels.cu).
@@ -85,7 +89,8 @@ def values(name: str) -> tuple[float, ...]:
 
 def _value(element: Element, code: int) -> float:
     if element.mantissa == 0:  # an exponent alone: no sign, no zero
-        return math.nan if element.specials == "fn" and code == 255 else math.ldexp(1.0, code - element.bias)
+        top = {"fn": math.nan, "ieee": math.inf}.get(element.specials) if code == 255 else None
+        return math.ldexp(1.0, code - element.bias) if top is None else top
     sign = code >> (element.exponent + element.mantissa)
     exponent = code >> element.mantissa & ((1 << element.exponent) - 1)
     mantissa = code & ((1 << element.mantissa) - 1)

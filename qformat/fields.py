@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qformat.bits import OWN
 from qformat.errors import UsageError
 from qformat.layout import Bits, Field, Layout
 
@@ -65,7 +66,7 @@ def write_made(values: NDArray[Any], layout: Layout, blocks: NDArray[np.uint8]) 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Give the NumPy dtype of an element type; types that only this library names are their bit patterns."""
-    if name in ("float8_e8m0half", "float8_ue4m3"):
+    if name in OWN:
         return np.dtype(np.uint8)
     if hasattr(np, name) and name != "bool":
         dtype: np.dtype[Any] = np.dtype(name).newbyteorder("<")

@@ -165,10 +165,12 @@ class PackedTensor:
                     found[part.form.role] = rest
         return found
 
-    def tiles(self, first: int = 0, last: int | None = None, n_weights: int = TILE_WEIGHTS) -> Iterator[tuple[int, int]]:
-        """Cut rows [first, last) into ranges of about `n_weights` weights."""
+    def tiles(
+        self, first: int = 0, last: int | None = None, n_weights: int = TILE_WEIGHTS, together: int = 1
+    ) -> Iterator[tuple[int, int]]:
+        """Cut rows [first, last) into ranges of about `n_weights` weights, none between rows that belong `together`."""
         last = self.n_rows if last is None else last
-        step = max(1, n_weights // max(1, self.n_cols))
+        step = max(1, n_weights // max(1, self.n_cols * together)) * together
         for low in range(first, last, step):
             yield low, min(last, low + step)
 

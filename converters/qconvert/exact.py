@@ -84,10 +84,11 @@ class Recast:
         self.tensor, self.form, self.source = tensor, form, source
         self.zero, self.scale, self.bias = zero, scale, bias
         self.operands = Operands(tensor.scheme, tensor.n_cols, tensor.param)
-        self.run = self._target_run()
+        self.heads: dict[str, F32] = {}  # of parameters that all rows share
+        self.rows, self.run = self._target_groups()
 
     def derive(self, first: int, last: int, rounding: bool = False) -> Derived:
-        """Give the target's codes and parameters for rows [first, last).
+        """Give the target's codes and parameters for rows [first, last), which begin and, but at the end, end a group.
 
         rounding : let a parameter that the target cannot hold round, and count it
 
@@ -149,7 +150,23 @@ class Recast:
                 f"{name} {float(fine[row, column])!r} at weight {index} is not that of its group of {self.run}",
                 field=name, offset=None, found=float(fine[row, column]), expected=float(back[row, column]),
             )  # fmt: skip
+        self._check_rows(name, coarse, first)
         return coarse
+
+    def _check_rows(self, name: str, array: F32, first: int) -> None:
+        """Refuse rows of one target group that hold different values."""
+        if self.rows == 1:
+            return
+        heads = self.heads.setdefault(name, array[:1]) if not self.rows else array[:: self.rows]
+        of_group = np.repeat(heads, self.rows or len(array), axis=0)[: len(array)]
+        differs = ~((of_group == array) | (np.isnan(of_group) & np.isnan(array)))
+        if differs.any():
+            row, column = (int(i) for i in np.argwhere(differs)[0])
+            found, expected = float(array[row, column]), float(of_group[row, column])
+            group = f"its group of {self.rows or self.tensor.n_rows} rows"
+            raise NotExact(
+                f"{name} {found!r} of row {first + row} is not that of {group}", field=name, found=found, expected=expected
+            )
 
     def _codes(self, codes: NDArray[Any], zero: F32 | None, found: Derived) -> tuple[NDArray[Any], F32 | None, float]:
         """Give the target's codes, the zero still to be stored, and by what the alphabets' numbers differ."""
@@ -197,7 +214,7 @@ class Recast:
 
     def _store(self, name: str, array: F32, first: int, found: Derived, rounding: bool) -> None:
         """Put a parameter's values into the target's element type."""
-        param = self.form.scheme.param(name)
+        param, array = self.form.scheme.param(name), array[:: self.rows or max(1, len(array))]
         part = next(p.layout.part(name) for p in self.form.parts if name in p.layout.holds)
         bounds = (part.low, part.high) if isinstance(part, Bits) else None
         stored, back = represent(array, param.dtype, bounds)
@@ -206,7 +223,7 @@ class Recast:
         if n_wrong:
             where = int(np.argmax(wrong))
             value = float(array.reshape(-1)[where])
-            index = first * array.shape[1] + where
+            index = (first // self.rows if self.rows else 0) * array.shape[1] + where
             usable = rounding and bool(np.isfinite(back[wrong]).all() and np.isfinite(array[wrong]).all())
             if not usable:
                 message = f"{name}[{index}] is {value!r}, which {param.dtype} cannot hold"
@@ -216,23 +233,22 @@ class Recast:
             found.n_rounded += n_wrong
             found.max_rel_error = max(found.max_rel_error, float(error.max()))
             found.first = found.first or (name, index, value)
-        group = param.group
-        found.values[name] = stored.reshape(-1) if isinstance(group, Flat) else stored[:1] if group == Grid(0, 0) else stored
+        found.values[name] = stored.reshape(-1) if isinstance(param.group, Flat) else stored
 
-    def _target_run(self) -> int:
-        """Give the columns that share a parameter in the target; refuse what runs of columns cannot say."""
-        runs = set()
+    def _target_groups(self) -> tuple[int, int]:
+        """Give the rows (0: all) and columns that share a parameter in the target; refuse what they cannot say."""
+        groups = set()
         for param in self.form.scheme.params:
             group = param.group
             if isinstance(group, Flat) and self.tensor.n_cols % group.n_weights == 0:
-                runs.add(group.n_weights)
-            elif isinstance(group, Grid) and (group.rows == 1 or self.tensor.n_rows == 1):
-                runs.add(group.cols or self.tensor.n_cols)
+                groups.add((1, group.n_weights))
+            elif isinstance(group, Grid):
+                groups.add((1 if self.tensor.n_rows == 1 else group.rows, group.cols or self.tensor.n_cols))
             else:
                 raise NotExact(f"groups of {self.form.name} do not lie in rows of {self.tensor.n_cols}", field="group")
-        if len(runs) != 1:
+        if len(groups) != 1:
             raise NotExact(f"parameters of {self.form.name} have different groups", field="group")
-        return runs.pop()
+        return groups.pop()
 
 
 def _zero_of(bias: F32, scale: F32) -> F32:
@@ -255,14 +271,18 @@ def _numbers(alphabet: object) -> NDArray[np.float64]:
 
 
 def _match_alphabets(source: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, NDArray[np.int64]]:
-    """Find a power of two by which the source's numbers are all in the target, and the code of each."""
+    """Find a power of two by which the source's numbers are all in the target, and the code of each: the same, if it can be."""
     low = int(target[0]) if target[0] < 0 and np.array_equal(target, np.arange(target.size) + target[0]) else 0
     for factor in FACTORS:
         wanted = source * factor
-        same = (wanted[:, None] == target) & (np.signbit(wanted)[:, None] == np.signbit(target))
-        equal = same | ((wanted[:, None] == target) & ~same.any(axis=1)[:, None])
+        equal = (wanted[:, None] == target) | (np.isnan(wanted)[:, None] & np.isnan(target))
         if equal.any(axis=1).all():
-            return factor, equal.argmax(axis=1) + low
+            signed = equal & (np.signbit(wanted)[:, None] == np.signbit(target))
+            nearest = np.where(signed.any(axis=1), signed.argmax(axis=1), equal.argmax(axis=1))
+            n_both = min(source.size, target.size)
+            unmoved = np.zeros(source.size, bool)
+            unmoved[:n_both] = equal.diagonal()
+            return factor, np.where(unmoved, np.arange(source.size), nearest) + low
     raise NotExact("the alphabets do not hold the same numbers", field="codes")
 
 

@@ -121,11 +121,17 @@ def row_step(form: Format, shape: tuple[int, ...]) -> int:
     rows, cols = matrix(shape)
     step = 1
     for part in form.parts:
-        if len(part.tiling.logical) != 1 or not cols:
+        lead = part.tiling.logical[0]
+        if not cols or part.tiling.stored[0][0] != lead[0]:  # rows do not lie one after the other
+            return max(1, rows)
+        if len(part.tiling.logical) != 1:
+            size = part.bind(part.dims(form.scheme, rows, cols)).size
+            step = math.lcm(step, *(size[name] for name in lead[1:]))
             continue
         group = max((p.group.n_weights for p in form.scheme.params if isinstance(p.group, Flat)), default=1)
         unit = math.lcm(part.layout.n_weights or 1, group)
         step = math.lcm(step, unit // math.gcd(unit, cols))
+    step = math.lcm(step, *(p.group.rows or 1 for p in form.scheme.params if isinstance(p.group, Grid)))
     return max(1, min(step, rows))
 
 
@@ -136,7 +142,8 @@ def placed(
     n_cols = tensor.n_cols
     packed = pack_parts(form, (last - first, n_cols), values)
     before = form.part_bytes((first, n_cols)) if first else dict.fromkeys(packed, 0)
-    shared = {p.name for p in form.scheme.params if p.group == Grid(0, 0)}
+    for_all = {p.name for p in form.scheme.params if isinstance(p.group, Grid) and p.group.rows == 0}
+    shared = {part.role for part in form.parts if for_all & set(part.layout.holds)}
     return [(role, before[role], data) for role, data in packed.items() if not (first and role in shared)]
 
 

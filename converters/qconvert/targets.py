@@ -15,7 +15,7 @@ from qconvert.containers.gguf_types import GGUF_DENSE
 from qconvert.dialects import DIALECTS, Dialect
 from qconvert.mixes import MIXES, WITHOUT_ENCODER, Mix, find_mix
 from qformat import formats
-from qformat.bits import DTYPES
+from qformat.bits import DTYPES, OWN
 from qformat.errors import UsageError
 from qformat.formats import Format
 from qformat.formats.dense import dense
@@ -24,7 +24,7 @@ from qformat.tensor import PackedTensor
 SUFFIXES = {".qfmt": "qfmt", ".gguf": "gguf", ".safetensors": "safetensors"}
 
 SAFETENSORS_DENSE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-SAFETENSORS_HELD = tuple(element for element in DTYPES if element not in ("float8_e8m0half", "float8_ue4m3"))
+SAFETENSORS_HELD = tuple(element for element in DTYPES if element not in OWN)
 # Types that hold tensors; those with fields that no value depends on are made while a model runs (Q8_1, Q8_K).
 GGUF_PACKED = tuple(form for form in formats.GGUF if all(field.holds for field in form.parts[0].layout.parts))
 # The order in which a dense tensor is tried where its own element type has no place: the first that holds every value.

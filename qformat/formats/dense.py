@@ -1,6 +1,6 @@
 """Dense arrays: each element type as a format of its own, the codes being the weights."""
 
-from qformat.bits import DTYPES
+from qformat.bits import DTYPES, OWN
 from qformat.errors import UsageError
 from qformat.formats.form import Format, PartForm, packed, scalar
 from qformat.scheme import Plain, Scheme
@@ -16,4 +16,4 @@ def dense(dtype: str) -> Format:
     return Format(dtype, Scheme(dtype, Plain(dtype)), (PartForm("values", layout, FLAT),))
 
 
-ALL = tuple(dense(name) for name in DTYPES if name not in ("float8_e8m0half", "float8_ue4m3"))
+ALL = tuple(dense(name) for name in DTYPES if name not in OWN)

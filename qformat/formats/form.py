@@ -88,13 +88,16 @@ def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
 
 
-def packed(name: str, bits: int, holds: str, minus: int = 0, signed: bool = False, high_first: bool = False) -> Layout:
-    """Declare the shortest whole-byte run of `bits`-wide fields, least significant bits first.
+def packed(
+    name: str, bits: int, holds: str, minus: int = 0, signed: bool = False, high_first: bool = False, word: int = 1
+) -> Layout:
+    """Declare the shortest run of `bits`-wide fields that fills whole words, least significant bits first.
 
     high_first : the first field lies in the most significant bits of its byte instead
+    word       : bytes of a word
     """
-    n = 8 // math.gcd(bits, 8)
-    plane = Plane(0, bits, f"i={n} -> ~i" if high_first else "")
+    n = 8 * word // math.gcd(bits, 8 * word)
+    plane = Plane(0, bits, f"i={n} -> ~i" if high_first else "", word=word)
     field = Bits(holds, (plane,), n, minus=minus, signed=signed, holds=holds)
     return Layout(name, n if holds == "codes" else 0, n * bits // 8, (field,))
 

@@ -16,6 +16,7 @@ import click
 import qconvert
 from qconvert.containers.gguf_values import GGUFArray
 
+from qfmt.options import source_options
 from qfmt.text import print_json
 from qformat.bits import DTYPES, values
 from qformat.errors import QFormatError, show
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from qformat.tensor import PackedTensor
 
 TILE_VALUES = 1 << 19
-EXPONENTS = ("float8_e8m0fnu", "float8_e8m0half")  # the byte 255 is NaN in both: OCP Microscaling v1.0, 5.4.1
+EXPONENTS = ("float8_e8m0fnu", "float8_e8m0half", "float8_e8m0inf")  # the byte 255 is to be NaN: OCP Microscaling v1.0, 5.4.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,13 @@ class Finding:
 @click.command()
 @click.argument("src")
 @click.option("--strict", is_flag=True, help="Exit 1 on warnings too.")
+@source_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def command(ctx: click.Context, src: str, strict: bool, as_json: bool) -> None:
+def command(ctx: click.Context, src: str, strict: bool, as_json: bool, said: dict[str, Any]) -> None:
     """Check that SRC is sound: structure, digests, and values such as scales that are NaN."""
     found = []
-    for finding in check(src):
+    for finding in check(src, said):
         found.append(finding)
         if not as_json:
             click.echo(str(finding))
@@ -74,10 +76,10 @@ def command(ctx: click.Context, src: str, strict: bool, as_json: bool) -> None:
         click.echo(f"{show(src)}: sound, {verdict}")
 
 
-def check(src: str) -> Iterator[Finding]:
+def check(src: str, said: dict[str, Any]) -> Iterator[Finding]:
     """Find whatever is wrong or odd in a source; a source that cannot be opened is one error."""
     try:
-        with qconvert.open(src) as model:
+        with qconvert.open(src, **said) as model:
             yield from _check_structure(model)
             yield from _check_metadata(model)
             for name in model:
