@@ -52,6 +52,7 @@ def test_inspect_json_names_every_fact_of_a_gguf(tmp_path: Path, capsys: pytest.
     code, facts = run_json(capsys, "inspect", path)
 
     tensor = {"name": "w", "shape": [2, 32], "scheme": "q8_0", "layout": "q8_0", "n_bytes": 68, "bits_per_weight": 8.5}
+    tensor |= {"dialect": "gguf", "bits": 8, "group_size": 32, "group": "32"}
     planes = [{"role": "blocks", "n_bytes": 68, "layout": "q8_0"}]
     assert (code, facts) == (
         0,
@@ -114,9 +115,9 @@ def test_inspect_text_says_architecture_schemes_and_roles(tmp_path: Path, capsys
 
     lines = [line.split() for line in out.splitlines()]
     assert "general.architecture: llama" in out
-    assert ["q8_0", "1", "64", "68", "B", "8.500"] in lines
+    assert ["q8_0", "gguf", "8", "32", "1", "64", "68", "B", "8.500"] in lines
     assert ["codes", "64", "B", "94.1", "%"] in lines
-    assert ["w", "[2,", "32]", "q8_0", "q8_0", "68", "B", "8.500"] in lines
+    assert ["w", "[2,", "32]", "q8_0", "gguf", "8", "32", "q8_0", "68", "B", "8.500"] in lines
 
 
 def test_inspect_reports_oddities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from qconvert.containers.shards import read_json_object
 from qconvert.containers.strict_json import parse_json
 from qconvert.dialects import Claim, Shelf, check_assumed, claim_all, ggml
 from qformat.arrays import ByteSource, View
-from qformat.errors import FileError, QFormatError
+from qformat.errors import FileError, QFormatError, UsageError
 from qformat.formats.dense import dense
 from qformat.model import Model, Oddity, Recipe
 from qformat.tensor import PackedTensor, assemble
@@ -49,10 +49,16 @@ def open(
     check_assumed(assume)
     checkpoint = resolve(path)
     if checkpoint.kind == "qfmt":
-        return open_qfmt(checkpoint.shards[0], verify)
-    if checkpoint.kind == "gguf":
-        return open_gguf_model(checkpoint.shards[0])
-    return open_safetensors_model(Path(path), tuple(assume), shapes)
+        model = open_qfmt(checkpoint.shards[0], verify)
+    elif checkpoint.kind == "gguf":
+        model = open_gguf_model(checkpoint.shards[0])
+    else:
+        model = open_safetensors_model(Path(path), tuple(assume), shapes)
+    for name in shapes:
+        if name not in model:
+            model.close()
+            raise UsageError("a shape is given for it, but there is no such tensor", path=path, tensor=name)
+    return model
 
 
 def open_qfmt(path: Path, verify: bool) -> Model:

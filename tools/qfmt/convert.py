@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars, split_options
+from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars, source_options, split_options
 
 
 @click.command("convert")
@@ -15,6 +16,7 @@ from qfmt.options import compress_option, force_option, json_option, memory_opti
 @click.option("--to", metavar="TARGET", help="What to convert to; by default what the suffix of DST says.")
 @click.option("--allow", type=click.Choice(["exact", "rounded", "requantize"]), default="exact", help="Worst verdict let pass.")
 @click.option("--receipt", type=click.Path(path_type=Path), help="Write verdicts and value digests to this JSON file.")
+@source_options
 @split_options
 @compress_option
 @memory_option
@@ -32,24 +34,23 @@ def command(
     max_memory: int,
     force: bool,
     as_json: bool,
+    said: dict[str, Any],
 ) -> None:
     """Convert SRC to DST, every tensor exactly, or write nothing."""
     from qconvert.containers.shards import Limits
     from qconvert.conversion import Refused, convert
-    from qconvert.destination import check_paths
 
     from qfmt.verdicts import print_done, print_refused, print_report_json, write_receipt
 
     limits = Limits(split_max_size, split_max_tensors)
-    if receipt is not None:
-        check_paths(src, receipt, force=True)  # an older receipt may be replaced
-        if receipt.resolve() == dst.resolve():
-            raise click.UsageError("the receipt has the name of the destination")
+    if receipt is not None and receipt.resolve() == dst.resolve():
+        raise click.UsageError("the receipt has the name of the destination")
     try:
         with progress_bars() as progress:
             report = convert(
                 src, dst, to, allow, compress, force, max_memory, progress=progress, limits=limits,
                 after=lambda done: write_receipt(receipt, done) if receipt else None,
+                receipt=receipt, **said,
             )  # fmt: skip
     except Refused as err:
         if as_json:

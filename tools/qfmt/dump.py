@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import sys
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import qconvert
 
+from qfmt.options import source_options
 from qfmt.text import table
 from qformat.errors import UsageError, show
 from qformat.layout import CODES, Bits, Field, Layout
@@ -34,9 +35,10 @@ Place = tuple[int, int]  # row and column in the folded matrix
 @click.argument("src")
 @click.argument("tensor")
 @click.option("--block", default=0, show_default=True, metavar="N", help="Number of the block, in stored order.")
-def command(src: str, tensor: str, block: int) -> None:
+@source_options
+def command(src: str, tensor: str, block: int, said: dict[str, Any]) -> None:
     """Show the bytes of one block of TENSOR by the field that owns them, with codes and values."""
-    with qconvert.open(src) as model:
+    with qconvert.open(src, **said) as model:
         found = model[tensor]
         part = found.part(CODES)
         data, places = read_block(found, part, block)

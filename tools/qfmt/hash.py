@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from qfmt.options import json_option
+from qfmt.options import json_option, source_options
 
 
 @click.command("hash")
 @click.argument("src", type=click.Path(path_type=Path))
+@source_options
 @json_option
-def command(src: Path, as_json: bool) -> None:
+def command(src: Path, as_json: bool, said: dict[str, Any]) -> None:
     """Print the value digest of every tensor of SRC, and of the whole."""
     from qconvert import opening
     from qconvert.digest import digest_all, digest_tensor
@@ -20,7 +22,7 @@ def command(src: Path, as_json: bool) -> None:
     from qfmt.text import print_json
     from qformat.errors import show
 
-    with opening.open(src) as model:
+    with opening.open(src, **said) as model:
         model.verify()
         digests = {name: digest_tensor(tensor) for name, tensor in model.items()}
     whole = digest_all(digests).hex()

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import qconvert
+from qconvert.dialects.geometry import describe_group, group_size, stored_bits
 
+from qfmt.options import source_options
 from qfmt.text import count, print_json, size, table
 from qformat.errors import show
 from qformat.layout import Layout, bits_of
@@ -44,10 +46,11 @@ class Totals:
 @click.argument("src")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--include", metavar="GLOB", help="Only tensors whose name matches, in every number that is shown.")
+@source_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; it always lists every tensor.")
-def command(src: str, tensors: bool, include: str | None, as_json: bool) -> None:
+def command(src: str, tensors: bool, include: str | None, as_json: bool, said: dict[str, Any]) -> None:
     """Say what SRC is: container, dialects, bits per weight, size by role, oddities."""
-    with qconvert.open(src) as model:
+    with qconvert.open(src, **said) as model:
         names = [name for name in model if include is None or fnmatchcase(name, include)]
         found = {name: model[name] for name in names}
         if as_json:
@@ -55,7 +58,7 @@ def command(src: str, tensors: bool, include: str | None, as_json: bool) -> None
         else:
             _print_summary(model, found)
             if tensors:
-                _print_tensors(found)
+                _print_tensors(model, found)
 
 
 def facts(model: Model, tensors: dict[str, PackedTensor]) -> dict[str, Any]:
@@ -71,7 +74,11 @@ def facts(model: Model, tensors: dict[str, PackedTensor]) -> dict[str, Any]:
             {
                 "name": name,
                 "shape": list(tensor.shape),
+                "dialect": model.dialect_of(name),
                 "scheme": tensor.scheme.name,
+                "bits": stored_bits(tensor.scheme),
+                "group_size": group_size(tensor),
+                "group": describe_group(tensor),
                 "layout": tensor.layout,
                 "n_bytes": tensor.n_bytes,
                 "bits_per_weight": tensor.bits_per_weight,
@@ -119,7 +126,7 @@ def _print_summary(model: Model, tensors: dict[str, PackedTensor]) -> None:
     click.echo(f"{totals.n_tensors} tensors, {count(totals.n_weights)} weights, {size(totals.n_bytes)}, {bpw}")
     if tensors:
         click.echo()
-        _print_schemes(tensors.values())
+        _print_schemes(model, tensors)
         click.echo()
         shares = [
             (role, size(n), f"{100 * n / max(1, totals.n_bytes):.1f} %") for role, n in role_bytes(tensors.values()).items()
@@ -129,22 +136,32 @@ def _print_summary(model: Model, tensors: dict[str, PackedTensor]) -> None:
         click.echo(f"{odd.level}: {show(odd.message)}")
 
 
-def _print_schemes(tensors: Iterable[PackedTensor]) -> None:
-    groups: dict[str, list[PackedTensor]] = {}
-    for tensor in tensors:
-        groups.setdefault(tensor.scheme.name, []).append(tensor)
+def _print_schemes(model: Model, tensors: dict[str, PackedTensor]) -> None:
+    groups: dict[Sequence[str], list[PackedTensor]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault((tensor.scheme.name, model.dialect_of(name), *_geometry(tensor)), []).append(tensor)
     rows = []
-    for name, members in sorted(groups.items(), key=lambda item: -_sum(item[1]).n_bytes):
+    for what, members in sorted(groups.items(), key=lambda item: -_sum(item[1]).n_bytes):
         totals = _sum(members)
         numbers = (totals.n_tensors, count(totals.n_weights), size(totals.n_bytes), f"{totals.bits_per_weight:.3f}")
-        rows.append((name, *numbers))
-    table(("scheme", "tensors", "weights", "bytes", "bits/weight"), rows, right=(1, 2, 3, 4))
+        rows.append((*what, *numbers))
+    head = ("scheme", "dialect", "bits", "group", "tensors", "weights", "bytes", "bits/weight")
+    table(head, rows, right=(2, 4, 5, 6, 7))
 
 
-def _print_tensors(tensors: dict[str, PackedTensor]) -> None:
+def _print_tensors(model: Model, tensors: dict[str, PackedTensor]) -> None:
     rows = [
-        (name, list(t.shape), t.scheme.name, t.layout, size(t.n_bytes), f"{t.bits_per_weight:.3f}")
+        (
+            *(name, list(t.shape), t.scheme.name, model.dialect_of(name), *_geometry(t)),
+            *(t.layout, size(t.n_bytes), f"{t.bits_per_weight:.3f}"),
+        )
         for name, t in tensors.items()
     ]
     click.echo()
-    table(("tensor", "shape", "scheme", "layout", "bytes", "bits/weight"), rows, right=(4, 5))
+    head = ("tensor", "shape", "scheme", "dialect", "bits", "group", "layout", "bytes", "bits/weight")
+    table(head, rows, right=(4, 7, 8))
+
+
+def _geometry(tensor: PackedTensor) -> tuple[str, str]:
+    """Give the bits of a code and the weights that share a scale, as text."""
+    return str(stored_bits(tensor.scheme) or ""), describe_group(tensor)

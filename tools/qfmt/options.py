@@ -9,11 +9,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any
 
 import click
 
 Progress = Callable[[str, int, int], None]
 
+_SIZES = re.compile(r"[1-9]\d{0,17}(,[1-9]\d{0,17})*")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
@@ -32,6 +35,19 @@ class Size(click.ParamType[int]):
         return int(float(number) * (1024 if binary else 1000) ** power)
 
 
+class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """The logical shape of a weight: NAME=N,K."""
+
+    name = "shape"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, tuple[int, ...]]:
+        """Read the text. Fails as a usage error."""
+        name, _, sizes = str(value).rpartition("=")
+        if not name or not _SIZES.fullmatch(sizes):
+            self.fail(f"'{value}' is not a shape, expected something like proj.weight=4096,11008", param, ctx)
+        return name, tuple(map(int, sizes.split(",")))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing destination.")
 memory_option = click.option("--max-memory", type=Size(), default="1GiB", show_default=True, help="Memory to work in.")
@@ -43,6 +59,30 @@ _split_options = (
     click.option("--split-max-size", type=Size(), help="Bytes of tensors in each of several files, e.g. 5GB."),
     click.option("--split-max-tensors", type=int, metavar="N", help="Tensors in each of several files."),
 )
+
+_source_options = (
+    click.option(
+        "--assume", multiple=True, metavar="WORD",
+        help="Take for true what files leave open or say otherwise: gptq:v1; dense: arrays as they lie. Repeatable.",
+    ),
+    click.option(
+        "--shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,K",
+        help="Shape of a weight whose file does not hold it. Repeatable.",
+    ),
+)  # fmt: skip
+
+
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what a user knows of the source: `said`, to be handed to whatever opens it."""
+
+    @wraps(command)
+    def with_said(*args: Any, assume: tuple[str, ...], shapes: tuple[tuple[str, tuple[int, ...]], ...], **options: Any) -> None:
+        command(*args, said={"assume": assume, "shapes": dict(shapes)}, **options)
+
+    wrapped: Callable[..., None] = with_said
+    for option in reversed(_source_options):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def split_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from qfmt.options import json_option, progress_bars
+from qfmt.options import json_option, progress_bars, source_options
 
 
 @click.command("plan")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.option("--to", required=True, metavar="TARGET", help="What to convert to, e.g. gguf, gguf:q8_0, qfmt, safetensors.")
+@source_options
 @json_option
-def command(src: Path, to: str, as_json: bool) -> None:
+def command(src: Path, to: str, as_json: bool, said: dict[str, Any]) -> None:
     """Say for every tensor of SRC what TARGET can do for it; writes nothing."""
     from qconvert import opening
     from qconvert.conversion import counted, describe_item
@@ -24,7 +26,7 @@ def command(src: Path, to: str, as_json: bool) -> None:
     from qfmt.verdicts import print_plan, totals
 
     target = find_target(to)
-    with opening.open(src) as model:
+    with opening.open(src, **said) as model:
         with progress_bars() as progress:
             plan = make_plan(model, target, counted("plan", model.n_bytes, progress))
         if as_json:

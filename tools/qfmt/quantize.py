@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars, split_options
+from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars, source_options, split_options
 
 if TYPE_CHECKING:
     from qconvert.conversion import Report
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     help="Another type for tensors of these names; f32, f16, bf16 as well. The first that matches counts.",
 )  # fmt: skip
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance of columns, as llama-imatrix writes it.")
+@source_options
 @split_options
 @compress_option
 @memory_option
@@ -49,6 +50,7 @@ def command(
     max_memory: int,
     force: bool,
     as_json: bool,
+    said: dict[str, Any],
 ) -> None:
     """Quantize the float matrices of SRC and write DST; reports type, error and reason of each."""
     from dataclasses import asdict
@@ -64,7 +66,7 @@ def command(
         with progress_bars() as progress:
             report, errors = quantize(
                 src, dst, to, rule, include, exclude, compress, force, max_memory,
-                progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits,
+                progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits, **said,
             )  # fmt: skip
     except Refused as err:
         if as_json:

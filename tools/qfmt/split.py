@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from qfmt.options import force_option, json_option, memory_option, progress_bars, split_options
+from qfmt.options import force_option, json_option, memory_option, progress_bars, source_options, split_options
 
 
 @click.command("split")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path))
 @split_options
+@source_options
 @memory_option
 @force_option
 @json_option
@@ -24,6 +26,7 @@ def command(
     max_memory: int,
     force: bool,
     as_json: bool,
+    said: dict[str, Any],
 ) -> None:
     """Divide the tensors of SRC, in order, over parts that are named after DST.
 
@@ -38,5 +41,5 @@ def command(
     if not limits.are_set:
         raise click.UsageError("give --split-max-size or --split-max-tensors")
     with progress_bars() as progress:
-        report = repackage(src, dst, limits=limits, force=force, max_memory=max_memory, progress=progress)
+        report = repackage(src, dst, limits=limits, force=force, max_memory=max_memory, progress=progress, **said)
     print_done("split", report, "qfmt verify", as_json)

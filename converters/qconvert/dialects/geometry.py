@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qformat.scheme import Flat, Grid, Group, Indexed, Integers, Op, Scheme, refs
+from qformat.bits import DTYPES
+from qformat.scheme import Flat, Grid, Group, Indexed, Integers, Levels, Op, Plain, Scheme, Stored, Strided, refs
 from qformat.tensor import PackedTensor
 
 
@@ -17,6 +18,41 @@ def scale_group(scheme: Scheme) -> Group | None:
     names = {name for step in scheme.steps if step.op in (Op.MUL, Op.DIV) for name in refs(step.operand)}
     groups = [param.group for param in scheme.params if param.name in names]
     return min(groups, key=_fineness) if groups else None
+
+
+def stored_bits(scheme: Scheme) -> int | None:
+    """Give the bits of a code, of whatever alphabet; of a dense tensor, of a weight. None where codes are opaque."""
+    alphabet = scheme.alphabet
+    if isinstance(alphabet, Levels):
+        return (len(alphabet.levels) - 1).bit_length()
+    if isinstance(alphabet, Stored):
+        return (scheme.param(alphabet.table).group.counts(1, 1)[0] - 1).bit_length()
+    return DTYPES[alphabet.dtype].bits if isinstance(alphabet, Plain) else code_bits(scheme)
+
+
+def group_size(tensor: PackedTensor) -> int | None:
+    """Give how many weights of a row share a scale, at most; None without a scale.
+
+    Of strided or indexed groups, how many weights of a group there are.
+    """
+    group = scale_group(tensor.scheme)
+    if isinstance(group, Grid):
+        return min(group.cols, tensor.n_cols) or tensor.n_cols
+    if isinstance(group, Indexed):
+        return -(-tensor.n_cols // max(1, group.n_groups))
+    return min(group.n_weights, tensor.n_weights) if isinstance(group, Flat | Strided) else None
+
+
+def describe_group(tensor: PackedTensor) -> str:
+    """Say which weights share a scale: "128", "channel", "tensor", "128 x 128", "64 flat", "128 by g_idx"; empty if none."""
+    group = scale_group(tensor.scheme)
+    if isinstance(group, Grid) and group.rows != 1:
+        return "tensor" if group == Grid(0, 0) else f"{group.rows or tensor.n_rows} x {group.cols or tensor.n_cols}"
+    if isinstance(group, Grid):
+        return str(group.cols or "channel")
+    size = group_size(tensor)
+    how = {Flat: " flat", Strided: " strided"}.get(type(group), f" by {group.index}" if isinstance(group, Indexed) else "")
+    return "" if size is None else f"{size}{how}"
 
 
 def columns(tensor: PackedTensor) -> int | None:
