@@ -7,7 +7,9 @@ and lets a kernel read one field of every block. It knows neither schemes nor fi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qformat.errors import UsageError
@@ -96,19 +98,35 @@ class Part:
         size, lead = field_sizes(self.bound, count_of(layout, holds)), self.bound.tiling.logical[0]
         n_lead = math.prod(size[name] for name in lead)
         last = min(self.bound.dims[0], n_lead) if last is None else last
-        is_stored = lead[0] in [name for name, _, _ in self.bound.tiling.stored]
-        per = math.prod(size[name] for name in lead[1:]) if is_stored else n_lead  # slabs: any range touches every slab
-        low, high = first // per, -(-last // per)
-        whole = per == n_lead
-        blocks = self.blocks() if whole else self.blocks(lead[0], low, high)
-        axis = None if whole else (lead[0], high - low)
+        axis, slab, per = self._lead_axis(lead, size, n_lead)
+        if last > (first // slab + 1) * slab and last - first < min(self.bound.dims[0], n_lead):
+            cuts = [first, *range((first // slab + 1) * slab, last, slab), last]
+            return np.concatenate([self.read(holds, low, high) for low, high in pairwise(cuts)])
+        begin, n_axis = first // slab * slab, slab // per
+        low, high = ((first - begin) // per, -(-(last - begin) // per)) if last <= begin + slab else (0, n_axis)
+        whole = not axis or high - low == n_axis
+        blocks = self.blocks() if whole else self.blocks(axis, low, high)
+        found = None if whole else (axis, high - low)
         if holds == layout.made:
             values = read_made(blocks, layout)
-            out, view = _allocate(self.bound, values.shape[-1], values.dtype, axis)
+            out, view = _allocate(self.bound, values.shape[-1], values.dtype, found)
             view[...] = values.reshape(view.shape)
         else:
-            out = self._field(blocks, layout.part(holds), axis)
-        return out[(slice(first - low * per, last - low * per), *(slice(n) for n in self.bound.dims[1:]))]
+            out = self._field(blocks, layout.part(holds), found)
+        start = begin // slab * (high - low) * per + first - begin - low * per
+        return out[(slice(start, start + last - first), *(slice(n) for n in self.bound.dims[1:]))]
+
+    def _lead_axis(self, lead: tuple[str, ...], size: Mapping[str, int], n_lead: int) -> tuple[str, int, int]:
+        """Give the stored axis that a range of the first logical axis is a range of, for what length, and values of one step.
+
+        Slabs lie over one another in the same blocks: within one of them a range is one of the axis below.
+        """
+        stored = [name for name, _, _ in self.bound.tiling.stored]
+        for depth, name in enumerate(lead[:2]):
+            if name in stored:
+                slab = n_lead // (size[lead[0]] if depth else 1)
+                return name, max(1, slab), max(1, math.prod(size[inner] for inner in lead[depth + 1 :]))
+        return "", max(1, n_lead), max(1, n_lead)
 
     def _field(self, blocks: NDArray[np.uint8], field: Field | Bits | None, axis: tuple[str, int] | None) -> NDArray[Any]:
         """Give a field of blocks in logical order."""

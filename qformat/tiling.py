@@ -86,7 +86,10 @@ class Tiling:
                 sizes[open_axes[0]] = -(-n // math.prod(sizes[name] for name in group if name in sizes))
         if math.prod(sizes[name] for name, _, _ in self.inner) != count:
             raise UsageError(f"tiling '{self.order}': a block holds {count} values, its axes disagree")
-        return Bound(self, dims, tuple(sizes.items()), n_bytes)
+        bound = Bound(self, dims, tuple(sizes.items()), n_bytes)
+        if any(have < n for have, n in zip(bound.padded, dims, strict=True)):
+            raise UsageError(f"tiling '{self.order}': room for {bound.padded}, expected {dims}")
+        return bound
 
 
 @dataclass(frozen=True)
