@@ -81,6 +81,7 @@ def convert(
     limits: Limits = NO_LIMITS,
     assume: Sequence[str] = (),
     shapes: opening.Shapes = opening.NONE,
+    receipt: Path | None = None,
 ) -> Report:
     """Convert a checkpoint, exactly or not at all.
 
@@ -93,6 +94,7 @@ def convert(
     workers    : threads; the file never depends on it
     progress   : told stage, bytes done and bytes in all
     after      : given the report while the source is still open
+    receipt    : file that `after` is going to write, which must be none of the source's
     limits     : what one of several files may hold
     assume, shapes : what the source leaves open: see `opening.open`
 
@@ -101,6 +103,8 @@ def convert(
     """
     target = target_for(Path(dst), to)
     with opening.open(src, True, assume, shapes) as model:
+        if receipt is not None:
+            check_target(model, True, receipt)  # an older receipt may be replaced
         report = convert_model(
             model, Path(dst), target, to is not None, allow, compress, force, max_memory, workers, progress, limits
         )
@@ -187,7 +191,7 @@ def carry_out(
 
     sink = open_sink(dst, model, made, compress, limits, check)
     try:
-        with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as executor:
+        with ThreadPoolExecutor(max(1, workers or min(4, os.cpu_count() or 1))) as executor:
             write_items(made.items, sink, executor, max_memory, counted("write", made.n_bytes, progress))
         hidden = sink.finish()
         with opening.open(hidden, shapes=made.shapes) as written:

@@ -18,7 +18,7 @@ from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.conversion import MAX_MEMORY, Progress, Report, carry_out, check_early
 from qconvert.imatrix import Entry, Imatrix, read_imatrix
-from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, mix_of
+from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, find_mix, mix_of
 from qconvert.planning import MIN_MATRIX_RANK, Item, Plan, decide, is_chosen, is_float_matrix
 from qconvert.roles import category, expert_of, kept_because, runtime_name, traits_of
 from qconvert.targets import SAFETENSORS_DENSE, Target, find_mixed, find_target, gguf_type
@@ -118,6 +118,8 @@ def read_override(text: str, target: Target) -> tuple[str, Format]:
         raise UsageError(f"tensor type '{text}', expected GLOB=TYPE, as in '*attn_v*=q6_k'", found=text)
     if kind.lower() in SAFETENSORS_DENSE:
         return glob, dense(SAFETENSORS_DENSE[kind.lower()])
+    if find_mix(kind.lower()) is not None:
+        raise UsageError(f"tensor type '{text}': '{kind}' is a mix of types, expected one type", found=kind)
     form = find_target(f"{target.container}:{kind}").wanted
     if form is None or form.scheme.is_dense:
         raise UsageError(f"tensor type '{text}': '{kind}' is no type to quantize to", found=kind)
@@ -145,7 +147,7 @@ def plan_quantize(model: Model, wish: Wish) -> Plan:
         except QFormatError as err:
             err.tensor, err.path = err.tensor or name, err.path or str(model.path)
             raise
-    for glob, _ in wish.overrides:
+    for glob in (*(glob for glob, _ in wish.overrides), *wish.include):
         if not any(fnmatchcase(name, glob) for name in types):
             raise UsageError(f"no tensor to quantize matches '{glob}', of {len(types)}", path=model.path, found=glob)
     return Plan(wish.target, tuple(items), said_by_file(wish) if wish.target.container == "gguf" else ())

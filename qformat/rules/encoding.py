@@ -6,6 +6,7 @@ whose extremes `prepare` collects in a first pass. What a rule computes is none 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -110,7 +111,7 @@ def importance_of_rows(importance: F32, shape: tuple[int, ...]) -> Callable[[int
     n_rows, n_cols = matrix(shape)
     table = np.atleast_2d(importance)
     n_matrices = len(table)
-    if table.ndim != 2 or table.shape[1] != n_cols or not n_matrices or n_rows % n_matrices:
+    if table.ndim != 2 or table.shape[1] != n_cols or n_matrices not in (1, math.prod(shape[:-2])):
         message = f"importance of shape {importance.shape}, expected {n_cols} columns, for all or for each matrix"
         raise UsageError(message, field="importance", found=importance.shape, expected=n_cols)
     if not (np.isfinite(table).all() and (table >= 0).all()):
