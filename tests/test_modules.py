@@ -63,7 +63,9 @@ def test_every_declared_format_is_in_the_catalogue(name: str) -> None:
     assert [form.name for form in (*declared, *getattr(module, "ALL", ())) if form not in formats.ALL] == []
 
 
-@pytest.mark.parametrize("catalogue", [formats.GGUF, formats.PLANAR, formats.DENSE], ids=["gguf", "planar", "dense"])
+@pytest.mark.parametrize(
+    "catalogue", [formats.GGUF, formats.PLANAR, formats.DIALECTS, formats.DENSE], ids=["gguf", "planar", "dialects", "dense"]
+)
 def test_every_format_has_a_name_of_its_own(catalogue: tuple[formats.Format, ...]) -> None:
     names = [form.name for form in catalogue]
 

@@ -29,7 +29,7 @@ SPEC = ROOT / "spec"
 FOLDER = SPEC / "vectors" / "qfmt"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
 CATALOGUE: dict[str, Any] = json.loads((SPEC / "formats.json").read_text(encoding="utf-8"))
-FAMILIES = {"gguf": formats.GGUF, "planar": formats.PLANAR, "dense": formats.DENSE}
+FAMILIES = {"gguf": formats.GGUF, "planar": formats.PLANAR, "dialects": formats.DIALECTS, "dense": formats.DENSE}
 HEADINGS = [
     "Purpose", "Layout", "Decoding", "Ranges and illegal values", "Encoding and rounding", "Where found", "Sources",
     "Worked block", "Notes",

@@ -36,6 +36,7 @@ PATTERNS = {
     "float64": (0x4000000000000000,),
     "float8_e8m0fnu": (0x7E,),
     "float8_e8m0half": (0x7E,),
+    "float8_e8m0inf": (0x7E,),
     "float8_ue4m3": (0x30, 0x3C),
 }
 ONE = (0x01,)

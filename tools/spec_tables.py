@@ -25,7 +25,7 @@ from qformat.layout import Layout
 SPEC = Path(__file__).resolve().parents[1] / "spec"
 USAGE = "usage: spec_tables.py [--check] [SPEC_FOLDER]"
 MARKED = re.compile(r"(<!-- generated: ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-FAMILIES = {"gguf": formats.GGUF, "planar": formats.PLANAR, "dense": formats.DENSE}
+FAMILIES = {"gguf": formats.GGUF, "planar": formats.PLANAR, "dialects": formats.DIALECTS, "dense": formats.DENSE}
 
 
 def main(arguments: list[str]) -> int:

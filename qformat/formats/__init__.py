@@ -3,18 +3,19 @@
 import re
 
 from qformat.errors import UsageError
-from qformat.formats import dense, gguf, gguf_few, gguf_grid, gguf_k, integer, mx, nf4
+from qformat.formats import dense, gguf, gguf_few, gguf_grid, gguf_k, integer, mlx, mx, nf4
 from qformat.formats.form import Format, PartForm, matrix
 
 GGUF = (*gguf.ALL, *gguf_k.ALL, *gguf_few.ALL, *gguf_grid.ALL)
 PLANAR = (*mx.ALL, *nf4.ALL, *integer.ALL)
+DIALECTS = (*mlx.DIALECT,)  # of formats with open sizes a few
 DENSE = dense.ALL
-ALL = (*GGUF, *PLANAR, *DENSE)
+ALL = (*GGUF, *PLANAR, *DIALECTS, *DENSE)
 
 _INTEGER = re.compile(r"(u?)int([2-8])(_asym)?(?:_(g\d+|channel|tensor))?")
 _NF4 = re.compile(r"nf4(?:_b(\d+))?")
 
-__all__ = ["ALL", "DENSE", "GGUF", "PLANAR", "Format", "PartForm", "find", "matrix"]
+__all__ = ["ALL", "DENSE", "DIALECTS", "GGUF", "PLANAR", "Format", "PartForm", "find", "matrix"]
 
 
 def find(name: str) -> Format:

@@ -152,6 +152,8 @@ class Dialect:
     forms  : gives the formats that could hold a tensor, of one kind or, "", of all
     unbind : gives the arrays of a weight
     config : gives what is to be set in which JSON file, for all weights packed and dense: {"config.json": {key: value}}
+    metadata : strings that its files hold themselves, in place of the source's
+    carry  : gives the same once the source's config.json is known, with what that says and no weight tells of
     """
 
     name: str
@@ -160,6 +162,8 @@ class Dialect:
     forms: Callable[[str, PackedTensor], Sequence[Format]]
     unbind: Callable[[Written], Sequence[Array]]
     config: Callable[[Sequence[Written]], Mapping[str, Json]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    carry: Callable[[Sequence[Written], Json, Mapping[str, Json]], Mapping[str, Json]] = lambda weights, source, said: said
 
 
 def bind(form: Format, shape: tuple[int, ...], shelf: Shelf, arrays: Mapping[str, str], dtype: str = "") -> PackedTensor:
