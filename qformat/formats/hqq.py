@@ -57,13 +57,12 @@ def _codes(bits: int, word: int) -> Layout:
     """Declare a byte of codes for each byte of a word, or a word of three-bit codes."""
     n_slabs = slabs(bits)
     if bits == 3:
-        fields = (_bits("codes", Plane(0, 3, "w=10 -> ~w", word=4), 10), _bits("spare", Plane(0, 2, bit=30, word=4), 1))
-        return Layout("hqq_3", n_slabs, WORD // 8, fields)
-    order = f"w={n_slabs} j={word} -> j*8 ~w"
-    fields = (_bits("codes", Plane(0, bits, order, word=word), n_slabs * word),)
-    if spare := 8 - bits * n_slabs:
-        fields += (_bits("spare", Plane(0, spare, f"j={word} -> j*8", bit=bits, word=word), word),)
-    return Layout(f"hqq_{bits}" + (f"_word{word}" if word > 1 else ""), n_slabs * word, word, fields)
+        words = (_bits("codes", Plane(0, 3, "w=10 -> ~w", word=4), 10), _bits("spare", Plane(0, 2, bit=30, word=4), 1))
+        return Layout("hqq_3", n_slabs, WORD // 8, words)
+    codes = _bits("codes", Plane(0, bits, f"w={n_slabs} j={word} -> j*8 ~w", word=word), n_slabs * word)
+    rest = 8 - bits * n_slabs
+    spare = (_bits("spare", Plane(0, rest, f"j={word} -> j*8", bit=bits, word=word), word),) if rest else ()
+    return Layout(f"hqq_{bits}" + (f"_word{word}" if word > 1 else ""), n_slabs * word, word, (codes, *spare))
 
 
 def _bits(name: str, plane: Plane, count: int) -> Bits:

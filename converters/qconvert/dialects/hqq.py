@@ -20,6 +20,7 @@ from qformat.errors import FileError, QFormatError, UsageError
 from qformat.formats.form import Format
 from qformat.formats.hqq import BITS, hqq, slabs
 from qformat.scheme import Flat, Strided
+from qformat.store import format_of
 from qformat.tensor import PackedTensor
 
 NAME = "hqq"
@@ -107,7 +108,7 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
         return ()
     found = []
     for dtype in FLOATS:
-        for word in dict.fromkeys((1, 1 if wide == 3 else word_of(tensor))):
+        for word in dict.fromkeys((1, 1 if wide == 3 else word_of(format_of(tensor)))):
             try:
                 found.append(hqq(wide, axis, group, n_groups, dtype, word))
             except QFormatError:
@@ -184,10 +185,9 @@ def facts_of(weight: Written) -> dict[str, Any]:
     }
 
 
-def word_of(holder: PackedTensor | Format) -> int:
+def word_of(form: Format) -> int:
     """Give the bytes of the words in which codes lie, where slabs share them; 1 for bytes."""
-    parts = [part.form if isinstance(holder, PackedTensor) else part for part in holder.parts]
-    axes = {name: n for part in parts for name, n, _ in part.tiling.inner if part.role == "codes"}
+    axes = {name: n for part in form.parts for name, n, _ in part.tiling.inner if part.role == "codes"}
     return axes.get("j", 1) if "w" in axes else 1
 
 
