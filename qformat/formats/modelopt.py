@@ -2,7 +2,8 @@
 
     w4a16   two rows share a byte, the even one in the low nibble; two's complement
 
-Where the product's input is scaled, its scale is part of the weight: one value per column, multiplied last.
+NVFP4's table, unlike that of MXFP4, holds 0 for code 8, not minus 0. Where the product's input is scaled, its scale is part
+of the weight: one value per column, multiplied last.
 
 Source: NVIDIA/Model-Optimizer 0.47.0: modelopt/torch/quantization/qtensor/nvfp4_tensor.py, mxfp4_tensor.py,
 modelopt/torch/export/quant_utils.py (pack_int4_in_uint8, to_quantized_weight).
@@ -11,6 +12,7 @@ modelopt/torch/export/quant_utils.py (pack_int4_in_uint8, to_quantized_weight).
 from dataclasses import replace
 
 from qformat.formats.form import Format, PartForm, packed, parameter
+from qformat.formats.gguf import WITHOUT_MINUS_ZERO
 from qformat.formats.mx import MXFP4 as MX
 from qformat.layout import Bits, Layout, Plane
 from qformat.scheme import Alphabet, Apply, Grid, Integers, Op, Param, Ref, Scheme, Step, levels
@@ -29,7 +31,7 @@ def nvfp4(columns: str = "") -> Format:
     scales, both = Param("scales", "float8_e4m3fn", Grid(1, 16)), Param("global_scale", "float32", Grid(0, 0))
     steps = (Step(Op.MUL, Apply(Op.MUL, Ref("scales"), Ref("global_scale"))),)
     codes = PartForm("codes", packed("nibbles", 4, "codes"))
-    return _form("nvfp4", levels("float4_e2m1fn"), steps, codes, {scales: 1, both: 4}, columns)
+    return _form("nvfp4", WITHOUT_MINUS_ZERO, steps, codes, {scales: 1, both: 4}, columns)
 
 
 def fp8(group: Grid) -> Format:
