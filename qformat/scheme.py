@@ -8,6 +8,7 @@ at these declarations; nothing looks at its name.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -149,6 +150,10 @@ class Levels:
 
     name: str
     levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        one_nan = tuple(math.nan if math.isnan(level) else level for level in self.levels)
+        object.__setattr__(self, "levels", one_nan)  # so that alphabets with NaN can be equal
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ def own(packed_by: Mapping[str, str]) -> Dialect:
     packed_by : dialect that a tensor was read in, by the tensor's name, as far as it is known
     """
     named = {name: dialect for name, dialect in packed_by.items() if any(known.name == dialect for known in DIALECTS)}
-    return Dialect("", (), lambda shelf: iter(()), _forms, partial(_unbind, named), partial(_config, named))
+    unbind, carry = partial(_unbind, named), partial(_carry, named)
+    return Dialect("", (), lambda shelf: iter(()), _forms, unbind, lambda weights: carry(weights, {}, {}), carry=carry)
 
 
 def holder(tensor: PackedTensor) -> Dialect | None:
@@ -49,12 +50,15 @@ def _unbind(named: Mapping[str, str], weight: Written) -> Sequence[Array]:
     return _owner(named, weight).unbind(weight)
 
 
-def _config(named: Mapping[str, str], weights: Sequence[Written]) -> Mapping[str, Json]:
+def _carry(
+    named: Mapping[str, str], weights: Sequence[Written], source: Json, already: Mapping[str, Json]
+) -> Mapping[str, Json]:
     """Let each dialect speak of its own weights; where they speak of the same key, the one with the most weights does."""
     owners = {weight.name: _owner(named, weight).name for weight in weights if not weight.form.scheme.is_dense}
     said: dict[str, dict[str, Any]] = {}
     for name, _ in Counter(owners.values()).most_common():
         held = [weight for weight in weights if owners.get(weight.name, name) == name]
-        for file, changes in find(name).config(held).items():
+        dialect = find(name)
+        for file, changes in dialect.carry(held, source, dialect.config(held)).items():
             said[file] = {**changes, **said.get(file, {})}
     return said

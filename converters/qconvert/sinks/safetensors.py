@@ -22,8 +22,11 @@ from qformat.file.hidden import Hidden
 from qformat.model import Model
 
 STEM = "model"
+CONFIG = "config.json"
 KEY = "quantization_config"
 KEYS = (KEY, "quantization", "compression_config")  # by which a config speaks of packed weights
+# Files that speak of nothing else: ModelOpt's, optimum-quanto's, AutoGPTQ's, llm-awq's.
+OF_PACKING = ("hf_quant_config.json", "quanto_qmap.json", "quantize_config.json", "quant_config.json")
 
 
 def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check: Callable[[Path], None]) -> PlacedSink:
@@ -39,9 +42,10 @@ def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check
     sizes = {name: sum(array.n_bytes for array in held) for name, held in arrays.items()}
     shards = plan_shards(list(sizes.items()), limits, stem)
     numbers = {item.name: number for number, item in enumerate(items)}
-    said = configs(plan)
-    packing = said.get("config.json", {}).get(KEY)
-    metadata = metadata_of(model) | ({KEY: json.dumps(packing)} if is_file and packing else {})
+    said = configs(model, plan)
+    packing = said.get(CONFIG, {}).get(KEY)
+    strings = dict(plan.target.dialect.metadata) if plan.target.dialect is not None else {}
+    metadata = metadata_of(model) | strings | ({KEY: json.dumps(packing)} if is_file and packing else {})
     says_so = metadata.get(KEY) == model.metadata.get(KEY)
     own = own_header(model, items, arrays) if len(shards) == 1 and says_so else b""
     files = []
@@ -52,7 +56,7 @@ def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check
         whole = [array for _, array in held if not array.role]
         keys = {(number, array.role): array.name for number, array in held if array.role}
         files.append(PlannedFile(name, partial(begin, how=how, whole=whole), keys))
-    beside = {} if is_file else beside_of(model, said)
+    beside = {} if is_file else beside_of(model, said, OF_PACKING if was_packed(plan) else ())
     if len(files) > 1:
         index = {name: [a.name for member in members for a in arrays[member]] for name, members in shards.items()}
         beside[f"{stem}{INDEX_SUFFIX}"] = index_json(index, sum(sizes.values()))
@@ -71,11 +75,14 @@ def arrays_of(item: Item, dialect: Dialect | None) -> Sequence[Array]:
     return dialect.unbind(Written(item.name, item.form, item.tensor))
 
 
-def configs(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
-    """Give what a dialect says of a plan's tensors, by file."""
+def configs(model: Model, plan: Plan) -> Mapping[str, Mapping[str, Any]]:
+    """Give what a dialect says of a plan's tensors, by file; without a dialect a config that spoke of packing says no more."""
     if plan.target.dialect is None:
-        return {}
-    return plan.target.dialect.config([Written(item.name, item.form, item.tensor) for item in plan.items])
+        return {CONFIG: {}} if CONFIG in model.assets and was_packed(plan) else {}
+    weights = [Written(item.name, item.form, item.tensor) for item in plan.items]
+    source = parse_json(model.assets[CONFIG](), path=model.path, what=CONFIG) if CONFIG in model.assets else {}
+    said = plan.target.dialect.config(weights)
+    return plan.target.dialect.carry(weights, source if isinstance(source, dict) else {}, said)
 
 
 def metadata_of(model: Model) -> dict[str, str]:
@@ -85,9 +92,14 @@ def metadata_of(model: Model) -> dict[str, str]:
     return {key: value for key, value in model.metadata.items() if isinstance(value, str) and key != KEY}
 
 
-def beside_of(model: Model, said: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
-    """Give the files that lie beside the weights: the source's, with what is said of the tensors now."""
-    beside = {name: read() for name, read in model.assets.items() if is_beside(name)}
+def was_packed(plan: Plan) -> bool:
+    """Tell whether the source holds packed weights, of which its files may speak."""
+    return any(not item.tensor.scheme.is_dense for item in plan.items)
+
+
+def beside_of(model: Model, said: Mapping[str, Mapping[str, Any]], without: Sequence[str] = ()) -> dict[str, bytes]:
+    """Give the files that lie beside the weights: the source's but for those `without`, with what is said of the tensors now."""
+    beside = {name: read() for name, read in model.assets.items() if is_beside(name) and name not in without}
     for name, changes in said.items():
         old = parse_json(beside[name], path=model.path, what=name) if name in beside else {}
         kept = {key: value for key, value in old.items() if key not in KEYS} if isinstance(old, dict) else {}
