@@ -63,4 +63,4 @@ def _form(
 
 MXFP4 = replace(MX, name="modelopt:mxfp4", scheme=replace(MX.scheme, name="modelopt:mxfp4"), rule="")
 
-ALL = (nvfp4(), MXFP4, fp8(Grid(0, 0)), fp8(Grid(1, 0)), w4a16(128), w4a16(128, columns="float16"))
+DIALECT = (nvfp4(), MXFP4, fp8(Grid(0, 0)), w4a16(128))

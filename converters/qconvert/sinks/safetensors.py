@@ -98,7 +98,7 @@ def was_packed(plan: Plan) -> bool:
 
 
 def beside_of(model: Model, said: Mapping[str, Mapping[str, Any]], without: Sequence[str] = ()) -> dict[str, bytes]:
-    """Give the files that lie beside the weights: the source's but for those `without`, with what is said of the tensors now."""
+    """Give the files that lie beside the weights: the source's, some aside, with what is said of the tensors now."""
     beside = {name: read() for name, read in model.assets.items() if is_beside(name) and name not in without}
     for name, changes in said.items():
         old = parse_json(beside[name], path=model.path, what=name) if name in beside else {}
