@@ -24,10 +24,12 @@ class PartForm:
 
     def dims(self, scheme: Scheme, n_rows: int, n_cols: int, n_bytes: int = 0) -> tuple[int, ...]:
         """Give the logical sizes that the array covers, from those of the matrix; `n_bytes` stands in for unknown blocks."""
-        if isinstance(scheme.alphabet, Opaque) and not self.layout.n_weights:
-            return (n_bytes,)
         if self.layout.n_weights:
             return (n_rows * n_cols,) if len(self.tiling.logical) == 1 else (n_rows, n_cols)
+        if not self.layout.holds:  # one block of bits that no value depends on
+            return (self.layout.n_items,)
+        if isinstance(scheme.alphabet, Opaque) and "codes" in self.layout.holds:
+            return (n_bytes,)
         return scheme.param(self.layout.holds[0]).group.counts(n_rows, n_cols)
 
     def bind(self, dims: tuple[int, ...]) -> Bound:
