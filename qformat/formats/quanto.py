@@ -18,7 +18,7 @@ FLOATS = {"float8_e4m3fn": "qfloat8_e4m3fn", "float8_e5m2": "qfloat8_e5m2", "flo
 QTYPES = {"int2": "qint2", "int4": "qint4", "int8": "qint8", **FLOATS}  # the peer's name of each element
 FEW = {"int2": 2, "int4": 4}  # bits of codes that share a byte
 GROUP, GROUP_STEP, MIN_GROUP = 128, 32, 32
-UNKNOWN = "of unknown row length, to be given as --shape NAME=ROWS,COLUMNS,"
+UNKNOWN = "of unknown row length (give --shape NAME=ROWS,COLUMNS)"
 
 
 def group_of(n_cols: int) -> int:

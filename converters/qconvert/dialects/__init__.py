@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from qconvert.dialects.compressed_tensors import COMPRESSED_TENSORS
 from qconvert.dialects.dialect import Claim, Dialect, Shelf
+from qconvert.dialects.fp8_block import FP8_BLOCK
 from qconvert.dialects.gpt_oss import GPT_OSS
 from qconvert.dialects.gptq import GPTQ
 from qconvert.dialects.hqq import HQQ
@@ -15,7 +16,7 @@ from qconvert.dialects.quanto import QUANTO
 from qconvert.dialects.refused import AS_ARRAYS, refuse, refuse_orphans
 from qformat.errors import FileError, UsageError
 
-DIALECTS = (GPTQ, COMPRESSED_TENSORS, MLX, HQQ, MODELOPT, GPT_OSS, QUANTO)
+DIALECTS = (GPTQ, COMPRESSED_TENSORS, MLX, HQQ, MODELOPT, GPT_OSS, QUANTO, FP8_BLOCK)
 
 __all__ = ["DIALECTS", "Claim", "Dialect", "Shelf", "check_assumed", "claim_all", "find"]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
 from qconvert.dialects.geometry import code_bits
@@ -68,13 +69,12 @@ def load_few(shelf: Shelf, module: str, arrays: Mapping[str, str]) -> PackedTens
     if not fitting or not group or not n_groups:
         message = f"{n_stored} x {group} bytes for {n_groups} groups, expected {' or '.join(FEW)}: 4 or 2 groups in a row"
         raise FileError(message, tensor=arrays["codes"], found=n_stored, expected=n_groups)
-    said = [
-        element for element in fitting if QTYPES[element] in (said_of(shelf, module), f"q{shelf.quantization.get('weights')}")
-    ]
-    element = (said or fitting)[0]
-    if len(fitting) > len(said or fitting[:1]) and not said:
+    words = (said_of(shelf, module), f"q{shelf.quantization.get('weights')}")
+    said = [element for element in fitting if len(fitting) == 1 or QTYPES[element] in words]
+    if not said:
         message = f"{n_groups} groups in {n_stored} rows of bytes are {' or '.join(fitting)}, and no config says which"
         raise FileError(message, tensor=arrays["codes"], found=n_groups)
+    element = said[0]
     shape = shape_of(shelf, module, n_groups, group)
     form = quanto(element, dtype, group, shift, extras_of(shelf, arrays, dtype), shape is not None)
     stored = {role: name for role, name in arrays.items() if role != "shift"} | {form.scheme.params[1].name: arrays["shift"]}
@@ -185,7 +185,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     if not qtypes:
         return {}
     most = Counter(qtypes.values()).most_common(1)[0][0]
-    said = {"quant_method": NAME, "weights": "float8" if "float" in most else most[1:], "activations": None}
+    said: dict[str, Any] = {"quant_method": NAME, "weights": "float8" if "float" in most else most[1:], "activations": None}
     skipped = [w.module for w in weights if w.form.scheme.is_dense and w.name.endswith(WEIGHT) and len(w.shape) > 1]
     said |= {"modules_to_not_convert": skipped} if skipped else {}
     types = {module: {"weights": qtype, "activations": "none"} for module, qtype in qtypes.items()}
