@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from qconvert.containers.gguf_types import GGUF_DENSE
 from qconvert.containers.gguf_values import KeyValue
-from qconvert.dialects import ggml
+from qconvert.dialects import DIALECTS, ggml
 from qconvert.imatrix import Entry
 from qconvert.targets import WIDER, Target, spell
 from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple, same_parts
@@ -157,7 +157,9 @@ def spelled(form: Format, container: str) -> str:
         short = {element: kind for kind, element in GGUF_DENSE.items()}
         family = container if container != "qfmt" else "gguf" if form.name in short else "safetensors"
         return f"{family}:{short.get(form.name, form.name)}"
-    if ":" in form.name:  # a dialect's format bears the name of its target
+    if ":" in form.name or form.name in {
+        dialect.name for dialect in DIALECTS
+    }:  # a dialect's format bears the name of its target
         return form.name
     return spell(form, "gguf" if ggml.type_of(form) is not None else container)
 

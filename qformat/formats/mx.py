@@ -1,7 +1,7 @@
 """MXFP4 in two arrays: E2M1 codes, low nibble first, and one E8M0 exponent per 32 weights.
 
-Source: OCP Microscaling Formats (MX) v1.0, sections 5.2 and 5.3. gpt-oss and compressed-tensors 0.20.0 hold the same
-bytes.
+Source: OCP Microscaling Formats (MX) v1.0, sections 5.2 and 5.3. compressed-tensors 0.20.0 holds the same bytes; so does
+gpt-oss, whose reader takes exponent 255 for 2^128 instead of NaN (huggingface/transformers 5.23.0: integrations/mxfp4.py).
 """
 
 from qformat.formats.form import Format, PartForm, packed, parameter
@@ -16,5 +16,12 @@ MXFP4 = Format(
     (PartForm("codes", CODES), parameter(SCALES, 1)),
     rule="floor",
 )
+INFINITE = Param("scales", "float8_e8m0inf", SCALES.group)
+GPT_OSS = Format(
+    "gpt-oss",
+    Scheme("gpt-oss", MXFP4.scheme.alphabet, (INFINITE,), MXFP4.scheme.steps),
+    (MXFP4.parts[0], parameter(INFINITE, 1)),
+)
 
 ALL = (MXFP4,)
+DIALECT = (GPT_OSS,)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Json = Mapping[str, Any]
 WEIGHT = ".weight"
+MATRIX = 2  # axes
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,11 @@ class Dialect:
     config: Callable[[Sequence[Written]], Mapping[str, Json]]
     metadata: Mapping[str, str] = field(default_factory=dict)
     carry: Callable[[Sequence[Written], Json, Mapping[str, Json]], Mapping[str, Json]] = lambda weights, source, said: said
+
+
+def dense_modules(weights: Sequence[Written]) -> list[str]:
+    """List the modules that keep a dense matrix."""
+    return [w.module for w in weights if w.form.scheme.is_dense and w.name.endswith(WEIGHT) and len(w.shape) == MATRIX]
 
 
 def bind(form: Format, shape: tuple[int, ...], shelf: Shelf, arrays: Mapping[str, str], dtype: str = "") -> PackedTensor:
