@@ -84,14 +84,13 @@ class Operands:
             stored = self.read(name, low, high)
             rows = np.zeros(last - first, np.intp) if group.rows == 0 else np.arange(first, last) // group.rows - low
             return (stored if group.rows == 1 else stored[rows]), group.cols or n_cols
-        if isinstance(group, Flat) and n_cols % group.n_weights == 0:
-            per_row = n_cols // group.n_weights
-            return self.read(name, first * per_row, last * per_row).reshape(last - first, per_row), group.n_weights
         if isinstance(group, Flat):
+            run = math.gcd(n_cols, group.n_weights)  # no group ends within such a run
             low = first * n_cols // group.n_weights
             stored = self.read(name, low, -(-last * n_cols // group.n_weights))
-            index = np.arange(first * n_cols, last * n_cols) // group.n_weights - low
-            return stored[index].reshape(last - first, n_cols), 1
+            if run != group.n_weights:
+                stored = stored[np.arange(first * n_cols // run, last * n_cols // run) // (group.n_weights // run) - low]
+            return stored.reshape(last - first, n_cols // run), run
         if isinstance(group, Strided):
             stored = self.read(name, 0, None)
             index = np.arange(first * n_cols, last * n_cols) % stored.size

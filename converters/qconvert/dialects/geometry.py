@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qformat.bits import DTYPES
-from qformat.scheme import Flat, Grid, Group, Indexed, Integers, Levels, Op, Plain, Scheme, Stored, Strided, refs
+from qformat.scheme import Flat, Grid, Group, Indexed, Integers, Levels, Op, Plain, Scheme, Stored, Strided, Table, refs
 from qformat.tensor import PackedTensor
 
 
@@ -16,7 +16,7 @@ def code_bits(scheme: Scheme) -> int | None:
 def scale_group(scheme: Scheme) -> Group | None:
     """Give the finest group of the parameters that codes are multiplied with; None without any."""
     names = {name for step in scheme.steps if step.op in (Op.MUL, Op.DIV) for name in refs(step.operand)}
-    groups = [param.group for param in scheme.params if param.name in names]
+    groups = [param.group for param in scheme.params if param.name in names and not isinstance(param.group, Table)]
     return min(groups, key=_fineness) if groups else None
 
 
