@@ -4,11 +4,11 @@
     int     int8, zero points as they are
     float   float8 with scales for the tensor, a row, a group or a block of rows and columns
     nvfp4   E2M1; an E4M3 scale for 16 columns, divided by a float32 of the tensor
-    mxfp4, mxfp6, mxfp8   E2M1, E2M3, E4M3; an E8M0 scale for 32 columns
+    mxfp4, mxfp6, mxfp8   E2M1, E2M3, E4M3; an E8M0 scale for 32 columns, 255 read as 2^128, which is infinite
 
 Source: compressed-tensors 0.20.0: compressors/pack_quantized/helpers.py, compressors/nvfp4/helpers.py,
-compressors/mxfp6/helpers.py, quantization/lifecycle/forward_helpers.py (_dequantize). Files of 2025 and before hold fields
-that do not cross words.
+compressors/mxfp6/helpers.py, compressors/mx_utils.py, quantization/lifecycle/forward_helpers.py (_dequantize). Files of
+2025 and before hold fields that do not cross words.
 """
 
 from functools import cache
@@ -16,7 +16,7 @@ from math import gcd
 
 from qformat.errors import UsageError
 from qformat.formats.form import Format, PartForm, packed, parameter, scalar
-from qformat.formats.mx import MXFP4
+from qformat.formats.mx import INFINITE
 from qformat.layout import Bits, Layout, Plane
 from qformat.scheme import Apply, Grid, Group, Indexed, Integers, Levels, Op, Param, Ref, Scheme, Step, Table, levels
 from qformat.tiling import FLAT, Tiling
@@ -101,9 +101,8 @@ def _format(
 
 
 def _mx(kind: str, element: str, bits: int, name: str) -> Format:
-    scales = MXFP4.scheme.params[0]
-    parts = (PartForm("codes", packed(name, bits, "codes")), parameter(scales, 1))
-    return _format(kind, levels(element), (scales,), SCALED, parts)
+    parts = (PartForm("codes", packed(name, bits, "codes")), parameter(INFINITE, 1))
+    return _format(kind, levels(element), (INFINITE,), SCALED, parts)
 
 
 _GROUPS, _DIVISOR = Param("scales", "float8_e4m3fn", Grid(1, 16)), Param("divisor", "float32", TENSOR)
