@@ -8,18 +8,19 @@ whether they can. It knows no format by name and no file: a source and a target 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.represent import represent
+from qformat.bits import DTYPES
 from qformat.errors import NotExact
 from qformat.evaluate import F32, Operands, common_run
 from qformat.formats import Format
 from qformat.layout import Bits
-from qformat.scheme import Flat, Grid, Integers, Levels, Op, Operand, Ref, Scheme
+from qformat.scheme import Flat, Grid, Indexed, Integers, Levels, Op, Operand, Ref, Scheme
 from qformat.tensor import PackedTensor
 
 Values = dict[str, NDArray[Any]]
@@ -68,6 +69,11 @@ def read_affine(scheme: Scheme) -> Affine | None:
     return Affine(zero, tuple(scale), bias)
 
 
+def indexed(scheme: Scheme) -> Indexed | None:
+    """Give the groups of a scheme whose columns a parameter names; None where columns lie in runs."""
+    return next((param.group for param in scheme.params if isinstance(param.group, Indexed)), None)
+
+
 class Recast:
     """One tensor on its way to one format: derives the target's arrays for ranges of rows.
 
@@ -83,7 +89,13 @@ class Recast:
             raise NotExact(f"{form.name} has two-level parameters", field="scheme")
         self.tensor, self.form, self.source = tensor, form, source
         self.zero, self.scale, self.bias = zero, scale, bias
-        self.operands = Operands(tensor.scheme, tensor.n_cols, tensor.param)
+        self.index, self.width, scheme = indexed(tensor.scheme), tensor.n_cols, tensor.scheme
+        self.by_index = self.index is not None and indexed(form.scheme) == self.index
+        if self.by_index and self.index is not None:  # groups meet as they are, whatever their columns
+            params = [param for param in scheme.params if param.name != self.index.index]
+            by_group = tuple(replace(p, group=Grid(1, 1)) if p.group == self.index else p for p in params)
+            self.width, scheme = self.index.n_groups, replace(scheme, params=by_group)
+        self.operands = Operands(scheme, self.width, tensor.param)
         self.heads: dict[str, F32] = {}  # of parameters that all rows share
         self.rows, self.run = self._target_groups()
 
@@ -96,6 +108,7 @@ class Recast:
         """
         codes = self.tensor.codes(slice(first, last))
         scale, zero, bias = self._source(first, last)
+        self._check_exponents(scale, first)
         found = Derived({})
         if bias is not None and not self.bias:
             zero, bias = _zero_of(bias, scale), None
@@ -115,12 +128,14 @@ class Recast:
             self._store(self.zero, shifted, first, found, rounding=False)
         with np.errstate(all="ignore"):
             self._store(self.scale, scale / np.float32(factor), first, found, rounding)
+        if self.by_index and self.index is not None:
+            found.values[self.index.index] = self.tensor.param(self.index.index)
         return found
 
     def _source(self, first: int, last: int) -> tuple[F32, F32 | None, F32 | None]:
         """Give the source's effective scale, zero and bias over the target's groups, checked equal within each."""
         operands, affine = self.operands, self.source
-        scale, run = np.ones((last - first, 1), np.float32), self.tensor.n_cols
+        scale, run = np.ones((last - first, 1), np.float32), self.width
         for op, operand in affine.scale:
             right, narrow = operands.operand(operand, first, last)
             both = common_run(run, narrow)
@@ -139,19 +154,27 @@ class Recast:
         """Give one value per target group; refuse groups that hold different ones."""
         both = common_run(run, self.run)
         fine = self.operands.spread(array, run, both)
-        starts = np.arange(0, self.tensor.n_cols, self.run) // both
+        starts = np.arange(0, self.width, self.run) // both
         coarse = fine[:, starts]
         back = self.operands.spread(coarse, self.run, both)
         differs = ~((back == fine) | (np.isnan(back) & np.isnan(fine)))
         if differs.any():
             row, column = (int(i) for i in np.argwhere(differs)[0])
             index = (first + row) * self.tensor.n_cols + column * both
-            raise NotExact(
-                f"{name} {float(fine[row, column])!r} at weight {index} is not that of its group of {self.run}",
-                field=name, offset=None, found=float(fine[row, column]), expected=float(back[row, column]),
-            )  # fmt: skip
+            value, by = float(fine[row, column]), "" if self.index is None else self.index.index
+            order = f"; columns are grouped by {by}, which {self.form.name} does not hold" if by else ""
+            message = f"{name} {value!r} at weight {index} is not that of its group of {self.run}{order}"
+            raise NotExact(message, field=by or name, found=value, expected=float(back[row, column]))
         self._check_rows(name, coarse, first)
         return coarse
+
+    def _check_exponents(self, scale: F32, first: int) -> None:
+        """Refuse the exponent byte 255, for which readers have different values."""
+        exponents = (DTYPES[param.dtype] for param in self.tensor.scheme.params)
+        if any(element.kind == "float" and not element.mantissa for element in exponents) and not np.isfinite(scale).all():
+            row = first + int(np.argwhere(~np.isfinite(scale))[0, 0])
+            message = f"a scale of row {row} is the byte 255, infinite or no number, which {self.form.name} cannot hold"
+            raise NotExact(message, field="scale", found=255, expected=254)
 
     def _check_rows(self, name: str, array: F32, first: int) -> None:
         """Refuse rows of one target group that hold different values."""
@@ -178,7 +201,7 @@ class Recast:
                 wide += offset
                 found.reasons.append(f"code + {offset}" if offset else "codes copied")
             elif zero is not None:
-                wide -= np.repeat(zero, self.run, axis=1)[:, : codes.shape[1]].astype(np.int32)
+                wide -= self._by_column(zero).astype(np.int32)
                 zero = None
                 found.reasons.append("code - zero")
             else:
@@ -195,6 +218,12 @@ class Recast:
             raise NotExact(f"code {int(codes.reshape(-1)[where])} has no equal level", field="codes", found=where)
         found.reasons.append("levels matched" if factor == 1 else f"levels x {factor:g}")
         return moved.astype(np.int8 if isinstance(target, Integers) and target.low < 0 else np.uint8), None, factor
+
+    def _by_column(self, array: F32) -> F32:
+        """Give each column the value of its group in the target."""
+        if self.by_index and self.index is not None:
+            return array[:, self.tensor.param(self.index.index).reshape(-1)]
+        return np.repeat(array, self.run, axis=1)[:, : self.tensor.n_cols]
 
     def _check_range(self, codes: NDArray[np.int32], target: Integers) -> None:
         if codes.size == 0 or (int(codes.min()) >= target.low and int(codes.max()) <= target.high):
@@ -238,6 +267,8 @@ class Recast:
     def _target_groups(self) -> tuple[int, int]:
         """Give the rows (0: all) and columns that share a parameter in the target; refuse what they cannot say."""
         groups = set()
+        if self.by_index:
+            return 1, 1
         for param in self.form.scheme.params:
             group = param.group
             if isinstance(group, Flat) and self.tensor.n_cols % group.n_weights == 0:
