@@ -27,6 +27,7 @@ from qformat.store import format_of, part_bytes
 from qformat.tensor import PackedTensor
 
 MIN_MATRIX_RANK = 2
+BIAS = ("_bias", ".bias")
 NO_CONFIG = "the source has no config.json: what is written says how weights are packed, and nothing else of the model"
 NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will load this file"
 
@@ -121,16 +122,17 @@ def is_chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool
     return named and not any(fnmatchcase(name, glob) for glob in exclude)
 
 
-def is_float_matrix(tensor: PackedTensor) -> bool:
-    """Tell whether a tensor is a dense float matrix, or a stack of them: what quantizing is for."""
+def is_float_matrix(name: str, tensor: PackedTensor) -> bool:
+    """Tell whether a tensor is a dense float matrix, or a stack of them, but no stack of biases: what quantizing is for."""
     alphabet = tensor.scheme.alphabet
-    return isinstance(alphabet, Plain) and DTYPES[alphabet.dtype].kind == "float" and len(tensor.shape) >= MIN_MATRIX_RANK
+    is_float = isinstance(alphabet, Plain) and DTYPES[alphabet.dtype].kind == "float"
+    return is_float and len(tensor.shape) >= MIN_MATRIX_RANK and not name.endswith(BIAS)
 
 
 def decide(name: str, tensor: PackedTensor, target: Target) -> Item:
     """Choose the format of one tensor and judge it."""
     stored = format_of(tensor)
-    takes_wanted = not stored.scheme.is_dense or is_float_matrix(tensor)
+    takes_wanted = not stored.scheme.is_dense or is_float_matrix(name, tensor)
     has_type = target.wanted is not None and target.container == "gguf" and ggml.type_of(stored) == ggml.type_of(target.wanted)
     keeps = has_type or (target.keeps and target.is_dense and stored.scheme.is_dense)
     if target.wanted is not None and takes_wanted and not keeps:
@@ -194,7 +196,7 @@ def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
     exact = [item.target for item in items if item.verdict.verdict in (SAME_BYTES, EXACT) and item is not best]
     if best.verdict.verdict == REFUSED:
         best = items[-1]  # the largest, and so the one with the least in the way
-        way_out = f"; nearest: --to {best.target} --allow requantize"
+        way_out = f"; nearest: --to {best.target} --allow requantize" if can_requantize(tensor, best.form) else ""
         best = replace(best, verdict=replace(best.verdict, reason=best.verdict.reason + way_out))
     return replace(best, others=tuple(exact))
 

@@ -187,7 +187,7 @@ def kept(name: str, tensor: PackedTensor, wish: Wish) -> str:
         return "not chosen"
     if not tensor.scheme.is_dense:
         return f"already {tensor.scheme.name}"
-    if not is_float_matrix(tensor):
+    if not is_float_matrix(name, tensor):
         return "no float matrix"
     why = kept_by_name(name, wish)
     return f"{why} is kept" if why else ""
