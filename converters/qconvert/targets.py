@@ -79,8 +79,10 @@ def find_target(name: str) -> Target:
         wanted = dense(SAFETENSORS_DENSE[kind or "f32"])
         return Target(_spell(container, kind), "safetensors", (), wanted, SAFETENSORS_HELD, keeps=not kind)
     for dialect in DIALECTS:
-        if container == dialect.name.replace("-", "_") and kind in ("", *dialect.kinds):
-            return Target(name.lower(), "safetensors", (), None, SAFETENSORS_HELD, keeps=True, dialect=dialect, kind=kind)
+        kinds = {known.replace("-", "_"): known for known in ("", *dialect.kinds)}
+        if container in (dialect.name.replace("-", "_"), dialect.short) and kind in kinds:
+            held = SAFETENSORS_HELD
+            return Target(name.lower(), "safetensors", (), None, held, keeps=True, dialect=dialect, kind=kinds[kind])
     raise UsageError(f"unknown target '{name}': expected {', '.join(names())}")
 
 
@@ -112,7 +114,8 @@ def gguf_type(kind: str) -> Format:
 def names() -> tuple[str, ...]:
     """List the targets, families by pattern."""
     gguf = "|".join(_gguf_types())
-    dialects = [f"{dialect.name}[:{'|'.join(dialect.kinds)}]" if dialect.kinds else dialect.name for dialect in DIALECTS]
+    words = {dialect.short or dialect.name: dialect.kinds for dialect in DIALECTS}
+    dialects = [f"{word}[:{'|'.join(kinds)}]" if kinds else word for word, kinds in words.items()]
     planar = "qfmt[:mxfp4|nf4[-bN]|[u]intN[-asym][-gN|-channel|-tensor]]"
     return (planar, f"gguf[:{gguf}]", "safetensors[:f32|f16|bf16]", *dialects)
 

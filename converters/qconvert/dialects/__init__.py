@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qconvert.dialects.bitnet import BITNET
+from qconvert.dialects.bitsandbytes import BITSANDBYTES
 from qconvert.dialects.compressed_tensors import COMPRESSED_TENSORS
 from qconvert.dialects.dialect import Claim, Dialect, Shelf
 from qconvert.dialects.fp8_block import FP8_BLOCK
@@ -17,7 +18,7 @@ from qconvert.dialects.quanto import QUANTO
 from qconvert.dialects.refused import AS_ARRAYS, refuse, refuse_orphans
 from qformat.errors import FileError, UsageError
 
-DIALECTS = (GPTQ, COMPRESSED_TENSORS, MLX, HQQ, MODELOPT, GPT_OSS, QUANTO, FP8_BLOCK, BITNET)
+DIALECTS = (GPTQ, BITSANDBYTES, COMPRESSED_TENSORS, MLX, HQQ, MODELOPT, GPT_OSS, QUANTO, FP8_BLOCK, BITNET)
 
 __all__ = ["DIALECTS", "Claim", "Dialect", "Shelf", "check_assumed", "claim_all", "find"]
 

@@ -147,13 +147,14 @@ class Written:
 class Dialect:
     """An ecosystem's convention.
 
-    name   : as a target spells it: "gptq"
+    name   : as people call it, and a target: "gptq"
     kinds  : what may follow the colon in a target; without one, whichever fits
     claim  : finds the weights of a checkpoint that follow it
     forms  : gives the formats that could hold a tensor, of one kind or, "", of all
     unbind : gives the arrays of a weight
     config : gives what is to be set in which JSON file, for all weights packed and dense: {"config.json": {key: value}}
     metadata : strings that its files hold themselves, in place of the source's
+    short  : as a target spells it, where that is another word: "bnb"
     carry  : gives the same once the source's config.json is known, with what that says and no weight tells of
     """
 
@@ -164,6 +165,7 @@ class Dialect:
     unbind: Callable[[Written], Sequence[Array]]
     config: Callable[[Sequence[Written]], Mapping[str, Json]]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    short: str = ""
     carry: Callable[[Sequence[Written], Json, Mapping[str, Json]], Mapping[str, Json]] = lambda weights, source, said: said
 
 
