@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qformat.errors import UsageError
-from qformat.fields import read_field, read_made, value_dtype, write_field, write_made
+from qformat.fields import read_field, read_made, unpacker_of, value_dtype, write_field, write_made
 from qformat.formats.form import PartForm
 from qformat.layout import Bits, Field, Layout
 from qformat.tiling import Bound
@@ -151,7 +151,8 @@ class Part:
     def has_spare_bits(self) -> bool:
         """Whether there are bits that no value depends on: fields that hold nothing, blocks filled up at an end."""
         layout = self.form.layout
-        return self.bound.padded != self.bound.dims or bool(layout.unpacker) or any(not part.holds for part in layout.parts)
+        made = bool(layout.unpacker) and not unpacker_of(layout).whole
+        return self.bound.padded != self.bound.dims or made or any(not part.holds for part in layout.parts)
 
     def extent(self, holds: str) -> tuple[int, ...]:
         """Give the logical sizes that the array has room for, for one field; at least those that it covers."""

@@ -37,11 +37,13 @@ class Unpacker:
     unpack : pieces by name -> int8 codes
     pack   : int8 codes -> pieces. Raises NotExact for codes that the pieces cannot say
     grid   : type whose grid it reads, in the `gguf` package's spelling; empty: none
+    whole  : values depend on every bit of the pieces, and are different for different bits
     """
 
     unpack: Callable[[Pieces], Ints]
     pack: Callable[[Ints], Pieces]
     grid: str = ""
+    whole: bool = False
 
 
 def find(name: str) -> Unpacker:
@@ -132,10 +134,23 @@ def unpack_less_one(bits: int, pieces: Pieces) -> Ints:
 
 def pack_less_one(bits: int, zeros: Ints) -> Pieces:
     """Give the words of zero points 1 and up. Raises NotExact for a 0, which readers that add field by field make 2^bits of."""
-    _refuse(zeros < 1, f"zero point 0 is not what gptq:v1 readers make of it, expected 1 to {1 << bits}; use gptq:v2", "zeros")
+    n_wrong = int(np.count_nonzero(zeros < 1))
+    if n_wrong:
+        message = f"{n_wrong} zero points of 0, which readers that add field by field take for {1 << bits}; use gptq:v2"
+        raise NotExact(message, field="zeros", found=0, expected=1)
     bit_list = np.unpackbits((zeros.astype(np.uint8) - np.uint8(1))[..., None], axis=-1, bitorder="little")[..., :bits]
     packed = np.packbits(bit_list.reshape(*zeros.shape[:-1], zeros.shape[-1] * bits), axis=-1, bitorder="little")
     return {"words": np.ascontiguousarray(packed).view(np.uint32)}
+
+
+def unpack_bytes(pieces: Pieces) -> Ints:
+    """Give codes that have a byte each, though they need fewer bits."""
+    return pieces["bytes"]
+
+
+def pack_bytes(codes: Ints) -> Pieces:
+    """Give the bytes of codes, which are the codes."""
+    return {"bytes": codes}
 
 
 @cache
@@ -207,6 +222,7 @@ def _shifted(run: int) -> Unpacker:
 
 UNPACKERS = {
     "trits": Unpacker(unpack_trits, pack_trits),
+    "bytes": Unpacker(unpack_bytes, pack_bytes),
     "iq2_xxs": _signed("IQ2_XXS", even=True),
     "iq2_xs": _signed("IQ2_XS", even=True),
     "iq2_s": _signed("IQ2_S", even=False),
@@ -214,5 +230,8 @@ UNPACKERS = {
     "iq3_s": _signed("IQ3_S", even=False),
     "iq1_s": _shifted(run=32),
     "iq1_m": _shifted(run=8),
-    **{f"less_one_{bits}": Unpacker(partial(unpack_less_one, bits), partial(pack_less_one, bits)) for bits in (2, 3, 4, 8)},
+    **{
+        f"less_one_{bits}": Unpacker(partial(unpack_less_one, bits), partial(pack_less_one, bits), whole=True)
+        for bits in (2, 3, 4, 8)
+    },
 }

@@ -55,12 +55,12 @@ def read_made(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[Any]:
     for piece, field in layout.pieces.items():
         pieces[piece] = np.empty((*blocks.shape[:-2], field.count), value_dtype(field))
         read_field(blocks, layout, field, pieces[piece])
-    return _unpacker(layout).unpack(pieces)
+    return unpacker_of(layout).unpack(pieces)
 
 
 def write_made(values: NDArray[Any], layout: Layout, blocks: NDArray[np.uint8]) -> None:
     """Write the pieces of what the layout's unpacker makes. Raises NotExact for values that they cannot say."""
-    for piece, stored in _unpacker(layout).pack(values).items():
+    for piece, stored in unpacker_of(layout).pack(values).items():
         write_field(stored, layout, layout.pieces[piece], blocks)
 
 
@@ -90,7 +90,7 @@ def value_dtype(field: Field | Bits) -> np.dtype[Any]:
     raise UsageError(f"field '{field.name}' has {field.width} bits, expected at most 31")
 
 
-def _unpacker(layout: Layout) -> Unpacker:
+def unpacker_of(layout: Layout) -> Unpacker:
     """Find what makes codes of a layout's pieces."""
     from qformat import decode  # here: of all layouts few need it
 
