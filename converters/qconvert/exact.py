@@ -14,35 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.affine import read_affine
+from qconvert.alphabets import match, numbers_of
 from qconvert.represent import represent
+from qconvert.second import Second, new_number, read_second, same_number
 from qformat.bits import DTYPES
 from qformat.errors import NotExact
 from qformat.evaluate import F32, Operands, common_run
 from qformat.formats import Format
 from qformat.layout import Bits
-from qformat.scheme import Flat, Grid, Indexed, Integers, Levels, Op, Operand, Ref, Scheme
+from qformat.scheme import Flat, Grid, Indexed, Integers, Op, Ref, Scheme
 from qformat.tensor import PackedTensor
 
 Values = dict[str, NDArray[Any]]
-FACTORS = (1.0, 2.0, 0.5, 4.0, 0.25)  # powers of two by which alphabets of the same numbers differ
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """A scheme's steps read as zero, scale and bias; each an operand or absent."""
-
-    zero: Operand | None
-    scale: tuple[tuple[Op, Operand], ...]
-    bias: tuple[Op, Operand] | None
-
-    def names(self) -> tuple[str, str, str]:
-        """Name the stored parameters that hold zero, scale and bias, where each is one parameter; else empty."""
-        scale = self.scale[0] if len(self.scale) == 1 else None
-        return (
-            _name(self.zero),
-            _name(scale[1]) if scale is not None and scale[0] is Op.MUL else "",
-            _name(self.bias[1]) if self.bias is not None and self.bias[0] is Op.ADD else "",
-        )
 
 
 @dataclass(slots=True)
@@ -54,19 +38,6 @@ class Derived:
     max_rel_error: float = 0.0
     first: tuple[str, int, float] | None = None
     reasons: list[str] = field(default_factory=list)
-
-
-def read_affine(scheme: Scheme) -> Affine | None:
-    """Read a scheme's steps as zero, scale and bias in this order; None where they are anything else."""
-    steps = list(scheme.steps)
-    zero = steps.pop(0).operand if steps and steps[0].op is Op.SUB else None
-    scale = []
-    while steps and steps[0].op in (Op.MUL, Op.DIV):
-        scale.append((steps[0].op, steps.pop(0).operand))
-    bias = (steps[0].op, steps.pop(0).operand) if steps else None
-    if steps or scheme.input_scale or not isinstance(scheme.alphabet, Integers | Levels):
-        return None
-    return Affine(zero, tuple(scale), bias)
 
 
 def indexed(scheme: Scheme) -> Indexed | None:
@@ -85,9 +56,11 @@ class Recast:
         if source is None or target is None:
             raise NotExact(f"{tensor.scheme.name} and {form.name} share no form of code, scale and zero", field="scheme")
         zero, scale, bias = target.names()
+        second = read_second(form.scheme, target.scale)
+        scale = second.group if second else scale
         if not scale or bool(target.zero) != bool(zero) or bool(target.bias) != bool(bias):
             raise NotExact(f"{form.name} has two-level parameters", field="scheme")
-        self.tensor, self.form, self.source = tensor, form, source
+        self.tensor, self.form, self.source, self.second = tensor, form, source, second
         self.zero, self.scale, self.bias = zero, scale, bias
         self.index, self.width, scheme = indexed(tensor.scheme), tensor.n_cols, tensor.scheme
         self.by_index = self.index is not None and indexed(form.scheme) == self.index
@@ -98,6 +71,8 @@ class Recast:
         self.operands = Operands(scheme, self.width, tensor.param)
         self.heads: dict[str, F32] = {}  # of parameters that all rows share
         self.rows, self.run = self._target_groups()
+        self.source_second = read_second(tensor.scheme, source.scale) if second else None
+        self.number = self._number(second) if second else np.float32(1)
 
     def derive(self, first: int, last: int, rounding: bool = False) -> Derived:
         """Give the target's codes and parameters for rows [first, last), which begin and, but at the end, end a group.
@@ -126,11 +101,28 @@ class Recast:
             offset = self._offset()
             shifted = np.full(scale.shape, np.float32(offset)) if zero is None else zero + np.float32(offset)
             self._store(self.zero, shifted, first, found, rounding=False)
+        if self.second:
+            scale = self._beside(scale, self.second, first, last)
+            self._store(self.second.tensor, np.full((1, 1), self.number), 0, found, rounding)
+            found.reasons.append(f"scale of the tensor {self.number:g}")
         with np.errstate(all="ignore"):
             self._store(self.scale, scale / np.float32(factor), first, found, rounding)
         if self.by_index and self.index is not None:
             found.values[self.index.index] = self.tensor.param(self.index.index)
         return found
+
+    def _number(self, second: Second) -> np.float32:
+        """Choose the scale of the whole tensor."""
+        if self.source_second:
+            return same_number(second, self.source_second, self.tensor)
+        dtype = self.form.scheme.param(second.group).dtype
+        return new_number(second, dtype, (self._source(*tile)[0] for tile in self.tensor.tiles()))
+
+    def _beside(self, scale: F32, second: Second, first: int, last: int) -> F32:
+        """Give the scales of groups beside that of the tensor: the source's own, where it has the two."""
+        if self.source_second:
+            return self._regroup("scale", *self.operands.operand(Ref(self.source_second.group), first, last), first)
+        return second.part_of(scale, self.number)
 
     def _source(self, first: int, last: int) -> tuple[F32, F32 | None, F32 | None]:
         """Give the source's effective scale, zero and bias over the target's groups, checked equal within each."""
@@ -210,7 +202,7 @@ class Recast:
             return wide.astype(np.int8 if target.low < 0 else np.uint8), zero, 1.0
         if zero is not None or self.zero or self.bias:
             raise NotExact("levels that are no integers have no zero point", field="codes")
-        factor, table = _match_alphabets(_numbers(source), _numbers(target))
+        factor, table = match(numbers_of(source), numbers_of(target))
         low = source.low if isinstance(source, Integers) else 0
         moved = table[codes.astype(np.int32) - low]
         if (moved < -(1 << 20)).any():
@@ -271,6 +263,8 @@ class Recast:
             return 1, 1
         for param in self.form.scheme.params:
             group = param.group
+            if self.second and param.name == self.second.tensor:
+                continue
             if isinstance(group, Flat) and self.tensor.n_cols % group.n_weights == 0:
                 groups.add((1, group.n_weights))
             elif isinstance(group, Grid):
@@ -292,30 +286,3 @@ def _zero_of(bias: F32, scale: F32) -> F32:
         value = float(bias.reshape(-1)[where])
         raise NotExact(f"bias {value!r} is no integer multiple of its scale", field="bias", found=value)
     return zero + np.float32(0)
-
-
-def _numbers(alphabet: object) -> NDArray[np.float64]:
-    if isinstance(alphabet, Integers):
-        return np.arange(alphabet.low, alphabet.high + 1, dtype=np.float64)
-    assert isinstance(alphabet, Levels)  # read_affine admits no other
-    return np.array(alphabet.levels, np.float64)
-
-
-def _match_alphabets(source: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, NDArray[np.int64]]:
-    """Find a power of two by which the source's numbers are all in the target, and the code of each: the same, if it can be."""
-    low = int(target[0]) if target[0] < 0 and np.array_equal(target, np.arange(target.size) + target[0]) else 0
-    for factor in FACTORS:
-        wanted = source * factor
-        equal = (wanted[:, None] == target) | (np.isnan(wanted)[:, None] & np.isnan(target))
-        if equal.any(axis=1).all():
-            signed = equal & (np.signbit(wanted)[:, None] == np.signbit(target))
-            nearest = np.where(signed.any(axis=1), signed.argmax(axis=1), equal.argmax(axis=1))
-            n_both = min(source.size, target.size)
-            unmoved = np.zeros(source.size, bool)
-            unmoved[:n_both] = equal.diagonal()
-            return factor, np.where(unmoved, np.arange(source.size), nearest) + low
-    raise NotExact("the alphabets do not hold the same numbers", field="codes")
-
-
-def _name(operand: Operand | None) -> str:
-    return operand.name if isinstance(operand, Ref) else ""

@@ -1,0 +1,42 @@
+"""A scheme's steps read as zero, scale and bias: what two schemes must share for codes to go from one to the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qformat.scheme import Integers, Levels, Op, Operand, Ref, Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A scheme's steps read as zero, scale and bias; each an operand or absent."""
+
+    zero: Operand | None
+    scale: tuple[tuple[Op, Operand], ...]
+    bias: tuple[Op, Operand] | None
+
+    def names(self) -> tuple[str, str, str]:
+        """Name the stored parameters that hold zero, scale and bias, where each is one parameter; else empty."""
+        scale = self.scale[0] if len(self.scale) == 1 else None
+        return (
+            _name(self.zero),
+            _name(scale[1]) if scale is not None and scale[0] is Op.MUL else "",
+            _name(self.bias[1]) if self.bias is not None and self.bias[0] is Op.ADD else "",
+        )
+
+
+def read_affine(scheme: Scheme) -> Affine | None:
+    """Read a scheme's steps as zero, scale and bias in this order; None where they are anything else."""
+    steps = list(scheme.steps)
+    zero = steps.pop(0).operand if steps and steps[0].op is Op.SUB else None
+    scale = []
+    while steps and steps[0].op in (Op.MUL, Op.DIV):
+        scale.append((steps[0].op, steps.pop(0).operand))
+    bias = (steps[0].op, steps.pop(0).operand) if steps else None
+    if steps or scheme.input_scale or not isinstance(scheme.alphabet, Integers | Levels):
+        return None
+    return Affine(zero, tuple(scale), bias)
+
+
+def _name(operand: Operand | None) -> str:
+    return operand.name if isinstance(operand, Ref) else ""
