@@ -20,7 +20,7 @@ from qfmt.options import source_options
 from qfmt.text import print_json
 from qformat.bits import DTYPES, values
 from qformat.errors import QFormatError, show
-from qformat.scheme import Plain
+from qformat.scheme import Levels, Plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,11 +114,29 @@ def _check_tensor(model: Model, name: str) -> Iterator[Finding]:
         if isinstance(alphabet, Plain):
             level = "error" if alphabet.dtype in EXPONENTS else "warning"
             yield from _check_values(tensor, name, "codes", alphabet.dtype, level)
+        if isinstance(alphabet, Levels):
+            yield from _check_codes(tensor, name, alphabet)
         for param in tensor.scheme.params:
             yield from _check_values(tensor, name, param.name, param.dtype, "error")
     except QFormatError as err:
         err.tensor = err.tensor or name
         yield _error(err)
+
+
+def _check_codes(tensor: PackedTensor, name: str, alphabet: Levels) -> Iterator[Finding]:
+    """Report codes that stand for no finite number; few alphabets have any."""
+    import numpy as np
+
+    bad = [code for code, level in enumerate(alphabet.levels) if not math.isfinite(level)]
+    n_bad, first = 0, 0
+    for low, high in tensor.tiles() if bad else ():
+        where = np.flatnonzero(np.isin(tensor.codes(slice(low, high)), bad))
+        if n_bad == 0 and where.size:
+            first = low * tensor.n_cols + int(where[0])
+        n_bad += where.size
+    if n_bad:
+        message = f"{n_bad} codes ({alphabet.name}) are NaN or infinite, the first at weight {first}, expected finite numbers"
+        yield Finding("warning", name, "codes", message)
 
 
 def _check_values(tensor: PackedTensor, name: str, holds: str, dtype: str, level: str) -> Iterator[Finding]:

@@ -78,6 +78,8 @@ PARTS = (
     *(".weight_zero_point", ".weight_shape", ".weight_g_idx", ".weight_global_scale", ".absmax", ".nested_absmax"),
     *(".quant_map", ".SCB", ".W_q", "._data", ".weight_qdata", "._weight_qdata", "_blocks"),
 )
+# Ends that are names like others but where the config speaks of packed weights.
+PARTS_IF_PACKED = (".scales", ".biases", ".qbiases")
 METHODS = (
     *("gptq", "auto-round", "awq", "bitsandbytes", "compressed-tensors", "mxfp4", "metal", "mlx", "hqq", "modelopt", "fp8"),
     *("torchao", "quanto", "bitnet"),
@@ -111,8 +113,9 @@ def refuse(shelf: Shelf) -> None:
 
 def refuse_orphans(shelf: Shelf, claimed: Collection[str]) -> None:
     """Refuse arrays that are parts of a packed weight and that no dialect has claimed. Raises FileError naming the first."""
+    parts = PARTS + (PARTS_IF_PACKED if shelf.quantization or shelf.config.get("quantization") else ())
     for name, info in shelf.infos.items():
-        if name in claimed or not name.endswith(PARTS) or (name.endswith("_blocks") and info.dtype != "uint8"):
+        if name in claimed or not name.endswith(parts) or (name.endswith("_blocks") and info.dtype != "uint8"):
             continue
         method = shelf.quantization.get("quant_method")
         says = "" if method is None else f", and the config says {show(str(method), quote=True, limit=60)}"
