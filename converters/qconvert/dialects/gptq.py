@@ -8,16 +8,16 @@ Source: ModelCloud/GPTQModel 7.7.0: gptqmodel/quantization/config.py, gptqmodel/
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
 from qconvert.dialects.geometry import code_bits, columns, is_symmetric, scale_group
-from qformat.errors import FileError, UsageError
+from qconvert.dialects.grouped import SCALES, check_bits, convention, group_size, modules, settings
+from qformat.errors import FileError, NotExact
 from qformat.formats.form import Format
-from qformat.formats.gptq import BITS, KINDS, WORD, gptq
+from qformat.formats.gptq import BITS, DOWN, KINDS, WORD, gptq
 from qformat.scheme import Grid, Indexed
 from qformat.tensor import PackedTensor
 
@@ -29,15 +29,16 @@ else:
 NAME = "gptq"
 ROLES = {".qweight": "codes", ".qzeros": "zeros", ".scales": "scales", ".g_idx": "g_idx"}
 CHECKPOINT_FORMATS = {"v1": "gptq", "v2": "gptq_v2", "planar": "gptq_p"}
+FORMAT_KEYS = ("checkpoint_format", "format")
+PREFERRED = ("v2", "v1", "planar")  # v2 holds every zero point
 RANK = 2
-SCALES = ("float16", "bfloat16", "float32")
+STEP = 32  # of group sizes
+IN_BLOCKS = re.compile(r"\.\d+\.")  # modules that quantizers look for
 
 
 def claim(shelf: Shelf) -> Iterator[Claim]:
     """Find modules with a qweight, qzeros and scales, in a checkpoint whose config does not name another method."""
-    if shelf.quantization.get("quant_method", NAME) != NAME:
-        return
-    for module, arrays in shelf.modules(".qweight", ".qzeros", ".scales"):
+    for module, arrays in modules(shelf, NAME):
         if module + ".g_idx" in shelf.infos:
             arrays[".g_idx"] = module + ".g_idx"
         yield Claim(module + WEIGHT, tuple(arrays.values()), partial(load, shelf, arrays))
@@ -45,51 +46,51 @@ def claim(shelf: Shelf) -> Iterator[Claim]:
 
 def load(shelf: Shelf, arrays: Mapping[str, str]) -> PackedTensor:
     """Make the tensor of a module. Raises FileError where its arrays do not fit one another, or the config."""
-    rows = shelf.expect(arrays[".qweight"], ("int32",), (None, None), "words of codes by columns").shape
-    n_words, n_out = rows
+    n_words, n_out = shelf.expect(arrays[".qweight"], ("int32",), (None, None), "words of codes by columns").shape
     groups = shelf.expect(arrays[".scales"], SCALES, (None, n_out), f"a scale for each of {n_out} rows").shape[0]
     zero_words = shelf.expect(arrays[".qzeros"], ("int32",), (groups, None), f"{groups} groups of zero points").shape[1]
-    if zero_words * WORD % max(1, n_out) or not n_out or not groups:
-        message = f"{zero_words} words of zero points for {n_out} rows, expected whole fields"
+    if not n_words or not n_out or not groups or zero_words * WORD % n_out:
+        message = f"{zero_words} words of zero points for {n_out} rows in {groups} groups, expected whole fields"
         raise FileError(message, tensor=arrays[".qzeros"], found=zero_words, expected=n_out)
-    bits = zero_words * WORD // n_out
-    kind = kind_of(shelf)
+    bits, kind, said = zero_words * WORD // n_out, kind_of(shelf), settings(shelf)
     if bits not in BITS[kind]:
         message = f"fields of {bits} bits, expected one of {', '.join(map(str, BITS[kind]))} (gptq:{kind})"
         raise FileError(message, tensor=arrays[".qzeros"], found=bits, expected=BITS[kind])
-    n_in = n_words * WORD // bits
-    said = shelf.quantization.get("bits", bits)
-    if said != bits:
-        message = f"fields of {bits} bits, expected {said} as the config says"
-        raise FileError(message, tensor=arrays[".qzeros"], found=bits, expected=said)
-    dtype = shelf.infos[arrays[".scales"]].dtype
-    group = -(-n_in // groups)
+    check_bits(said, bits, arrays[".qzeros"])
+    n_in, dtype = n_words * WORD // bits, shelf.infos[arrays[".scales"]].dtype
+    for array, words, role in ((".qweight", n_words, "codes"), (".qzeros", zero_words, "zeros")):
+        block = next(part.layout.n_bytes for part in gptq(kind, bits, 0).parts if part.role == role) * 8 // WORD
+        if words % block:
+            message = f"{words} words of {bits}-bit {role}, expected a multiple of {block}"
+            raise FileError(message, tensor=arrays[array], found=words, expected=block)
     stored = {role: arrays[suffix] for suffix, role in ROLES.items() if suffix in arrays}
-    act_order = None
+    found: int | None = 0
     if ".g_idx" in arrays:
         shelf.expect(arrays[".g_idx"], ("int32",), (n_in,), f"the group of each of {n_in} columns")
-        act_order = order_of(shelf, arrays[".g_idx"], group, groups)
-    if act_order is None:
-        stored.pop("g_idx", None)
-    form = gptq(kind, bits, 0 if groups == 1 else group, dtype, act_order)
-    return bind(form, (n_out, n_in), shelf, stored, dtype)
+        found = run_of(shelf, arrays[".g_idx"], groups)
+    size = group_size(said, n_in, groups, arrays[".scales"], found or 0)
+    if found is None and groups > 1:
+        return bind(gptq(kind, bits, 0, dtype, (groups, n_in)), (n_out, n_in), shelf, stored, dtype)
+    stored.pop("g_idx", None)
+    return bind(gptq(kind, bits, size, dtype), (n_out, n_in), shelf, stored, dtype)
 
 
 def kind_of(shelf: Shelf) -> str:
     """Say how zero points are stored: as the user says, else the config, else v1. Raises FileError for an unknown way."""
-    for kind in KINDS:
-        if f"{NAME}:{kind}" in shelf.assume:
-            return kind
-    said = shelf.quantization.get("checkpoint_format", CHECKPOINT_FORMATS["v1"])
-    for kind, name in CHECKPOINT_FORMATS.items():
-        if said == name:
+    name, kind = convention(shelf)
+    if name == NAME and kind:
+        return kind
+    said = settings(shelf)
+    found = next((said[key] for key in FORMAT_KEYS if key in said), CHECKPOINT_FORMATS["v1"])
+    for kind, word in CHECKPOINT_FORMATS.items():
+        if found == word:
             return kind
     expected = ", ".join(CHECKPOINT_FORMATS.values())
-    raise FileError(f"checkpoint_format {said!r}, expected one of {expected}", field="checkpoint_format", found=said)
+    raise FileError(f"checkpoint_format {found!r}, expected one of {expected}", field="checkpoint_format", found=found)
 
 
-def order_of(shelf: Shelf, name: str, group: int, groups: int) -> tuple[int, int] | None:
-    """Tell whether columns lie out of order: (groups, columns), or None where g_idx says no more than k // group.
+def run_of(shelf: Shelf, name: str, groups: int) -> int | None:
+    """Give the columns of a group where they are neighbours and in order; None where g_idx scatters them.
 
     Raises FileError for a group that has no scale.
     """
@@ -99,34 +100,38 @@ def order_of(shelf: Shelf, name: str, group: int, groups: int) -> tuple[int, int
         where = int(np.argmax(wrong))
         message = f"column {where} is of group {int(index[where])}, expected 0 to {groups - 1}"
         raise FileError(message, tensor=name, field="g_idx", found=int(index[where]), expected=groups - 1)
-    in_order = np.array_equal(index, np.arange(index.size) // group)
-    return None if in_order or groups == 1 else (groups, index.size)
+    other = index != 0
+    size = int(np.argmax(other)) if other.any() else index.size
+    in_order = size and -(-index.size // size) == groups and np.array_equal(index, np.arange(index.size) // size)
+    return size if in_order else None
+
+
+def order_of(shelf: Shelf, name: str, group: int, groups: int) -> tuple[int, int] | None:
+    """Tell whether columns lie out of order: (groups, columns), or None where g_idx says no more than k // group."""
+    run = run_of(shelf, name, groups)
+    return None if groups == 1 or run == group else (groups, shelf.infos[name].shape[0])
 
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
-    """Give the formats that could hold a tensor: its own group, its bits or the next that there are."""
+    """Give the formats that could hold a tensor: its own group, its bits or the next that there are; rows of whole words."""
     bits, group, over = code_bits(tensor.scheme), columns(tensor), scale_group(tensor.scheme)
     act_order = (over.n_groups, tensor.n_cols) if isinstance(over, Indexed) else None
-    if bits is None or (group is None and act_order is None):
+    if bits is None or len(tensor.shape) != RANK or (group is None and act_order is None):
         return ()
+    is_own = tensor.part("codes").form.tiling == DOWN
+    dtypes = dict.fromkeys(("float16", tensor.scheme.param("scales").dtype) if is_own else ("float16",))
     found = []
-    for one in (kind,) if kind else KINDS:
+    for one in (kind,) if kind else PREFERRED:
         wide = [n for n in BITS[one] if n >= bits]
-        found += [gptq(one, wide[0], group or 0, dtype, act_order) for dtype in SCALES] if wide else []
+        made = [gptq(one, wide[0], group or 0, dtype, act_order) for dtype in dtypes] if wide else []
+        found += [form for form in made if _is_whole(form, tensor.shape)]
     return found
 
 
 def unbind(weight: Written) -> Sequence[Array]:
-    """Give the arrays of a weight. Raises UsageError for rows or columns that are no whole words."""
-    if len(weight.shape) != RANK:
-        raise UsageError(
-            f"shape {list(weight.shape)}, gptq holds matrices", tensor=weight.name, field="shape", found=weight.shape
-        )
+    """Give the arrays of a weight."""
     n_out, n_in = weight.shape
-    over, bits = weight.form.scheme.param("scales").group, facts_of(weight)[1]
-    if n_out * bits % WORD or n_in * bits % WORD:
-        message = f"shape {list(weight.shape)}, expected rows and columns of whole words ({WORD} bits)"
-        raise UsageError(message, tensor=weight.name, field="shape", found=weight.shape)
+    over, bits = weight.form.scheme.param("scales").group, code_bits(weight.form.scheme) or 0
     groups = over.counts(n_out, n_in)[-1]
     arrays = [
         Array(f"{weight.module}.qweight", "int32", (n_in * bits // WORD, n_out), "codes"),
@@ -135,37 +140,85 @@ def unbind(weight: Written) -> Sequence[Array]:
     ]
     if isinstance(over, Indexed):
         return [*arrays, Array(f"{weight.module}.g_idx", "int32", (n_in,), "g_idx")]
-    index = np.arange(n_in, dtype="<i4") // (-(-n_in // groups))
+    size = over.cols if isinstance(over, Grid) and over.cols else n_in
+    index = np.arange(n_in, dtype="<i4") // np.int32(size)
     return [*arrays, Array(f"{weight.module}.g_idx", "int32", (n_in,), data=index.astype("<i4").tobytes())]
 
 
 def config(weights: Sequence[Written]) -> Mapping[str, Json]:
-    """Say what the packed weights have in common, and what is not so in each."""
+    """Say what the packed weights have in common, what is not so in each, and which matrices stay dense.
+
+    Raises NotExact where no one `checkpoint_format` is that of all.
+    """
     packed = [weight for weight in weights if not weight.form.scheme.is_dense]
     if not packed:
         return {}
-    most, *others = Counter(facts_of(weight) for weight in packed).most_common()
-    kind, bits, group, act_order = most[0]
+    bits, size = common_facts(packed)
     said = {
         "quant_method": NAME,
         "bits": bits,
-        "group_size": group,
+        "group_size": size,
         "sym": all(is_symmetric(weight.tensor) for weight in packed),
-        "desc_act": act_order or any(facts[3] for facts, _ in others),
-        "checkpoint_format": CHECKPOINT_FORMATS[kind],
+        "desc_act": any(isinstance(weight.form.scheme.param("scales").group, Indexed) for weight in packed),
+        "checkpoint_format": CHECKPOINT_FORMATS[common_kind(packed)],
         "pack_dtype": "int32",
     }
-    unlike = {weight: facts_of(weight) for weight in packed if facts_of(weight)[:3] != most[0][:3]}
-    dynamic = {f"+:^{re.escape(w.module)}$": {"bits": bits, "group_size": group} for w, (_, bits, group, _) in unlike.items()}
+    unlike = [weight for weight in packed if not _is_of(weight, bits, size)]
+    dynamic = {f"+:^{re.escape(w.module)}$": dict(zip(("bits", "group_size"), facts_of(w), strict=True)) for w in unlike}
+    dynamic |= {f"-:^{re.escape(module)}$": {} for module in dense_modules(weights) if IN_BLOCKS.search(module)}
     return {"config.json": {"quantization_config": said | ({"dynamic": dynamic} if dynamic else {})}}
 
 
-def facts_of(weight: Written) -> tuple[str, int, int, bool]:
-    """Give kind, bits, group size as the config says it (-1: all columns), and whether columns lie out of order."""
-    scheme = weight.form.scheme
-    over, n_in = scheme.param("scales").group, weight.shape[-1]
-    size = -(-n_in // over.n_groups) if isinstance(over, Indexed) else over.cols if isinstance(over, Grid) else 0
-    return scheme.name.partition(":")[2], code_bits(scheme) or 0, size or -1, isinstance(over, Indexed)
+def common_kind(packed: Sequence[Written]) -> str:
+    """Say how the zero points of all weights are stored; planar where they lie so in two ways that are the same bytes."""
+    kinds = {weight.name: kind_of_form(weight.form) for weight in packed}
+    found = sorted(set(kinds.values()))
+    first = {kind: next(name for name in kinds if kinds[name] == kind) for kind in found}
+    if len(found) == 1:
+        return found[0]
+    v2_bits = {code_bits(weight.form.scheme) for weight in packed if kinds[weight.name] == "v2"}
+    if found != ["planar", "v2"] or 3 in v2_bits:  # the width whose bytes differ
+        ways = " and ".join(f"gptq:{kind} for '{name}'" for kind, name in first.items())
+        raise NotExact(f"{ways}, but a checkpoint has one checkpoint_format", field="checkpoint_format", found=found)
+    return "planar"
+
+
+def kind_of_form(form: Format) -> str:
+    """Say how a format stores zero points and codes; planar formats of one plane are v2."""
+    layouts = {part.role: part.layout for part in form.parts}
+    if layouts["zeros"].unpacker:
+        return "v1"
+    return "planar" if len(getattr(layouts["codes"].codes, "planes", ())) > 1 else "v2"
+
+
+def common_facts(packed: Sequence[Written]) -> tuple[int, int]:
+    """Give the bits and the group size that most weights have."""
+    known = sorted({facts_of(weight) for weight in packed})
+    return max(known, key=lambda facts: sum(_is_of(weight, *facts) for weight in packed))
+
+
+def facts_of(weight: Written) -> tuple[int, int]:
+    """Give the bits of a weight and the columns of a group, -1 for all; of scattered groups the likeliest."""
+    scheme, n_in = weight.form.scheme, weight.shape[-1]
+    over, bits = scheme.param("scales").group, code_bits(scheme) or 0
+    if isinstance(over, Indexed):
+        least = -(-n_in // over.n_groups)
+        even = -(-least // STEP) * STEP
+        return bits, even if -(-n_in // even) == over.n_groups else least
+    return bits, (over.cols if isinstance(over, Grid) and 0 < over.cols < n_in else -1)
+
+
+def _is_of(weight: Written, bits: int, size: int) -> bool:
+    """Tell whether a weight is what a config's bits and group size say."""
+    mine, n_in = facts_of(weight), weight.shape[-1]
+    over = weight.form.scheme.param("scales").group
+    scattered = isinstance(over, Indexed) and size > 0 and -(-n_in // size) == over.n_groups
+    return mine[0] == bits and (mine[1] == size or scattered or (mine[1] == -1 and size >= n_in))
+
+
+def _is_whole(form: Format, shape: tuple[int, ...]) -> bool:
+    items = {part.role: part.layout.n_items for part in form.parts}
+    return shape[1] % items["codes"] == 0 and shape[0] % items["zeros"] == 0
 
 
 GPTQ = Dialect(NAME, KINDS, claim, forms, unbind, config)

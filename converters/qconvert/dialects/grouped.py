@@ -1,0 +1,107 @@
+"""What GPTQ and AWQ checkpoints have alike: three arrays of a module, and what a config says of bits and groups.
+
+A config may speak of single modules in patterns. Which module a pattern means is never worked out: arrays say bits and,
+nearly always, groups, and have to be one of the ways that the config names. Must not read codes.
+
+Source: ModelCloud/GPTQModel 7.7.0: gptqmodel/quantization/config.py (dynamic); intel/auto-round at b9f3d007:
+auto_round/export/export_to_autoround/export.py, auto_round/inference/backend.py (packing_format).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from qconvert.dialects.dialect import Json, Shelf
+from qformat.errors import FileError
+
+ARRAYS = (".qweight", ".qzeros", ".scales")
+SCALES = ("float16", "bfloat16", "float32")
+BITS = ("bits", "w_bit")
+GROUPS = ("group_size", "q_group_size")
+OVERRIDES = ("dynamic", "extra_config")
+AUTO_ROUND = ("auto-round", "intel/auto-round")
+BESIDE = ("quantize_config.json", "quant_config.json")  # of checkpoints older than quantization_config
+
+
+def settings(shelf: Shelf) -> Json:
+    """Give what the checkpoint says of its quantization, in config.json or in a file of its own."""
+    return shelf.quantization or next((said for said in map(shelf.side, BESIDE) if said), {})
+
+
+def convention(shelf: Shelf) -> tuple[str, str]:
+    """Say whose convention arrays follow, and its kind: ("gptq", "v1"); each empty where nothing says it.
+
+    The user is believed before the config.
+    """
+    for word in shelf.assume:
+        name, _, kind = word.partition(":")
+        if name in ("gptq", "awq"):
+            return name, kind
+    said = settings(shelf)
+    method = str(said.get("quant_method", ""))
+    if method not in AUTO_ROUND:
+        return method, ""
+    packing = str(said.get("packing_format", said.get("backend", "auto")))
+    if "awq" in packing:
+        return "awq", "gemm"
+    if packing in ("auto_round", "auto_round:gptqmodel"):
+        return "gptq", "v2"
+    return ("gptq", "v1") if packing == "auto" or "gptq" in packing else (method, "")
+
+
+def modules(shelf: Shelf, name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Find the modules that follow a convention: by what is said, else by the arrays."""
+    said, _ = convention(shelf)
+    if said not in ("", name):
+        return
+    for module, arrays in shelf.modules(*ARRAYS):
+        by_rows = shelf.infos[arrays[".qweight"]].shape[-1:] == shelf.infos[arrays[".scales"]].shape[-1:]
+        if said or by_rows == (name == "gptq"):
+            yield module, arrays
+
+
+def check_bits(said: Json, bits: int, array: str) -> None:
+    """Raise FileError where a config names other bits than an array has."""
+    known = _numbers(said, BITS)
+    if known and bits not in known:
+        message = f"fields of {bits} bits, expected {known[0]} as the config says"
+        raise FileError(message, tensor=array, field="bits", found=bits, expected=known[0])
+
+
+def group_size(said: Json, n_cols: int, n_groups: int, array: str, found: int = 0) -> int:
+    """Give the neighbouring columns of a group; 0: all of them.
+
+    found : columns of a group as the arrays themselves say it; 0: they do not
+
+    Raises FileError where the config names other groups, or nothing says how many columns the groups have.
+    """
+    known = _numbers(said, GROUPS)
+    wrong = next((size for size in known if size != -1 and size < 1), None)
+    if wrong is not None:
+        raise FileError(f"group_size {wrong}, expected -1 or more than 0", field="group_size", found=wrong)
+    sizes = dict.fromkeys(n_cols if size == -1 else size for size in known)
+    fitting = [size for size in sizes if -(-n_cols // size) == n_groups and found in (0, size)]
+    if n_groups == 1 and (fitting or not known):
+        return 0
+    if known and not fitting:
+        message = (
+            f"{n_groups} groups of {found or 'together'} {n_cols} columns, expected groups of {known[0]} as the config says"
+        )
+        raise FileError(message, tensor=array, field="group_size", found=n_groups, expected=known[0])
+    whole = [size for size in fitting if n_cols % size == 0] or fitting or [found or n_cols // n_groups]
+    if len(whole) > 1 or (not fitting and not found and n_cols % n_groups):
+        message = f"{n_groups} groups of {n_cols} columns, expected a group_size in the config"
+        raise FileError(message, tensor=array, field="group_size", found=n_groups)
+    return whole[0]
+
+
+def _numbers(said: Json, keys: Sequence[str]) -> list[int]:
+    """List what a config says by any of these keys: of all modules first, then of some."""
+    tables = [said[key] for key in OVERRIDES if isinstance(said.get(key), Mapping)]
+    some = [entry for table in tables for entry in table.values() if isinstance(entry, Mapping)]
+    of_some = [entry[key] for entry in some for key in keys if entry.get(key) is not None]
+    found = [said[key] for key in keys if key in said] + of_some
+    for value in found:
+        if type(value) is not int:
+            raise FileError(f"{keys[0]} is {value!r}, expected an integer", field=keys[0], found=value)
+    return found
