@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from qconvert.containers.strict_json import json_kind
-from qconvert.dialects.dialect import WEIGHT, Json, Shelf, Written
+from qconvert.dialects.dialect import WEIGHT, Json, Shelf, Written, dense_modules
 from qconvert.dialects.geometry import code_bits
 from qformat.bits import DTYPES
 from qformat.errors import FileError, show
@@ -217,8 +217,7 @@ def _ignored(weights: Sequence[Written], packed: Mapping[str, Facts], old: Json)
     said = old.get("ignore")
     kept = [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
     kept = [name for name in kept if not any(matches(name, module) for module in packed)]
-    matrices = [w.module for w in weights if w.form.scheme.is_dense and len(w.shape) == 2 and w.name.endswith(WEIGHT)]
-    wanted = [module for module in (*matrices, "lm_head") if module not in packed and not _is_embedding(module)]
+    wanted = [module for module in (*dense_modules(weights), "lm_head") if module not in packed and not _is_embedding(module)]
     return list(dict.fromkeys(kept + [m for m in wanted if not any(matches(name, m) for name in kept)]))
 
 
@@ -228,19 +227,14 @@ def _is_embedding(module: str) -> bool:
 
 def _activations(module: str, facts: Facts, dense: set[str], old: Json) -> dict[str, Any]:
     """Say how a module's inputs are quantized: as the source says, else as its arrays and the meaning of its kind do."""
-    group = group_of(old, module)
-    form = FORMATS[facts.kind]
-    if group:
-        own = group.get("format", old.get("format")) == NAIVE and facts.kind in ("int", "float")
-        kept = {key: group.get(key) for key in ("input_activations", "output_activations")}
-        return {**kept, "format": NAIVE if own else form}
-    inputs: dict[str, Any] | None = None
-    if facts.kind in ("int", "float"):
-        inputs = Facts(facts.kind, 8, True, "token").args() | {"dynamic": True}
-        if f"{module}.input_scale" in dense:
-            inputs |= {"strategy": "tensor", "dynamic": False}
-        elif facts.strategy == "block":
-            inputs |= {"strategy": "group", "group_size": (facts.block_structure or (0, 0))[1]}
-    elif facts.kind == "nvfp4" and f"{module}.input_global_scale" in dense:
+    group, is_byte = group_of(old, module), facts.kind in ("int", "float")
+    inputs, static = group.get("input_activations"), f"{module}.input_scale" in dense
+    if inputs is None and is_byte and (static or not group):
+        inputs = Facts(facts.kind, 8, True, "tensor" if static else "token").args() | {"dynamic": not static}
+        if facts.block_structure and not static:
+            inputs |= {"strategy": "group", "group_size": facts.block_structure[1]}
+    elif inputs is None and facts.kind == "nvfp4" and f"{module}.input_global_scale" in dense:
         inputs = facts.args() | {"dynamic": "local"}
-    return {"input_activations": inputs, "output_activations": None, "format": form}
+    is_naive = is_byte and group.get("format", old.get("format")) == NAIVE
+    outputs = group.get("output_activations")
+    return {"input_activations": inputs, "output_activations": outputs, "format": NAIVE if is_naive else FORMATS[facts.kind]}
