@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from qconvert.dialects.awq import AWQ
 from qconvert.dialects.bitnet import BITNET
 from qconvert.dialects.bitsandbytes import BITSANDBYTES
 from qconvert.dialects.compressed_tensors import COMPRESSED_TENSORS
@@ -16,9 +17,10 @@ from qconvert.dialects.mlx import MLX
 from qconvert.dialects.modelopt import MODELOPT
 from qconvert.dialects.quanto import QUANTO
 from qconvert.dialects.refused import AS_ARRAYS, refuse, refuse_orphans
+from qconvert.dialects.torchao import TORCHAO
 from qformat.errors import FileError, UsageError
 
-DIALECTS = (GPTQ, BITSANDBYTES, COMPRESSED_TENSORS, MLX, HQQ, MODELOPT, GPT_OSS, QUANTO, FP8_BLOCK, BITNET)
+DIALECTS = (GPTQ, AWQ, BITSANDBYTES, COMPRESSED_TENSORS, MLX, HQQ, MODELOPT, GPT_OSS, QUANTO, FP8_BLOCK, BITNET, TORCHAO)
 
 __all__ = ["DIALECTS", "Claim", "Dialect", "Shelf", "check_assumed", "claim_all", "find"]
 

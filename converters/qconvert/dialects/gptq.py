@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
 from qconvert.dialects.geometry import code_bits, columns, is_symmetric, scale_group
-from qconvert.dialects.grouped import SCALES, check_bits, convention, group_size, modules, settings
+from qconvert.dialects.grouped import SCALES, check_bits, convention, dense_in_blocks, group_size, modules, settings
 from qformat.errors import FileError, NotExact
 from qformat.formats.form import Format
 from qformat.formats.gptq import BITS, DOWN, KINDS, WORD, gptq
@@ -33,7 +33,6 @@ FORMAT_KEYS = ("checkpoint_format", "format")
 PREFERRED = ("v2", "v1", "planar")  # v2 holds every zero point
 RANK = 2
 STEP = 32  # of group sizes
-IN_BLOCKS = re.compile(r"\.\d+\.")  # modules that quantizers look for
 
 
 def claim(shelf: Shelf) -> Iterator[Claim]:
@@ -165,7 +164,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     }
     unlike = [weight for weight in packed if not _is_of(weight, bits, size)]
     dynamic = {f"+:^{re.escape(w.module)}$": dict(zip(("bits", "group_size"), facts_of(w), strict=True)) for w in unlike}
-    dynamic |= {f"-:^{re.escape(module)}$": {} for module in dense_modules(weights) if IN_BLOCKS.search(module)}
+    dynamic |= {f"-:^{re.escape(module)}$": {} for module in dense_in_blocks(weights)}
     return {"config.json": {"quantization_config": said | ({"dynamic": dynamic} if dynamic else {})}}
 
 

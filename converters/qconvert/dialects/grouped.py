@@ -9,9 +9,10 @@ auto_round/export/export_to_autoround/export.py, auto_round/inference/backend.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from qconvert.dialects.dialect import Json, Shelf
+from qconvert.dialects.dialect import Json, Shelf, Written, dense_modules
 from qformat.errors import FileError
 
 ARRAYS = (".qweight", ".qzeros", ".scales")
@@ -20,6 +21,7 @@ BITS = ("bits", "w_bit")
 GROUPS = ("group_size", "q_group_size")
 OVERRIDES = ("dynamic", "extra_config")
 AUTO_ROUND = ("auto-round", "intel/auto-round")
+IN_BLOCKS = re.compile(r"\.\d+\.")  # modules among which quantizers look for matrices
 BESIDE = ("quantize_config.json", "quant_config.json")  # of checkpoints older than quantization_config
 
 
@@ -62,7 +64,7 @@ def modules(shelf: Shelf, name: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 def check_bits(said: Json, bits: int, array: str) -> None:
     """Raise FileError where a config names other bits than an array has."""
-    known = _numbers(said, BITS)
+    known = numbers_of(said, BITS)
     if known and bits not in known:
         message = f"fields of {bits} bits, expected {known[0]} as the config says"
         raise FileError(message, tensor=array, field="bits", found=bits, expected=known[0])
@@ -75,7 +77,7 @@ def group_size(said: Json, n_cols: int, n_groups: int, array: str, found: int = 
 
     Raises FileError where the config names other groups, or nothing says how many columns the groups have.
     """
-    known = _numbers(said, GROUPS)
+    known = numbers_of(said, GROUPS)
     wrong = next((size for size in known if size != -1 and size < 1), None)
     if wrong is not None:
         raise FileError(f"group_size {wrong}, expected -1 or more than 0", field="group_size", found=wrong)
@@ -95,7 +97,12 @@ def group_size(said: Json, n_cols: int, n_groups: int, array: str, found: int = 
     return whole[0]
 
 
-def _numbers(said: Json, keys: Sequence[str]) -> list[int]:
+def dense_in_blocks(weights: Sequence[Written]) -> list[str]:
+    """List the modules that keep a dense matrix where a reader of the config would look for packed ones."""
+    return [module for module in dense_modules(weights) if IN_BLOCKS.search(module)]
+
+
+def numbers_of(said: Json, keys: Sequence[str]) -> list[int]:
     """List what a config says by any of these keys: of all modules first, then of some."""
     tables = [said[key] for key in OVERRIDES if isinstance(said.get(key), Mapping)]
     some = [entry for table in tables for entry in table.values() if isinstance(entry, Mapping)]
