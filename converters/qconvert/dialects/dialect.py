@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Json = Mapping[str, Any]
 WEIGHT = ".weight"
+METADATA = "__metadata__"  # in what a dialect says: the strings of the file itself
 MATRIX = 2  # axes
 
 
@@ -152,7 +153,8 @@ class Dialect:
     claim  : finds the weights of a checkpoint that follow it
     forms  : gives the formats that could hold a tensor, of one kind or, "", of all
     unbind : gives the arrays of a weight
-    config : gives what is to be set in which JSON file, for all weights packed and dense: {"config.json": {key: value}}
+    config : gives what is to be set in which JSON file, for all weights packed and dense: {"config.json": {key: value}};
+             under METADATA, strings that the files of arrays themselves hold
     metadata : strings that its files hold themselves, in place of the source's
     short  : as a target spells it, where that is another word: "bnb"
     carry  : gives the same once the source's config.json is known, with what that says and no weight tells of

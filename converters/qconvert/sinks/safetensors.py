@@ -13,7 +13,7 @@ from qconvert.containers.safetensors_header import TensorInfo, parse_header
 from qconvert.containers.safetensors_write import write_safetensors
 from qconvert.containers.shards import INDEX_SUFFIX, Limits, index_json, plan_shards
 from qconvert.containers.strict_json import parse_json
-from qconvert.dialects.dialect import Array, Dialect, Written
+from qconvert.dialects.dialect import METADATA, Array, Dialect, Written
 from qconvert.planning import Item, Plan
 from qconvert.sinks.placed import PlacedSink, PlannedFile
 from qconvert.verdict import SAME_BYTES
@@ -22,6 +22,7 @@ from qformat.file.hidden import Hidden
 from qformat.model import Model
 
 STEM = "model"
+TENSOR_NAMES = "tensor_names"  # torchao's, under which the metadata lists tensors and describes each by its name
 CONFIG = "config.json"
 KEY = "quantization_config"
 KEYS = (KEY, "quantization", "compression_config")  # by which a config speaks of packed weights
@@ -45,6 +46,7 @@ def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check
     said = configs(model, plan)
     packing = said.get(CONFIG, {}).get(KEY)
     strings = dict(plan.target.dialect.metadata) if plan.target.dialect is not None else {}
+    strings |= said.get(METADATA, {})
     metadata = metadata_of(model) | strings | ({KEY: json.dumps(packing)} if is_file and packing else {})
     says_so = metadata.get(KEY) == model.metadata.get(KEY)
     own = own_header(model, items, arrays) if len(shards) == 1 and says_so else b""
@@ -89,7 +91,8 @@ def metadata_of(model: Model) -> dict[str, str]:
     """Give the strings that go over from one file of arrays to another."""
     if model.container == "gguf":
         return {}
-    return {key: value for key, value in model.metadata.items() if isinstance(value, str) and key != KEY}
+    of_packing = {KEY, TENSOR_NAMES, *(model if TENSOR_NAMES in model.metadata else ())}
+    return {key: value for key, value in model.metadata.items() if isinstance(value, str) and key not in of_packing}
 
 
 def was_packed(plan: Plan) -> bool:
@@ -100,7 +103,7 @@ def was_packed(plan: Plan) -> bool:
 def beside_of(model: Model, said: Mapping[str, Mapping[str, Any]], without: Sequence[str] = ()) -> dict[str, bytes]:
     """Give the files that lie beside the weights: the source's, some aside, with what is said of the tensors now."""
     beside = {name: read() for name, read in model.assets.items() if is_beside(name) and name not in without}
-    for name, changes in said.items():
+    for name, changes in ((name, changes) for name, changes in said.items() if name != METADATA):
         old = parse_json(beside[name], path=model.path, what=name) if name in beside else {}
         kept = {key: value for key, value in old.items() if key not in KEYS} if isinstance(old, dict) else {}
         beside[name] = json.dumps({**kept, **changes}, indent=2).encode() + b"\n"
