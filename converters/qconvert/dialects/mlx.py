@@ -55,12 +55,13 @@ def load(shelf: Shelf, prefix: str, arrays: Mapping[str, str]) -> PackedTensor:
     """Make the tensor of a module. Raises FileError where its arrays do not fit one another, or the config."""
     name = arrays["codes"]
     *rows, n_words = shelf.infos[name].shape or (0,)
+    if not rows or not n_words:
+        found = " x ".join(map(str, shelf.infos[name].shape)) or "scalar"
+        message = f"found {found}, expected a matrix of at least one word in a row"
+        raise FileError(message, tensor=name, found=found, expected=1)
     dtypes = tuple(KINDS_OF) if "biases" in arrays else ("uint8",)
     info = shelf.expect(arrays["scales"], dtypes, (*rows, None), f"groups of each row of '{name}'")
-    n_groups = info.shape[-1] if info.shape else 0
-    if not rows or not n_words or not n_groups:
-        message = f"{n_words} words and {n_groups} scales in a row, expected a matrix with at least one of each"
-        raise FileError(message, tensor=name, found=n_words, expected=1)
+    n_groups = info.shape[-1]
     if "biases" in arrays:
         shelf.expect(arrays["biases"], (info.dtype,), info.shape, "a bias for each scale")
         bits, group = solve(name, n_words, n_groups, said_of(shelf, prefix))
