@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from qformat.errors import NotExact
+from qformat.evaluate import F32
 from qformat.scheme import Integers, Levels, Op, Operand, Ref, Scheme
 
 
@@ -36,6 +40,18 @@ def read_affine(scheme: Scheme) -> Affine | None:
     if steps or scheme.input_scale or not isinstance(scheme.alphabet, Integers | Levels):
         return None
     return Affine(zero, tuple(scale), bias)
+
+
+def zero_of(bias: F32, scale: F32) -> F32:
+    """Recognise biases as -zero * scale for integer zeros. Raises NotExact for one that is none."""
+    with np.errstate(all="ignore"):
+        zero = np.where(scale == 0, np.float32(0), np.rint(-bias / scale)).astype(np.float32)
+        wrong = -zero * scale != bias
+    if wrong.any() or np.abs(zero).max(initial=0) > 1 << 16:
+        where = int(np.argmax(wrong))
+        value = float(bias.reshape(-1)[where])
+        raise NotExact(f"bias {value!r} is no integer multiple of its scale", field="bias", found=value)
+    return zero + np.float32(0)
 
 
 def _name(operand: Operand | None) -> str:

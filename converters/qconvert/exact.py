@@ -8,13 +8,14 @@ whether they can. It knows no format by name and no file: a source and a target 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.affine import read_affine
+from qconvert.affine import read_affine, zero_of
 from qconvert.alphabets import match, numbers_of
 from qconvert.represent import represent
 from qconvert.second import Second, new_number, read_second, same_number
@@ -23,7 +24,7 @@ from qformat.errors import NotExact
 from qformat.evaluate import F32, Operands, common_run
 from qformat.formats import Format
 from qformat.layout import Bits
-from qformat.scheme import Flat, Grid, Indexed, Integers, Op, Ref, Scheme
+from qformat.scheme import Flat, Grid, Indexed, Integers, Op, Ref, Scheme, Table
 from qformat.tensor import PackedTensor
 
 Values = dict[str, NDArray[Any]]
@@ -68,6 +69,8 @@ class Recast:
             params = [param for param in scheme.params if param.name != self.index.index]
             by_group = tuple(replace(p, group=Grid(1, 1)) if p.group == self.index else p for p in params)
             self.width, scheme = self.index.n_groups, replace(scheme, params=by_group)
+        self.block = self._crossing()
+        self.width = self.block or self.width  # of groups that cross rows, each is a line by itself
         self.operands = Operands(scheme, self.width, tensor.param)
         self.heads: dict[str, F32] = {}  # of parameters that all rows share
         self.rows, self.run = self._target_groups()
@@ -82,11 +85,13 @@ class Recast:
         Raises NotExact with field, index and value where the target cannot hold a code or, unless rounding, a parameter.
         """
         codes = self.tensor.codes(slice(first, last))
+        if self.block:
+            first, last = first * self.tensor.n_cols // self.block, -(-last * self.tensor.n_cols // self.block)
         scale, zero, bias = self._source(first, last)
         self._check_exponents(scale, first)
         found = Derived({})
         if bias is not None and not self.bias:
-            zero, bias = _zero_of(bias, scale), None
+            zero, bias = zero_of(bias, scale), None
             found.reasons.append("bias is -zero * scale for integer zeros")
         moved, zero, factor = self._codes(codes, zero, found)
         found.values["codes"] = moved
@@ -110,6 +115,19 @@ class Recast:
         if self.by_index and self.index is not None:
             found.values[self.index.index] = self.tensor.param(self.index.index)
         return found
+
+    @property
+    def together(self) -> int:
+        """Rows that begin a group, or all of a tensor's, are this many apart."""
+        return self.block // math.gcd(self.block, self.tensor.n_cols) if self.block else self.rows or 1
+
+    def _crossing(self) -> int:
+        """Give the size of the target's groups where they cross rows, as those of the source do; 0 where they do not."""
+        sizes = {param.group.n_weights for param in self.form.scheme.params if isinstance(param.group, Flat)}
+        groups = [param.group for param in self.tensor.scheme.params if not isinstance(param.group, Table)]
+        block = sizes.pop() if len(sizes) == 1 else 0
+        cross = block and self.tensor.n_cols % block
+        return block if cross and all(isinstance(g, Flat) and g.n_weights % block == 0 for g in groups) else 0
 
     def _number(self, second: Second) -> np.float32:
         """Choose the scale of the whole tensor."""
@@ -193,7 +211,7 @@ class Recast:
                 wide += offset
                 found.reasons.append(f"code + {offset}" if offset else "codes copied")
             elif zero is not None:
-                wide -= self._by_column(zero).astype(np.int32)
+                wide -= self._by_column(zero, codes.shape).astype(np.int32)
                 zero = None
                 found.reasons.append("code - zero")
             else:
@@ -211,11 +229,11 @@ class Recast:
         found.reasons.append("levels matched" if factor == 1 else f"levels x {factor:g}")
         return moved.astype(np.int8 if isinstance(target, Integers) and target.low < 0 else np.uint8), None, factor
 
-    def _by_column(self, array: F32) -> F32:
+    def _by_column(self, array: F32, shape: tuple[int, ...]) -> F32:
         """Give each column the value of its group in the target."""
         if self.by_index and self.index is not None:
             return array[:, self.tensor.param(self.index.index).reshape(-1)]
-        return np.repeat(array, self.run, axis=1)[:, : self.tensor.n_cols]
+        return np.repeat(array, self.run, axis=1)[:, : self.width].reshape(-1)[: math.prod(shape)].reshape(shape)
 
     def _check_range(self, codes: NDArray[np.int32], target: Integers) -> None:
         if codes.size == 0 or (int(codes.min()) >= target.low and int(codes.max()) <= target.high):
@@ -265,7 +283,7 @@ class Recast:
             group = param.group
             if self.second and param.name == self.second.tensor:
                 continue
-            if isinstance(group, Flat) and self.tensor.n_cols % group.n_weights == 0:
+            if isinstance(group, Flat) and self.width % group.n_weights == 0:
                 groups.add((1, group.n_weights))
             elif isinstance(group, Grid):
                 groups.add((1 if self.tensor.n_rows == 1 else group.rows, group.cols or self.tensor.n_cols))
@@ -274,15 +292,3 @@ class Recast:
         if len(groups) != 1:
             raise NotExact(f"parameters of {self.form.name} have different groups", field="group")
         return groups.pop()
-
-
-def _zero_of(bias: F32, scale: F32) -> F32:
-    """Recognise a bias as -zero * scale for integer zeros."""
-    with np.errstate(all="ignore"):
-        zero = np.where(scale == 0, np.float32(0), np.rint(-bias / scale)).astype(np.float32)
-        wrong = -zero * scale != bias
-    if wrong.any() or np.abs(zero).max(initial=0) > 1 << 16:
-        where = int(np.argmax(wrong))
-        value = float(bias.reshape(-1)[where])
-        raise NotExact(f"bias {value!r} is no integer multiple of its scale", field="bias", found=value)
-    return zero + np.float32(0)

@@ -89,7 +89,7 @@ def row_multiple(form: Format) -> int:
 def _judge_codes(tensor: PackedTensor, form: Format, rounding: bool) -> Verdict:
     recast = Recast(tensor, form)
     n_rounded, worst, offender, reasons = 0, 0.0, None, {}
-    for first, last in tensor.tiles(together=recast.rows or 1):
+    for first, last in tensor.tiles(together=recast.together):
         derived = recast.derive(first, last, rounding)
         reasons.update(dict.fromkeys(derived.reasons))
         n_rounded += derived.n_rounded
