@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules, expect_matrix
 from qconvert.dialects.geometry import code_bits
 from qformat.errors import FileError, UsageError
 from qformat.formats.bitnet import SLABS, bitnet
@@ -58,11 +58,11 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
 
 
 def unbind(weight: Written) -> Sequence[Array]:
-    """Give the arrays of a weight. Raises UsageError for a stack of matrices, and for rows that are no whole quarters."""
-    if len(weight.shape) != 2 or weight.shape[0] % SLABS:
-        message = f"shape {list(weight.shape)}, bitnet holds matrices of a multiple of {SLABS} rows"
-        raise UsageError(message, tensor=weight.name, field="shape", found=weight.shape)
-    n_rows, n_cols = weight.shape
+    """Give the arrays of a weight. Raises UsageError for what is no matrix of a module, or whose rows are no whole quarters."""
+    n_rows, n_cols = expect_matrix(weight, NAME)
+    if n_rows % SLABS:
+        message = f"{n_rows} rows, bitnet holds a multiple of {SLABS}"
+        raise UsageError(message, tensor=weight.name, field="shape", found=n_rows)
     return [
         Array(weight.name, "uint8", (n_rows // SLABS, n_cols), "codes"),
         Array(f"{weight.module}.weight_scale", weight.form.scheme.param("scales").dtype, (1,), "scales"),
@@ -78,7 +78,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
         message = f"codes are divided by the scale, those of '{ways[False].name}' multiplied: one config says one of both"
         raise UsageError(message, tensor=ways[True].name, field="linear_class")
     name = next(name for name, way in DIVIDES.items() if way in ways)
-    skipped = [w.module for w in weights if w.form.scheme.is_dense and w.name.endswith(WEIGHT) and len(w.shape) > 1]
+    skipped = dense_modules(weights)
     said = {"quant_method": NAME, "linear_class": name, "quantization_mode": MODE}
     return {"config.json": {"quantization_config": said | ({"modules_to_not_convert": skipped} if skipped else {})}}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from qconvert.containers.safetensors_header import TensorInfo
 from qformat.arrays import ByteSource, View
 from qformat.bits import DTYPES
-from qformat.errors import FileError
+from qformat.errors import FileError, UsageError
 from qformat.formats import Format
 from qformat.tensor import PackedTensor, assemble
 
@@ -157,6 +157,7 @@ class Dialect:
              under METADATA, strings that the files of arrays themselves hold
     metadata : strings that its files hold themselves, in place of the source's
     short  : as a target spells it, where that is another word: "bnb"
+    doubts : reports what makes it doubtful that a claimed checkpoint is what its config says
     carry  : gives the same once the source's config.json is known, with what that says and no weight tells of
     """
 
@@ -174,6 +175,14 @@ class Dialect:
 def dense_modules(weights: Sequence[Written]) -> list[str]:
     """List the modules that keep a dense matrix."""
     return [w.module for w in weights if w.form.scheme.is_dense and w.name.endswith(WEIGHT) and len(w.shape) == MATRIX]
+
+
+def expect_matrix(weight: Written, dialect: str) -> tuple[int, int]:
+    """Give rows and columns of a weight. Raises UsageError for a stack, and for a name that no module's weight has."""
+    if len(weight.shape) != MATRIX or not weight.name.endswith(WEIGHT):
+        message = f"shape {list(weight.shape)}, {dialect} holds matrices, named '<module>{WEIGHT}'"
+        raise UsageError(message, tensor=weight.name, field="shape", found=weight.shape)
+    return weight.shape[0], weight.shape[1]
 
 
 def bind(form: Format, shape: tuple[int, ...], shelf: Shelf, arrays: Mapping[str, str], dtype: str = "") -> PackedTensor:

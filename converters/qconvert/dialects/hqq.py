@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules, expect_matrix
 from qconvert.dialects.geometry import code_bits, columns, scale_group
 from qformat.bits import DTYPES
-from qformat.errors import FileError, QFormatError, UsageError
+from qformat.errors import FileError, QFormatError
 from qformat.formats.form import Format
 from qformat.formats.hqq import BITS, hqq, slabs
 from qformat.scheme import Flat, Strided
@@ -117,10 +117,8 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
 
 
 def unbind(weight: Written) -> Sequence[Array]:
-    """Give the arrays of a weight. Raises UsageError for a stack of matrices."""
-    if len(weight.shape) != 2:
-        message = f"shape {list(weight.shape)}, hqq holds matrices"
-        raise UsageError(message, tensor=weight.name, field="shape", found=weight.shape)
+    """Give the arrays of a weight. Raises UsageError for what is no matrix of a module."""
+    expect_matrix(weight, NAME)
     facts, dtype = facts_of(weight), weight.form.scheme.param("scales").dtype
     bits, axis, group = facts["nbits"], facts["axis"], facts["group_size"]
     n_groups = weight.tensor.n_weights // group
@@ -161,7 +159,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     said: Any = {"weight_quant_params": dict(most[0][0])} | rest
     if len(most) > 1:
         said = {module: {"weight_quant_params": facts} | rest for module, facts in packed.items()}
-    skipped = [w.module for w in weights if w.form.scheme.is_dense and w.name.endswith(WEIGHT) and len(w.shape) > 1]
+    skipped = dense_modules(weights)
     return {"config.json": {"quantization_config": {"quant_method": NAME, "quant_config": said, "skip_modules": skipped}}}
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules, expect_matrix
 from qconvert.dialects.geometry import code_bits
-from qformat.errors import FileError, UsageError
+from qformat.errors import FileError
 from qformat.formats.form import Format
 from qformat.formats.quanto import FEW, FLOATS, GROUP, GROUP_STEP, MIN_GROUP, QTYPES, group_of, quanto
 from qformat.layout import Bits, Field
@@ -149,11 +149,8 @@ def own_forms(form: Format) -> list[Format]:
 
 
 def unbind(weight: Written) -> Sequence[Array]:
-    """Give the arrays of a weight. Raises UsageError for a stack of matrices."""
-    if len(weight.shape) != 2:
-        message = f"shape {list(weight.shape)}, quanto holds matrices"
-        raise UsageError(message, tensor=weight.name, field="shape", found=weight.shape)
-    scheme, (n_rows, n_cols) = weight.form.scheme, weight.shape
+    """Give the arrays of a weight. Raises UsageError for what is no matrix of a module."""
+    scheme, (n_rows, n_cols) = weight.form.scheme, expect_matrix(weight, NAME)
     scales = scheme.param("scales")
     extras = [
         Array(f"{weight.module}.{part.role}", field.dtype, (), part.role)
@@ -186,7 +183,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
         return {}
     most = Counter(qtypes.values()).most_common(1)[0][0]
     said: dict[str, Any] = {"quant_method": NAME, "weights": "float8" if "float" in most else most[1:], "activations": None}
-    skipped = [w.module for w in weights if w.form.scheme.is_dense and w.name.endswith(WEIGHT) and len(w.shape) > 1]
+    skipped = dense_modules(weights)
     said |= {"modules_to_not_convert": skipped} if skipped else {}
     types = {module: {"weights": qtype, "activations": "none"} for module, qtype in qtypes.items()}
     return {"config.json": {"quantization_config": said}, "quanto_qmap.json": types}

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from qconvert.containers.strict_json import parse_json
-from qconvert.dialects.dialect import METADATA, WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import METADATA, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
 from qconvert.dialects.geometry import code_bits, columns, scale_group
 from qconvert.dialects.torchao_classes import FLOATS, PARTS, arrays_of, attributes, class_of, dtype_of, form_of, recipe
 from qformat.errors import FileError, UsageError, show
@@ -116,7 +116,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     said = {weight.name: json.dumps(describe(weight)) for weight in weights}
     said[NAMES] = json.dumps([weight.name for weight in weights])
     recipes = Counter(json.dumps(recipe(weight.form, weight.shape)) for weight in packed)
-    skipped = [w.module for w in weights if w.form.scheme.is_dense and w.name.endswith(WEIGHT) and len(w.shape) > 1]
+    skipped = dense_modules(weights)
     default = {"default": json.loads(recipes.most_common(1)[0][0])}
     rest: dict[str, Any] = {"modules_to_not_convert": skipped} if skipped else {}
     return {"config.json": {"quantization_config": {"quant_method": NAME, "quant_type": default} | rest}, METADATA: said}
