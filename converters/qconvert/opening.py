@@ -18,7 +18,7 @@ from qconvert.containers.gguf_header import Header, parse_header
 from qconvert.containers.gguf_split import open_parts
 from qconvert.containers.shards import read_json_object
 from qconvert.containers.strict_json import parse_json
-from qconvert.dialects import Claim, Shelf, check_assumed, claim_all, ggml
+from qconvert.dialects import Claim, Shelf, check_assumed, claim_all, find, ggml
 from qformat.arrays import ByteSource, View
 from qformat.errors import FileError, QFormatError, UsageError
 from qformat.formats.dense import dense
@@ -114,7 +114,8 @@ def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Sha
     file = open_checkpoint(path)
     checkpoint = file.checkpoint
     try:
-        claims = claim_all(shelf_of(file, assume, shapes))
+        shelf = shelf_of(file, assume, shapes)
+        claims = claim_all(shelf)
         packed = {name: load_claim(claim) for name, (_, claim) in claims.items()}
     except BaseException as err:
         file.close()
@@ -152,6 +153,9 @@ def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Sha
         assets=assets,
         read_recipe=read_recipe,
         packed_by={name: dialect for name, (dialect, _) in claims.items()},
+        read_oddities=lambda: [
+            odd for name in sorted({name for name, _ in claims.values()}) for odd in find(name).doubts(shelf)
+        ],
     )
 
 

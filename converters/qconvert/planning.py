@@ -219,7 +219,8 @@ def notices(model: Model, plan: Plan) -> tuple[str, ...]:
     """Say what a user should hear although no value is lost: bits that no value depends on, and who can load the file."""
     changed = [item for item in plan.items if not same_parts(item.tensor, item.form)]
     spare = [item.name for item in changed if item.tensor.residue()]
-    found = [f"'{show(name)}': bits that no value depends on are not kept" for name in spare]
+    found = [odd.message for odd in model.oddities] if model.packed_by else []
+    found += [f"'{show(name)}': bits that no value depends on are not kept" for name in spare]
     is_packed = any(not item.form.scheme.is_dense for item in plan.items)
     if plan.target.dialect is not None and is_packed and "config.json" not in model.assets:
         found.append(NO_CONFIG)

@@ -8,7 +8,7 @@ name and go by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from qformat.arrays import ByteSource, View
 from qformat.bits import DTYPES
 from qformat.errors import FileError, UsageError
 from qformat.formats import Format
+from qformat.model import Oddity
 from qformat.tensor import PackedTensor, assemble
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class Dialect:
     config: Callable[[Sequence[Written]], Mapping[str, Json]]
     metadata: Mapping[str, str] = field(default_factory=dict)
     short: str = ""
+    doubts: Callable[[Shelf], Iterable[Oddity]] = lambda shelf: ()
     carry: Callable[[Sequence[Written], Json, Mapping[str, Json]], Mapping[str, Json]] = lambda weights, source, said: said
 
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
 from qconvert.dialects.geometry import code_bits, columns, is_symmetric, scale_group
+from qconvert.dialects.gptq_doubts import doubts as doubts_of
 from qconvert.dialects.grouped import SCALES, check_bits, convention, dense_in_blocks, group_size, modules, settings
 from qformat.errors import FileError, NotExact
 from qformat.formats.form import Format
 from qformat.formats.gptq import BITS, DOWN, KINDS, WORD, gptq
+from qformat.model import Oddity
 from qformat.scheme import Grid, Indexed
 from qformat.tensor import PackedTensor
 
@@ -220,4 +222,9 @@ def _is_whole(form: Format, shape: tuple[int, ...]) -> bool:
     return shape[1] % items["codes"] == 0 and shape[0] % items["zeros"] == 0
 
 
-GPTQ = Dialect(NAME, KINDS, claim, forms, unbind, config)
+def doubts(shelf: Shelf) -> Iterator[Oddity]:
+    """Report zero points that cannot be what the config says."""
+    return doubts_of(shelf, kind_of(shelf))
+
+
+GPTQ = Dialect(NAME, KINDS, claim, forms, unbind, config, doubts=doubts)
