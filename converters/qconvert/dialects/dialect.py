@@ -128,11 +128,15 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A weight to be written: its logical name, the format that it takes, and the tensor that it is made from."""
+    """A weight to be written: its logical name, the format that it takes, and the tensor that it is made from.
+
+    kind : what the target names after the colon, for kinds whose bytes are the same
+    """
 
     name: str
     form: Format
     tensor: PackedTensor
+    kind: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from qconvert.dialects.gptq_doubts import doubts as doubts_of
 from qconvert.dialects.grouped import SCALES, check_bits, convention, dense_in_blocks, group_size, modules, settings
 from qformat.errors import FileError, NotExact
 from qformat.formats.form import Format
-from qformat.formats.gptq import BITS, DOWN, KINDS, WORD, gptq
+from qformat.formats.gptq import BITS, DOWN, KINDS, PLANES, WORD, gptq
 from qformat.model import Oddity
 from qformat.scheme import Grid, Indexed
 from qformat.tensor import PackedTensor
@@ -171,17 +171,16 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
 
 
 def common_kind(packed: Sequence[Written]) -> str:
-    """Say how the zero points of all weights are stored; planar where they lie so in two ways that are the same bytes."""
+    """Say how the zero points of all weights are stored; planar where v2 means the same bytes, if any is or it is asked for."""
     kinds = {weight.name: kind_of_form(weight.form) for weight in packed}
-    found = sorted(set(kinds.values()))
-    first = {kind: next(name for name in kinds if kinds[name] == kind) for kind in found}
+    found, torn = sorted(set(kinds.values())), {code_bits(w.form.scheme) for w in packed if kinds[w.name] == "v2"} & set(PLANES)
+    if not torn and "v1" not in found and ("planar" in found or packed[0].kind == "planar"):
+        return "planar"
     if len(found) == 1:
         return found[0]
-    v2_bits = {code_bits(weight.form.scheme) for weight in packed if kinds[weight.name] == "v2"}
-    if found != ["planar", "v2"] or 3 in v2_bits:  # the width whose bytes differ
-        ways = " and ".join(f"gptq:{kind} for '{name}'" for kind, name in first.items())
-        raise NotExact(f"{ways}, but a checkpoint has one checkpoint_format", field="checkpoint_format", found=found)
-    return "planar"
+    first = {kind: next(name for name in kinds if kinds[name] == kind) for kind in found}
+    ways = " and ".join(f"gptq:{kind} for '{name}'" for kind, name in first.items())
+    raise NotExact(f"{ways}, but a checkpoint has one checkpoint_format", field="checkpoint_format", found=found)
 
 
 def kind_of_form(form: Format) -> str:

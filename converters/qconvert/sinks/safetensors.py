@@ -81,7 +81,7 @@ def configs(model: Model, plan: Plan) -> Mapping[str, Mapping[str, Any]]:
     """Give what a dialect says of a plan's tensors, by file; without a dialect a config that spoke of packing says no more."""
     if plan.target.dialect is None:
         return {CONFIG: {}} if CONFIG in model.assets and was_packed(plan) else {}
-    weights = [Written(item.name, item.form, item.tensor) for item in plan.items]
+    weights = [Written(item.name, item.form, item.tensor, plan.target.kind) for item in plan.items]
     source = parse_json(model.assets[CONFIG](), path=model.path, what=CONFIG) if CONFIG in model.assets else {}
     said = plan.target.dialect.config(weights)
     return plan.target.dialect.carry(weights, source if isinstance(source, dict) else {}, said)
