@@ -25,7 +25,7 @@ class Affine:
         return (
             _name(self.zero),
             _name(scale[1]) if scale is not None and scale[0] is Op.MUL else "",
-            _name(self.bias[1]) if self.bias is not None and self.bias[0] is Op.ADD else "",
+            _name(self.bias[1]) if self.bias is not None else "",
         )
 
 

@@ -63,6 +63,7 @@ class Recast:
             raise NotExact(f"{form.name} has two-level parameters", field="scheme")
         self.tensor, self.form, self.source, self.second = tensor, form, source, second
         self.zero, self.scale, self.bias = zero, scale, bias
+        self.is_subtracted = target.bias is not None and target.bias[0] is Op.SUB
         self.index, self.width, scheme = indexed(tensor.scheme), tensor.n_cols, tensor.scheme
         self.by_index = self.index is not None and indexed(form.scheme) == self.index
         if self.by_index and self.index is not None:  # groups meet as they are, whatever their columns
@@ -101,7 +102,7 @@ class Recast:
                 bias = -((0.0 if zero is None else zero) + np.float32(offset)) * scale
                 bias = np.where(bias == 0, np.float32(0), bias)
                 found.reasons.append("bias = -zero * scale")
-            self._store(self.bias, bias, first, found, rounding)
+            self._store(self.bias, np.float32(0) - bias if self.is_subtracted else bias, first, found, rounding)
         if self.zero:
             offset = self._offset()
             shifted = np.full(scale.shape, np.float32(offset)) if zero is None else zero + np.float32(offset)

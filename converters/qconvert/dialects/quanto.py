@@ -119,7 +119,7 @@ def shape_of(shelf: Shelf, module: str, n_groups: int, group: int) -> tuple[int,
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     """Give the formats that could hold a tensor: as it is, or in the groups that the peer makes of its rows."""
     own, alphabet = format_of(tensor), tensor.scheme.alphabet
-    found = [form for form in own_forms(own) if kind in ("", form.name.partition(":")[2])]
+    found = [form for form in own_forms(own) if kind in ("", kind_of(form))]
     bits = code_bits(tensor.scheme)
     for dtype in SCALES:
         if isinstance(alphabet, Levels) and kind in ("", "fp8"):
@@ -187,6 +187,11 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     said |= {"modules_to_not_convert": skipped} if skipped else {}
     types = {module: {"weights": qtype, "activations": "none"} for module, qtype in qtypes.items()}
     return {"config.json": {"quantization_config": said}, "quanto_qmap.json": types}
+
+
+def kind_of(form: Format) -> str:
+    """Say which target a format is of."""
+    return "fp8" if element_of(form) in FLOATS else element_of(form)
 
 
 def element_of(form: Format) -> str:
