@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaCon
 
 HF = Path(__file__).parents[2] / "spec/vectors/hf"
 VARIANTS = sorted((HF / "compressed-tensors").iterdir())
-GPTQ = sorted(path for path in (HF / "gptq").iterdir() if "actorder" not in path.name)  # an order is no longer read
+GPTQ = sorted(path for path in (HF / "gptq").iterdir() if "descact" not in path.name)  # an order is no longer read
 TARGETS = ["qfmt:int4-g32", "qfmt:uint4-g32", "qfmt:int8", "qfmt:mxfp4"]
 Tensors = dict[str, torch.Tensor]
 
