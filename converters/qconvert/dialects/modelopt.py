@@ -36,19 +36,17 @@ KINDS_OF = {
 }
 SCALE, SECOND, COLUMNS = ".weight_scale", ".weight_scale_2", ".pre_quant_scale"
 RANK = 2
+RANKS = {"fp8": 0}  # dimensions of a weight_scale that no other ecosystem has beside such a weight
 
 
 def claim(shelf: Shelf) -> Iterator[Claim]:
     """Find modules with a weight and a weight_scale of element types that ModelOpt writes."""
-    method = shelf.quantization.get("quant_method")
-    is_named = method == NAME or bool(shelf.side(SIDE))
-    if method not in (None, NAME):
-        return
+    is_named = shelf.quantization.get("quant_method") == NAME or bool(shelf.side(SIDE))
     for module, arrays in shelf.modules(WEIGHT, SCALE):
         weight, scale = (shelf.infos[arrays[suffix]] for suffix in (WEIGHT, SCALE))
         kind = KINDS_OF.get((weight.dtype, scale.dtype), "")
-        if not kind or (kind == "fp8" and not is_named and len(scale.shape) > 1):
-            continue
+        if not kind or (not is_named and len(scale.shape) != RANKS.get(kind, RANK)):
+            continue  # another ecosystem's: BitNet has one scale for bytes, compressed-tensors [1] or [N, 1] for FP8
         for suffix in (SECOND, COLUMNS):
             if module + suffix in shelf.infos:
                 arrays[suffix] = module + suffix

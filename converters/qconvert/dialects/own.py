@@ -53,12 +53,24 @@ def _unbind(named: Mapping[str, str], weight: Written) -> Sequence[Array]:
 def _carry(
     named: Mapping[str, str], weights: Sequence[Written], source: Json, already: Mapping[str, Json]
 ) -> Mapping[str, Json]:
-    """Let each dialect speak of its own weights; where they speak of the same key, the one with the most weights does."""
+    """Let each dialect speak of its own weights.
+
+    Where they speak of the same key, the one does whose method the source's config names, else the one with the most weights.
+    """
     owners = {weight.name: _owner(named, weight).name for weight in weights if not weight.form.scheme.is_dense}
-    said: dict[str, dict[str, Any]] = {}
+    found = []
     for name, _ in Counter(owners.values()).most_common():
         held = [weight for weight in weights if owners.get(weight.name, name) == name]
         dialect = find(name)
-        for file, changes in dialect.carry(held, source, dialect.config(held)).items():
+        found.append(dialect.carry(held, source, dialect.config(held)))
+    found.sort(key=lambda files: _method(files.get("config.json", {})) != _method(source))
+    said: dict[str, dict[str, Any]] = {}
+    for files in found:
+        for file, changes in files.items():
             said[file] = {**changes, **said.get(file, {})}
     return said
+
+
+def _method(config: Json) -> object:
+    packing = config.get("quantization_config")
+    return packing.get("quant_method") if isinstance(packing, Mapping) else None
