@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 Stored = dict[str, tuple[str, tuple[int, ...], bytes]]
 DTYPES: dict[str, Any] = {
     "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E8M0": ml_dtypes.float8_e8m0fnu, "I8": np.int8, "U8": np.uint8, "I32": np.int32, "U32": np.uint32, "I64": np.int64,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu, "I8": np.int8, "U8": np.uint8, "I16": np.int16, "I32": np.int32,
+    "U32": np.uint32, "I64": np.int64,
 }  # fmt: skip
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 

@@ -16,6 +16,7 @@ from qconvert.dialects.geometry import code_bits, columns, scale_group
 from qconvert.dialects.grouped import (
     GROUPS,
     SCALES,
+    carry,
     check_bits,
     convention,
     dense_in_blocks,
@@ -248,4 +249,4 @@ def _check_shape(name: str, n_out: int, n_in: int) -> None:
         raise FileError(f"{n_out} rows of {n_in} weights, expected some", tensor=name, found=n_out * n_in)
 
 
-AWQ = Dialect(NAME, KINDS, claim, forms, unbind, config)
+AWQ = Dialect(NAME, KINDS, claim, forms, unbind, config, carry=partial(carry, NAME))

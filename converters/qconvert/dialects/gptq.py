@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
 from qconvert.dialects.geometry import code_bits, columns, is_symmetric, scale_group
 from qconvert.dialects.gptq_doubts import doubts as doubts_of
-from qconvert.dialects.grouped import SCALES, check_bits, convention, dense_in_blocks, group_size, modules, settings
+from qconvert.dialects.grouped import SCALES, carry, check_bits, convention, dense_in_blocks, group_size, modules, settings
 from qformat.errors import FileError, NotExact
 from qformat.formats.form import Format
 from qformat.formats.gptq import BITS, DOWN, KINDS, PLANES, WORD, gptq
@@ -226,4 +226,4 @@ def doubts(shelf: Shelf) -> Iterator[Oddity]:
     return doubts_of(shelf, kind_of(shelf))
 
 
-GPTQ = Dialect(NAME, KINDS, claim, forms, unbind, config, doubts=doubts)
+GPTQ = Dialect(NAME, KINDS, claim, forms, unbind, config, doubts=doubts, carry=partial(carry, NAME))

@@ -19,6 +19,7 @@ ARRAYS = (".qweight", ".qzeros", ".scales")
 SCALES = ("float16", "bfloat16", "float32")
 BITS = ("bits", "w_bit")
 GROUPS = ("group_size", "q_group_size")
+QUANTIZATION, SKIPPED = "quantization_config", "modules_to_not_convert"
 OVERRIDES = ("dynamic", "extra_config")
 AUTO_ROUND = ("auto-round", "intel/auto-round")
 IN_BLOCKS = re.compile(r"\.\d+\.")  # modules among which quantizers look for matrices
@@ -100,6 +101,21 @@ def group_size(said: Json, n_cols: int, n_groups: int, array: str, found: int = 
 def dense_in_blocks(weights: Sequence[Written]) -> list[str]:
     """List the modules that keep a dense matrix where a reader of the config would look for packed ones."""
     return [module for module in dense_modules(weights) if IN_BLOCKS.search(module)]
+
+
+def carry(name: str, weights: Sequence[Written], source: Json, said: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Add what a source of the same method says of how it was made, and of modules that are none of the weights."""
+    old = source.get(QUANTIZATION)
+    if not said or not isinstance(old, Mapping) or old.get("quant_method") != name:
+        return said
+    mine = dict(said["config.json"][QUANTIZATION])
+    if SKIPPED in mine and isinstance(old.get(SKIPPED), list):
+        packed = [weight.module for weight in weights if not weight.form.scheme.is_dense]
+        kept = [part for part in old[SKIPPED] if isinstance(part, str) and not any(part in module for module in packed)]
+        others = [module for module in mine[SKIPPED] or () if not any(part in module for part in kept)]
+        mine[SKIPPED] = [*kept, *others] or None
+    known = {*mine, *OVERRIDES, "format"}
+    return {"config.json": {QUANTIZATION: {**mine, **{key: value for key, value in old.items() if key not in known}}}}
 
 
 def numbers_of(said: Json, keys: Sequence[str]) -> list[int]:
