@@ -53,8 +53,7 @@ _ALL = (
     # ggml reads an E8M0 byte e as 2^(e-128), for codes worth twice E2M1, and never as NaN: ggml-org/ggml,
     # src/ggml-impl.h, ggml_e8m0_to_fp32_half.
     Element("float8_e8m0half", 8, "float", 8, 0, 128, "none"),
-    # Read without a NaN: 255 is 2^128, infinite as float32: ml-explore/mlx 0.32.4 on a CPU; huggingface/transformers 5.23.0,
-    # integrations/mxfp4.py, convert_moe_packed_tensors.
+    # Read without a NaN: 255 is 2^128, infinite as float32: ml-explore/mlx 0.32.4 on a CPU.
     Element("float8_e8m0inf", 8, "float", 8, 0, 127),
     # ggml's NVFP4 scale: the sign is ignored and 0x7f is 0, 0xff 480: ggml-org/ggml, src/ggml-impl.h, ggml_ue4m3_to_fp32.
     Element("float8_ue4m3", 8, "float", 4, 3, 7, "ggml"),

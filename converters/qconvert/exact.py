@@ -19,7 +19,7 @@ from qconvert.affine import read_affine, zero_of
 from qconvert.alphabets import match, numbers_of
 from qconvert.represent import represent
 from qconvert.second import Second, new_number, read_second, same_number
-from qformat.bits import DTYPES
+from qformat.bits import DTYPES, values
 from qformat.errors import NotExact
 from qformat.evaluate import F32, Operands, common_run
 from qformat.formats import Format
@@ -89,7 +89,7 @@ class Recast:
         if self.block:
             first, last = first * self.tensor.n_cols // self.block, -(-last * self.tensor.n_cols // self.block)
         scale, zero, bias = self._source(first, last)
-        self._check_exponents(scale, first)
+        self._check_exponents(first, last)
         found = Derived({})
         if bias is not None and not self.bias:
             zero, bias = zero_of(bias, scale), None
@@ -179,13 +179,16 @@ class Recast:
         self._check_rows(name, coarse, first)
         return coarse
 
-    def _check_exponents(self, scale: F32, first: int) -> None:
+    def _check_exponents(self, first: int, last: int) -> None:
         """Refuse the exponent byte 255, for which readers have different values."""
-        exponents = (DTYPES[param.dtype] for param in self.tensor.scheme.params)
-        if any(element.kind == "float" and not element.mantissa for element in exponents) and not np.isfinite(scale).all():
-            row = first + int(np.argwhere(~np.isfinite(scale))[0, 0])
-            message = f"a scale of row {row} is the byte 255, infinite or no number, which {self.form.name} cannot hold"
-            raise NotExact(message, field="scale", found=255, expected=254)
+        exponents = [p for p in self.tensor.scheme.params if DTYPES[p.dtype].kind == "float" and not DTYPES[p.dtype].mantissa]
+        for param in exponents:
+            array = self.operands.operand(Ref(param.name), first, last)[0]
+            bad = ~np.isfinite(array) | (array == values(param.dtype)[255])
+            if bad.any():
+                row = first + int(np.argwhere(bad)[0, 0])
+                message = f"a scale of row {row} is the byte 255, which readers disagree on, and {self.form.name} cannot hold"
+                raise NotExact(message, field=param.name, found=255, expected=254)
 
     def _check_rows(self, name: str, array: F32, first: int) -> None:
         """Refuse rows of one target group that hold different values."""

@@ -10,6 +10,7 @@ Source: ml-explore/mlx 0.32.4: mlx/ops.cpp (quantize, dequantize), mlx/backend/c
 
 from qformat.errors import UsageError
 from qformat.formats.form import Format, PartForm, packed, parameter
+from qformat.formats.mx import INFINITE
 from qformat.scheme import Apply, Const, Grid, Integers, Levels, Op, Operand, Param, Ref, Scheme, Step, levels
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -18,8 +19,6 @@ DTYPES = {"f16": ("float16", 2), "bf16": ("bfloat16", 2), "f32": ("float32", 4)}
 WORD = 32
 SCALES = Ref("scales")
 LARGEST = 2688.0  # 448 * 6, what NVFP4 can reach: the global scale is the largest weight
-PER_ROW = Grid(1, 32)
-E8M0 = Param("scales", "float8_e8m0inf", PER_ROW)
 E4M3 = Param("scales", "float8_e4m3fn", Grid(1, 16))
 GLOBAL = Param("global_scale", "float32", Grid(0, 0))
 
@@ -61,8 +60,8 @@ def _floats(name: str, alphabet: Levels, bits: int, *params: tuple[Param, int], 
 
 
 E2M1 = levels("float4_e2m1fn")
-MXFP4 = _floats("mxfp4", E2M1, 4, (E8M0, 1))
-MXFP8 = _floats("mxfp8", levels("float8_e4m3fn"), 8, (E8M0, 1))
+MXFP4 = _floats("mxfp4", E2M1, 4, (INFINITE, 1))
+MXFP8 = _floats("mxfp8", levels("float8_e4m3fn"), 8, (INFINITE, 1))
 NVFP4 = _floats("nvfp4", E2M1, 4, (E4M3, 1))
 FLOATS = {"mxfp4": MXFP4, "nvfp4": NVFP4, "mxfp8": MXFP8}
 

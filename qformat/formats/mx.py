@@ -16,11 +16,13 @@ MXFP4 = Format(
     (PartForm("codes", CODES), parameter(SCALES, 1)),
     rule="floor",
 )
-INFINITE = Param("scales", "float8_e8m0inf", SCALES.group)
+INFINITE = Param("scales", "float8_e8m0inf", SCALES.group)  # as MLX and compressed-tensors read exponent 255
+# Said as ggml says it, levels doubled and exponents one lower: half of 2^128 is a number, which no product with 2^128 gives.
+HALVED = Param("scales", "float8_e8m0half", SCALES.group)
 GPT_OSS = Format(
     "gpt-oss",
-    Scheme("gpt-oss", MXFP4.scheme.alphabet, (INFINITE,), MXFP4.scheme.steps),
-    (MXFP4.parts[0], parameter(INFINITE, 1)),
+    Scheme("gpt-oss", levels("float4_e2m1fn", 2), (HALVED,), MXFP4.scheme.steps),
+    (MXFP4.parts[0], parameter(HALVED, 1)),
 )
 
 ALL = (MXFP4,)
