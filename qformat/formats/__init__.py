@@ -3,13 +3,28 @@
 import re
 
 from qformat.errors import UsageError
-from qformat.formats import bitsandbytes, dense, fp8_block, gguf, gguf_few, gguf_grid, gguf_k, integer, mlx, modelopt, mx, nf4
+from qformat.formats import (
+    bitsandbytes,
+    compressed_tensors,
+    dense,
+    fp8_block,
+    gguf,
+    gguf_few,
+    gguf_grid,
+    gguf_k,
+    integer,
+    mlx,
+    modelopt,
+    mx,
+    nf4,
+)
 from qformat.formats.form import Format, PartForm, matrix
 
 GGUF = (*gguf.ALL, *gguf_k.ALL, *gguf_few.ALL, *gguf_grid.ALL)
 PLANAR = (*mx.ALL, *nf4.ALL, *integer.ALL)
 DIALECTS = (
     *bitsandbytes.DIALECT,
+    *compressed_tensors.DIALECT,
     *mx.DIALECT,
     *mlx.DIALECT,
     *fp8_block.DIALECT,

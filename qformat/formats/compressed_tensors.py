@@ -16,7 +16,6 @@ from math import gcd
 
 from qformat.errors import UsageError
 from qformat.formats.form import Format, PartForm, packed, parameter, scalar
-from qformat.formats.mx import INFINITE
 from qformat.layout import Bits, Layout, Plane
 from qformat.scheme import Apply, Grid, Group, Indexed, Integers, Levels, Op, Param, Ref, Scheme, Step, Table, levels
 from qformat.tiling import FLAT, Tiling
@@ -101,8 +100,9 @@ def _format(
 
 
 def _mx(kind: str, element: str, bits: int, name: str) -> Format:
-    parts = (PartForm("codes", packed(name, bits, "codes")), parameter(INFINITE, 1))
-    return _format(kind, levels(element), (INFINITE,), SCALED, parts)
+    scales = Param("scales", "float8_e8m0inf", Grid(1, 32))
+    parts = (PartForm("codes", packed(name, bits, "codes")), parameter(scales, 1))
+    return _format(kind, levels(element), (scales,), SCALED, parts)
 
 
 _GROUPS, _DIVISOR = Param("scales", "float8_e4m3fn", Grid(1, 16)), Param("divisor", "float32", TENSOR)
@@ -118,3 +118,10 @@ MX = {
     "mxfp6": _mx("mxfp6", "float6_e2m3fn", 6, "sixes"),
     "mxfp8": _mx("mxfp8", "float8_e4m3fn", 8, "bytes"),
 }
+DIALECT = (
+    pack(4, Grid(1, 128), "bfloat16", (4096, 4096), "packed"),
+    whole("int", CHANNEL, "bfloat16"),
+    whole("float", CHANNEL, "bfloat16"),
+    NVFP4,
+    *MX.values(),
+)
