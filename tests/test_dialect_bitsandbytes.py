@@ -143,8 +143,6 @@ def test_a_model_in_several_files_is_written_back(tmp_path: Path) -> None:
     parts = [array for path in files for array in safetensors.deserialize(path.read_bytes())]
     assert found == {name: (array["dtype"], tuple(array["shape"]), bytes(array["data"])) for name, array in parts}
     mine, said = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", TINY))
-    dtypes = [one["quantization_config"].pop("bnb_4bit_compute_dtype") for one in (mine, said)]
-    assert dtypes == ["bfloat16", "float32"]  # that of the state; that of a computation is nowhere in the tensors
     assert mine == said
 
 
@@ -275,6 +273,19 @@ def test_the_config_names_the_matrices_that_stay_dense(tmp_path: Path) -> None:
 
     said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert said["llm_int8_skip_modules"] == ["lm_head", "model.layers.0.mlp.gate"]
+
+
+def test_how_to_compute_is_kept_from_the_config_and_else_follows_the_state(tmp_path: Path) -> None:
+    said = {"quant_method": "bitsandbytes", "bnb_4bit_compute_dtype": "float16", "llm_int8_threshold": 5.0}
+    checkpoint(tmp_path / "said", four_bit(dtype="float32"), {"quantization_config": said})
+    checkpoint(tmp_path / "odd", four_bit(dtype="float32"), {"quantization_config": said | {"bnb_4bit_compute_dtype": "int4"}})
+
+    for name in ("said", "odd"):
+        qconvert.convert(tmp_path / name, tmp_path / f"{name}-out", to="bnb")
+
+    found = [json.loads((tmp_path / f"{name}-out" / "config.json").read_text()) for name in ("said", "odd")]
+    assert [config["quantization_config"]["bnb_4bit_compute_dtype"] for config in found] == ["float16", "float32"]
+    assert [config["quantization_config"]["llm_int8_threshold"] for config in found] == [5.0, 5.0]
 
 
 def test_the_config_says_that_nothing_is_left_out_where_the_output_matrix_is_packed(tmp_path: Path) -> None:

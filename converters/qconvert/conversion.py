@@ -150,13 +150,14 @@ def dequantize(
 ) -> Report:
     """Decode the packed tensors of a checkpoint; dense ones stay as they are.
 
+    dst   : a .qfmt, .gguf or .safetensors file; with no such suffix a folder with a safetensors file
     dtype : "f32", "f16" or "bf16", to which decoded weights are rounded once
     assume, shapes : what the source leaves open: see `opening.open`
 
     Raises NotExact for a weight that overflows `dtype`; FileError and UsageError as `convert` does.
     """
     path = Path(dst)
-    container = target_for(path, None).container
+    container = SUFFIXES.get(path.suffix.lower(), "safetensors")
     if container == "qfmt":
         target = replace(find_target("qfmt"), wanted=dense(SAFETENSORS_DENSE[dtype]))
     else:

@@ -1,8 +1,8 @@
 """bitsandbytes checkpoints: a flat weight with its quant state beside it, or an int8 matrix with SCB.
 
-Arrays and the state's JSON say everything, whatever the config does. The JSON and the table of levels are made anew when a
-weight is written; a table that is not the format's own is a part of the tensor. Bytes of codes may come as a wider element
-type (bnb_4bit_quant_storage); they are written as uint8.
+Arrays and the state's JSON say everything of a weight, whatever the config does. The JSON and the table of levels are made
+anew when a weight is written; a table that is not the format's own is a part of the tensor. Bytes of codes may come as a
+wider element type (bnb_4bit_quant_storage); they are written as uint8.
 
 Source: bitsandbytes-foundation/bitsandbytes 0.50.2: bitsandbytes/functional.py (QuantState.as_dict, from_dict),
 bitsandbytes/nn/modules.py (Linear8bitLt), bitsandbytes/utils.py (LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING); huggingface/transformers
@@ -11,16 +11,13 @@ bitsandbytes/nn/modules.py (Linear8bitLt), bitsandbytes/utils.py (LINEAR_8BIT_WE
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
 
-from qconvert.containers.strict_json import json_kind, parse_json
+from qconvert.dialects.bitsandbytes_state import DTYPES_OF_STATE, STATE, dtype_of, read_state, write_state
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
 from qconvert.dialects.geometry import columns, scale_group
 from qconvert.roles import category, runtime_name
@@ -33,13 +30,16 @@ from qformat.scheme import Flat, Integers, Scheme, Stored
 from qformat.tensor import PackedTensor
 
 NAME = "bitsandbytes"
-STATE = ".quant_state.bitsandbytes__"
 SCB, WEIGHT_FORMAT = ".SCB", ".weight_format"
 ROW = 0
-DTYPES_OF_STATE = ("bfloat16", "float16", "float32")
-RANK, MAX_RANK = 2, 8  # of int8 matrices; of shapes
-FLOAT32_MAX = 3.4028234663852886e38
+RANK = 2
 OUTPUT, EMBEDDING = "output", "token_embd"
+CARRIED = {
+    "bnb_4bit_compute_dtype": str,
+    "llm_int8_threshold": float,
+    "llm_int8_enable_fp32_cpu_offload": bool,
+    "llm_int8_has_fp16_weight": bool,
+}
 # What follows the weight's name, by the role of the part.
 SUFFIXES = {
     "codes": "",
@@ -49,24 +49,6 @@ SUFFIXES = {
     "nested_absmax": ".nested_absmax",
     "nested_quant_map": ".nested_quant_map",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the JSON of a weight says.
-
-    table  : "nf4" or "fp4"
-    block  : weights that share a scale
-    dtype  : of the weights before they were packed
-    shape  : of the weight
-    nested : 8-bit scales that share a float32, and their offset; None where scales are float32
-    """
-
-    table: str
-    block: int
-    dtype: str
-    shape: tuple[int, ...]
-    nested: tuple[int, float] | None
 
 
 def claim(shelf: Shelf) -> Iterator[Claim]:
@@ -109,34 +91,6 @@ def load_four_bit(shelf: Shelf, name: str, state: str) -> PackedTensor:
     stored = bytes(shelf.data(name + SUFFIXES["quant_map"])) != levels_of(said.table)
     form = four_bit(said.table, said.block, stored, said.nested)
     return bind(form, said.shape, shelf, {part.role: name + SUFFIXES[part.role] for part in form.parts}, said.dtype)
-
-
-def read_state(shelf: Shelf, name: str) -> State:
-    """Read the JSON of a weight. Raises FileError naming the key that says what cannot be."""
-    shelf.expect(name, ("uint8",), (None,), "bytes of JSON")
-    try:
-        said = parse_json(bytes(shelf.data(name)), path="", what="quant state")
-    except FileError as err:
-        raise FileError(err.message, tensor=name) from err
-    if not isinstance(said, dict):
-        raise FileError(f"quant state is {json_kind(said)}, expected an object", tensor=name, found=json_kind(said))
-    table, shape = name.partition(STATE)[2], said.get("shape")
-    _one_of(name, said, "quant_type", TABLES)
-    if said["quant_type"] != table:
-        _refuse(name, said, "quant_type", f"'{show(table)}' as the array's name says")
-    _one_of(name, said, "blocksize", BLOCK_SIZES)
-    _one_of(name, said, "dtype", DTYPES_OF_STATE)
-    if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_RANK or not all(type(n) is int and n > 0 for n in shape):
-        _refuse(name, said, "shape", f"1 to {MAX_RANK} positive sizes")
-    if "nested_blocksize" not in said:
-        return State(table, said["blocksize"], said["dtype"], tuple(shape), None)
-    _one_of(name, said, "nested_blocksize", BLOCK_SIZES)
-    _one_of(name, said, "nested_dtype", ("float32",))
-    offset = said.get("nested_offset")
-    if not isinstance(offset, int | float) or isinstance(offset, bool) or not abs(offset) <= FLOAT32_MAX:
-        _refuse(name, said, "nested_offset", "a finite float32")
-    nested = said["nested_blocksize"], struct.unpack("<f", struct.pack("<f", offset))[0]
-    return State(table, said["blocksize"], said["dtype"], tuple(shape), nested)
 
 
 def load_int8(shelf: Shelf, module: str) -> PackedTensor:
@@ -222,23 +176,8 @@ def unbind(weight: Written) -> Sequence[Array]:
     table = kind_of(form.scheme, weight.tensor).partition("-")[0]
     if not isinstance(form.scheme.alphabet, Stored):
         arrays.append(Array(name + SUFFIXES["quant_map"], "float32", (N_LEVELS,), data=levels_of(table)))
-    state = json.dumps(state_of(weight, table)).encode()
+    state = write_state(weight, table)
     return [*arrays, Array(f"{name}{STATE}{table}", "uint8", (len(state),), data=state)]
-
-
-def state_of(weight: Written, table: str) -> Json:
-    """Say of a weight what its arrays do not hold, in the order of the keys in which bitsandbytes does."""
-    group, nested = scale_group(weight.form.scheme), nested_of(weight.form.scheme)
-    block = group.n_weights if isinstance(group, Flat) else 0
-    said = {"quant_type": table, "blocksize": block, "dtype": dtype_of(weight), "shape": weight.shape}
-    if nested is None:
-        return said
-    return said | {"nested_blocksize": nested[0], "nested_dtype": "float32", "nested_offset": nested[1]}
-
-
-def dtype_of(weight: Written) -> str:
-    """Name the element type that a weight is decoded to; float32, which loses nothing, where its own is not known."""
-    return weight.tensor.dtype if weight.tensor.dtype in DTYPES_OF_STATE else "float32"
 
 
 def levels_of(table: str) -> bytes:
@@ -273,6 +212,17 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     return {"config.json": {"quantization_config": said}}
 
 
+def carry(weights: Sequence[Written], source: Json, said: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Keep what a config says of how to compute, which no weight tells of."""
+    old = source.get("quantization_config")
+    if not said or not isinstance(old, Mapping) or old.get("quant_method") != NAME:
+        return said
+    kept = {key: old[key] for key, kind in CARRIED.items() if type(old.get(key)) is kind}
+    if kept.get("bnb_4bit_compute_dtype", DTYPES_OF_STATE[0]) not in DTYPES_OF_STATE:
+        del kept["bnb_4bit_compute_dtype"]
+    return {"config.json": {"quantization_config": said["config.json"]["quantization_config"] | kept}}
+
+
 def skipped(weights: Sequence[Written]) -> list[str] | None:
     """Name the modules that stay dense; None where they are those that a reader leaves out unasked: output and embedding."""
     dense = [w for w in weights if w.form.scheme.is_dense and len(w.shape) == RANK]
@@ -282,15 +232,4 @@ def skipped(weights: Sequence[Written]) -> list[str] | None:
     return named if is_packed or any(roles[module] != OUTPUT for module in named) else None
 
 
-def _one_of(name: str, said: Mapping[str, Any], key: str, expected: Sequence[object] | Mapping[str, object]) -> None:
-    """Refuse a value that is none of these, in type as well: true is not 1."""
-    if not any(type(said.get(key)) is type(one) and said.get(key) == one for one in expected):
-        _refuse(name, said, key, f"one of {', '.join(map(str, expected))}")
-
-
-def _refuse(name: str, said: Mapping[str, Any], key: str, expected: str) -> NoReturn:
-    found = show(json.dumps(said[key]), limit=60) if key in said else "nothing"
-    raise FileError(f"{key} is {found}, expected {expected}", tensor=name, field=key, found=found, expected=expected)
-
-
-BITSANDBYTES = Dialect(NAME, KINDS, claim, forms, unbind, config, short="bnb")
+BITSANDBYTES = Dialect(NAME, KINDS, claim, forms, unbind, config, short="bnb", carry=carry)
