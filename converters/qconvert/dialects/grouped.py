@@ -83,17 +83,16 @@ def group_size(said: Json, n_cols: int, n_groups: int, array: str, found: int = 
     if wrong is not None:
         raise FileError(f"group_size {wrong}, expected -1 or more than 0", field="group_size", found=wrong)
     sizes = dict.fromkeys(n_cols if size == -1 else size for size in known)
-    fitting = [size for size in sizes if -(-n_cols // size) == n_groups and found in (0, size)]
+    fitting = [size for size in sizes if -(-n_cols // size) == n_groups and (n_groups == 1 or found in (0, size))]
     if n_groups == 1 and (fitting or not known):
         return 0
     if known and not fitting:
-        message = (
-            f"{n_groups} groups of {found or 'together'} {n_cols} columns, expected groups of {known[0]} as the config says"
-        )
+        lie = f"{n_cols} columns in {n_groups} groups{f' of {found}' if found else ''}"
+        message = f"{lie}, expected groups of {known[0]} as the config says"
         raise FileError(message, tensor=array, field="group_size", found=n_groups, expected=known[0])
     whole = [size for size in fitting if n_cols % size == 0] or fitting or [found or n_cols // n_groups]
     if len(whole) > 1 or (not fitting and not found and n_cols % n_groups):
-        message = f"{n_groups} groups of {n_cols} columns, expected a group_size in the config"
+        message = f"{n_cols} columns in {n_groups} groups, expected a group_size in the config"
         raise FileError(message, tensor=array, field="group_size", found=n_groups)
     return whole[0]
 
