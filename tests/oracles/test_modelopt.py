@@ -1,7 +1,16 @@
-"""ModelOpt makes the stored MXFP4 groups again, byte for byte."""
+"""ModelOpt makes the stored MXFP4 groups again, byte for byte, and decodes what is written for it to the same values."""
+
+from pathlib import Path
 
 import mxfp4
 import numpy as np
+import qconvert
+import torch
+from modelopt.torch.export.quant_utils import pack_int4_in_uint8
+from modelopt.torch.quantization.qtensor import MXFP4QTensor, NVFP4QTensor
+from safetensors.torch import load_file
+
+HF = Path(__file__).resolve().parents[2] / "spec" / "vectors" / "hf"
 
 
 def test_quantizing_the_stored_input_gives_the_stored_groups() -> None:
@@ -11,3 +20,41 @@ def test_quantizing_the_stored_input_gives_the_stored_groups() -> None:
 
     assert scales.tobytes() == stored["modelopt.scales"].tobytes()
     assert codes.tobytes() == stored["modelopt.codes"].tobytes()
+
+
+def test_nvfp4_that_comes_from_elsewhere_decodes_in_modelopt_to_the_same_values(tmp_path: Path) -> None:
+    qconvert.convert(HF / "mlx" / "nvfp4", tmp_path / "a", to="modelopt:nvfp4")
+
+    arrays = load_file(tmp_path / "a" / "model.safetensors")
+    with qconvert.open(tmp_path / "a") as model:
+        for name in model:
+            packed, scale = arrays[name], arrays[f"{name}_scale"]
+            theirs = NVFP4QTensor(torch.Size(model[name].shape), torch.float32, packed).dequantize(
+                torch.float32, scale=scale, double_scale=arrays[f"{name}_scale_2"], block_sizes={-1: 16}
+            )
+            assert np.array_equal(theirs.numpy(), model[name].dequantize())
+
+
+def test_mxfp4_that_comes_from_elsewhere_decodes_in_modelopt_to_the_same_values(tmp_path: Path) -> None:
+    qconvert.convert(HF / "mlx" / "mxfp4", tmp_path / "a", to="modelopt:mxfp4")
+
+    arrays = load_file(tmp_path / "a" / "model.safetensors")
+    with qconvert.open(tmp_path / "a") as model:
+        for name in model:
+            packed, scale = arrays[name], arrays[f"{name}_scale"]
+            theirs = MXFP4QTensor(torch.Size(model[name].shape), torch.float32, packed).dequantize(
+                torch.float32, scale=scale, block_sizes={-1: 32}
+            )
+            assert np.array_equal(theirs.numpy(), model[name].dequantize())
+
+
+def test_row_pairs_are_those_that_modelopt_packs(tmp_path: Path) -> None:
+    source = HF / "gptq" / "v1-4bit-g64-sym"
+    qconvert.convert(source, tmp_path / "a", to="modelopt:w4a16-awq")
+
+    arrays = load_file(tmp_path / "a" / "model.safetensors")
+    with qconvert.open(source) as model:
+        for name in model:
+            scale = arrays[f"{name}_scale"].float()
+            weights = torch.from_numpy(model[name].dequantize())
+            assert torch.equal(pack_int4_in_uint8(weights, scale, 64), arrays[name])
