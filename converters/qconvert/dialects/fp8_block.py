@@ -15,7 +15,7 @@ from typing import Any
 from qconvert.dialects.dialect import Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
 from qformat.errors import FileError, UsageError
 from qformat.formats.form import Format
-from qformat.formats.fp8_block import DTYPES, E2M1, E4M3, FLOAT4, SCALE_BYTES, fp4, fp8_block
+from qformat.formats.fp8_block import DTYPES, E2M1, E4M3, FLOAT4, fp4, fp8_block
 from qformat.scheme import Grid, Levels
 from qformat.tensor import PackedTensor
 
@@ -27,6 +27,8 @@ TENSOR = (0, 0)
 FP4_COLUMNS = 32
 CODE_DTYPES = {"float8_e4m3fn": 1, "int8": 2, "float4_e2m1fn": 1}  # weights of an element
 SCALE_DTYPES = {dtype: kind for kind, (dtype, _) in DTYPES.items()} | {"uint8": "ue8m0"}
+IN_BYTES = {"float8_e8m0inf": "uint8"}
+EXPONENTS = ("float8_e8m0fnu", *IN_BYTES)
 ACTIVATION = (".activation_scale", ".input_scale")
 
 
@@ -97,17 +99,15 @@ def unbind(weight: Written) -> Sequence[Array]:
     """Give the arrays of a weight. Raises UsageError for a shape that is no matrix or stack."""
     form, shape = weight.form, weight.shape
     codes, scales = (part.role for part in form.parts)
+    scale_dtype = form.scheme.param("scales").dtype
     if len(shape) < len(BLOCK):
         message = f"shape {list(shape)}, expected a matrix or a stack of them"
         raise UsageError(message, tensor=weight.name, field="shape", found=shape)
     dtype = "float8_e4m3fn" if form.scheme.alphabet == E4M3 else "float4_e2m1fn" if codes == FLOAT4 else "int8"
-    param = form.scheme.param("scales")
     n_codes = shape[-1] // CODE_DTYPES[dtype]
     return (
         Array(weight.name, dtype, (*shape[:-1], n_codes), codes),
-        Array(
-            weight.name + SUFFIX, "uint8" if scales == SCALE_BYTES else param.dtype, grid_shape(shape, block_in(form)), scales
-        ),
+        Array(weight.name + SUFFIX, IN_BYTES.get(scale_dtype, scale_dtype), grid_shape(shape, block_in(form)), scales),
     )
 
 
@@ -130,7 +130,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
         "fmt": "e4m3",
         "weight_block_size": list(block) if any(block) else None,
     }
-    if all(weight.form.scheme.param("scales").dtype == "float8_e8m0fnu" for weight in packed):
+    if all(weight.form.scheme.param("scales").dtype in EXPONENTS for weight in packed):
         said["scale_fmt"] = "ue8m0"
     if len(fp8) < len(packed):
         said["expert_dtype"] = "fp4"

@@ -3,7 +3,7 @@
 Arrays say which mode of small floats a module has. Of an affine one they give bits times group size alone: the config says
 which, unless there is but one way.
 
-Source: ml-explore/mlx 0.32.4: python/mlx/nn/layers/quantized.py; ml-explore/mlx-lm 0.30: mlx_lm/utils.py (load_model).
+Source: ml-explore/mlx 0.32.4: python/mlx/nn/layers/quantized.py; ml-explore/mlx-lm: mlx_lm/utils.py (load_model).
 """
 
 from __future__ import annotations
