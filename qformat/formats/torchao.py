@@ -18,7 +18,7 @@ from qformat.bits import DTYPES
 from qformat.formats.form import Format, PartForm, packed, parameter, scalar
 from qformat.formats.gptq import BY_GROUP
 from qformat.formats.mx import MXFP4, SCALES
-from qformat.layout import Field, Layout
+from qformat.layout import Bits, Field, Layout, Plane
 from qformat.scheme import Alphabet, Apply, Grid, Integers, Op, Param, Ref, Scheme, Step, levels
 from qformat.tiling import FLAT
 
@@ -38,7 +38,8 @@ def integer(bits: int, over: Grid, dtype: str, zeros: bool = True, is_intx: bool
     zeros   : whether there are zero points
     is_intx : of the class for any number of bits
     """
-    codes = PartForm("codes", Layout("intx", 1, 1, (Field("qdata", 0, "int8", holds="codes.bytes"),), "bytes"))
+    field = Bits("qdata", (Plane(0, 8),), 1, signed=True, holds="codes.bytes")
+    codes = PartForm("codes", Layout("intx", 1, 1, (field,), "bytes"))
     half, stored = 1 << bits - 1, PartForm("zeros", packed("int8_zeros", 8, "zeros", signed=True))
     params = (Param("scales", dtype, over), *(Param("zeros", "int8", over) for _ in range(zeros)))
     parts = (codes if is_intx else SIGNED_BYTES, _parameter(params[0]), *(stored for _ in range(zeros)))

@@ -46,7 +46,7 @@ def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check
     said = configs(model, plan)
     packing = said.get(CONFIG, {}).get(KEY)
     strings = dict(plan.target.dialect.metadata) if plan.target.dialect is not None else {}
-    strings |= said.get(METADATA, {})
+    strings |= strings_of(model, items, said)
     metadata = metadata_of(model) | strings | ({KEY: json.dumps(packing)} if is_file and packing else {})
     says_so = metadata.get(KEY) == model.metadata.get(KEY)
     own = own_header(model, items, arrays) if len(shards) == 1 and says_so else b""
@@ -85,6 +85,13 @@ def configs(model: Model, plan: Plan) -> Mapping[str, Mapping[str, Any]]:
     source = parse_json(model.assets[CONFIG](), path=model.path, what=CONFIG) if CONFIG in model.assets else {}
     said = plan.target.dialect.config(weights)
     return plan.target.dialect.carry(weights, source if isinstance(source, dict) else {}, said)
+
+
+def strings_of(model: Model, items: Sequence[Item], said: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Give what a dialect says in the files of arrays; in the source's words where these are of the same, unchanged tensors."""
+    made, old = said.get(METADATA, {}), model.metadata
+    of_same = made.keys() == old.keys() & {TENSOR_NAMES, *model}
+    return {key: old[key] for key in made} if of_same and all(i.verdict.verdict == SAME_BYTES for i in items) else made
 
 
 def metadata_of(model: Model) -> dict[str, str]:
