@@ -1,12 +1,17 @@
-"""bitsandbytes makes the stored NF4 vectors again, byte for byte, and decodes them to the stored values."""
+"""bitsandbytes makes the stored NF4 vectors again, byte for byte, decodes the stored values, and loads what is written."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import bitsandbytes.functional as peer
 import numpy as np
 import pytest
+import qconvert
 import torch
+from bitsandbytes.nn import Linear8bitLt, Params4bit
+from conftest import VECTORS
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 Arrays = Mapping[str, NDArray]
 Read = Callable[[str], Arrays]
@@ -23,6 +28,9 @@ STATES = [
 every_state = pytest.mark.parametrize(
     ("variant", "block", "dtype", "module", "source"), STATES, ids=[f"{s[0]}:{s[3]}" for s in STATES]
 )
+
+
+FOUR_BIT = sorted(path.parent for path in (VECTORS / "hf" / "bitsandbytes").glob("?[fp]4-*/model.safetensors"))
 
 
 @every_state
@@ -64,3 +72,34 @@ def test_the_stored_tables_are_those_of_the_peer(golden_hf: Read, name: str) -> 
     table = peer.get_4bit_type(name, device="cpu")
 
     assert table.numpy().tobytes() == golden_hf("bitsandbytes/tables/tables")[name].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["own", "float32 scales"])
+@pytest.mark.parametrize("folder", FOUR_BIT, ids=lambda folder: folder.name)
+def test_a_written_weight_is_read_by_the_peer_and_has_the_same_values(folder: Path, kind: str, tmp_path: Path) -> None:
+    qconvert.convert(folder, tmp_path / "a.qfmt", to="qfmt")
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "out", to="bnb" if kind == "own" else f"bnb:{folder.name[:3]}")
+
+    arrays, expected = load_file(tmp_path / "out" / "model.safetensors"), load_file(folder / "expected.safetensors")
+    for name in [key.removesuffix(".float32") for key in expected if key.endswith(".float32")]:
+        parts = {key: array for key, array in arrays.items() if key.startswith(f"{name}.")}
+        weight = Params4bit.from_prequantized(arrays[name], parts, device="cpu")
+        assert weight.quant_state.nested == (kind == "own" and "-dq" in folder.name)
+        assert weight.quant_state.dtype == expected[name].dtype
+        weight.quant_state.dtype = torch.float32
+        assert torch.equal(peer.dequantize_4bit(weight.data, weight.quant_state), expected[f"{name}.float32"])
+
+
+def test_written_int8_rows_are_read_by_the_peer_and_have_the_same_values(tmp_path: Path) -> None:
+    folder = VECTORS / "hf" / "bitsandbytes" / "int8"
+    qconvert.convert(folder, tmp_path / "a.qfmt", to="qfmt")
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "out", to="bnb:int8")
+
+    arrays, expected = load_file(tmp_path / "out" / "model.safetensors"), load_file(folder / "expected.safetensors")
+    for name in [key.removesuffix(".weight.float32") for key in expected if key.endswith(".float32")]:
+        n_out, n_in = arrays[f"{name}.weight"].shape
+        module = Linear8bitLt(n_in, n_out, bias=False, has_fp16_weights=False).to("cpu")  # quantizes it
+        held = {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
+        assert not any(module.load_state_dict(held))  # no key is missing, none is unexpected
+        values = peer.int8_vectorwise_dequant(module.weight.data, module.weight.SCB)
+        assert torch.equal(values, expected[f"{name}.weight.float32"])

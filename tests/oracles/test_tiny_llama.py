@@ -4,6 +4,7 @@ Peers were run on other threads, or sum in another order: float32 logits are com
 same weights in the same process by their bits.
 """
 
+import json
 from pathlib import Path
 
 import bitsandbytes.functional as peer
@@ -12,7 +13,7 @@ import qconvert
 import torch
 from conftest import VECTORS
 from qconvert.conversion import dequantize
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 FOLDER = VECTORS / "hf" / "tiny-llama"
@@ -74,3 +75,14 @@ def test_a_packed_model_gives_the_logits_of_the_stored_one(to: str, tmp_path: Pa
     assert said.bnb_4bit_use_double_quant == (to == "bnb")
     assert said.llm_int8_skip_modules is None
     assert torch.equal(logits_of(written), logits_of(stored))
+
+
+@pytest.mark.parametrize("variant", ["int8", "nf4-b64", "fp4-b128-dq"])
+def test_a_config_that_is_derived_is_the_one_that_the_peer_makes_of_it(variant: str, tmp_path: Path) -> None:
+    stored = load_file(VECTORS / "hf" / "bitsandbytes" / variant / "model.safetensors")
+    save_file(stored, tmp_path / "lone.safetensors")  # without a config
+
+    qconvert.convert(tmp_path / "lone.safetensors", tmp_path / "out", to="bnb")
+
+    said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert BitsAndBytesConfig.from_dict(said).to_dict() == said
