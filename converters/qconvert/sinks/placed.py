@@ -52,7 +52,9 @@ class PlacedSink:
             raise
 
     def write(self, tensor: int, role: str, byte_offset: int, data: NDArray[np.uint8]) -> None:
-        """Take bytes of a part of a tensor."""
+        """Take bytes of a part of a tensor; those of a part that the file holds in another way are not needed."""
+        if (tensor, role) not in self.homes:
+            return
         number, key = self.homes[tensor, role]
         self.go_to(number)
         self.writer.write(key, byte_offset, data.data)
