@@ -137,20 +137,20 @@ def decide(name: str, tensor: PackedTensor, target: Target) -> Item:
     keeps = has_type or (target.keeps and target.is_dense and stored.scheme.is_dense)
     if target.wanted is not None and takes_wanted and not keeps:
         return _judged(name, tensor, target.wanted, target, named=True)
-    if holds(target, stored, tensor):
-        return _judged(name, tensor, stored, target)
+    if (own := held(target, stored, tensor)) is not None:
+        return _judged(name, tensor, own, target)
     if stored.scheme.is_dense:
         return _widen(name, tensor, target)
     return _smallest(name, tensor, target)
 
 
-def holds(target: Target, form: Format, tensor: PackedTensor) -> bool:
-    """Tell whether a target holds a tensor's format as it is."""
+def held(target: Target, form: Format, tensor: PackedTensor) -> Format | None:
+    """Give a tensor's format as a target that holds it as it is calls it; None where it does not hold it."""
     if target.container == "gguf":
-        return ggml.type_of(form) is not None
+        return None if ggml.type_of(form) is None else form
     if target.dialect is not None and not form.scheme.is_dense:
-        return any(form.meaning == known.meaning for known in target.forms(tensor))
-    return form.scheme.name in target.dense if form.scheme.is_dense else target.container == "qfmt"
+        return next((known for known in target.forms(tensor) if form.meaning == known.meaning), None)
+    return form if (form.scheme.name in target.dense if form.scheme.is_dense else target.container == "qfmt") else None
 
 
 def spelled(form: Format, container: str) -> str:
