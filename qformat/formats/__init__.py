@@ -4,6 +4,8 @@ import re
 
 from qformat.errors import UsageError
 from qformat.formats import (
+    awq,
+    bitnet,
     bitsandbytes,
     compressed_tensors,
     dense,
@@ -12,23 +14,33 @@ from qformat.formats import (
     gguf_few,
     gguf_grid,
     gguf_k,
+    gptq,
+    hqq,
     integer,
     mlx,
     modelopt,
     mx,
     nf4,
+    quanto,
+    torchao,
 )
 from qformat.formats.form import Format, PartForm, matrix
 
 GGUF = (*gguf.ALL, *gguf_k.ALL, *gguf_few.ALL, *gguf_grid.ALL)
 PLANAR = (*mx.ALL, *nf4.ALL, *integer.ALL)
 DIALECTS = (
+    *gptq.DIALECT,
+    *awq.DIALECT,
     *bitsandbytes.DIALECT,
     *compressed_tensors.DIALECT,
     *mx.DIALECT,
     *mlx.DIALECT,
     *fp8_block.DIALECT,
     *modelopt.DIALECT,
+    *torchao.DIALECT,
+    *bitnet.DIALECT,
+    *quanto.DIALECT,
+    *hqq.DIALECT,
 )  # of formats with open sizes a few
 DENSE = dense.ALL
 ALL = (*GGUF, *PLANAR, *DIALECTS, *DENSE)

@@ -7,6 +7,8 @@ Source: huggingface/transformers 5.23.0: src/transformers/integrations/bitnet.py
 BitLinear.post_quant_process, AutoBitLinear.forward).
 """
 
+from dataclasses import replace
+
 from qformat.bits import DTYPES
 from qformat.formats.form import Format, PartForm, parameter
 from qformat.layout import Bits, Layout, Plane
@@ -29,5 +31,4 @@ def bitnet(dtype: str = "bfloat16", divides: bool = False) -> Format:
     return Format(scheme.name, scheme, (PartForm("codes", CODES, QUARTERS), parameter(scale, DTYPES[dtype].bits // 8)))
 
 
-ALL = (bitnet(), bitnet(divides=True))
-"""Both ways of applying the scale."""
+DIALECT = (bitnet(), replace(bitnet(divides=True), name="bitnet:divided"))

@@ -9,6 +9,8 @@ multiple of ten; 5 and 6 bits take a byte each. Seen as floats, bytes lie in wor
 Source: mobiusml/hqq 0.2.8: hqq/core/bitpack.py, hqq/core/quantize.py (Quantizer.quantize, Quantizer.dequantize).
 """
 
+from dataclasses import replace
+
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.formats.form import Format, PartForm, parameter
@@ -69,4 +71,5 @@ def _bits(name: str, plane: Plane, count: int) -> Bits:
     return Bits(name, (plane,), count, holds=name if name == "codes" else "")
 
 
-ALL = (hqq(4, 1, 64, 64), hqq(3, 1, 64, 64), hqq(2, 0, 64, 64), hqq(1, 1, 64, 64), hqq(8, 1, 64, 64))
+# A few, whose names say the bits; groups along axis 0 lie as many apart as the weight has groups.
+DIALECT = tuple(replace(hqq(bits, 1, 64, 0), name=f"hqq:{bits}") for bits in BITS)

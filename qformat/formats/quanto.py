@@ -66,4 +66,7 @@ def quanto(
     return Format(name, Scheme(name, alphabet, params, steps), parts)
 
 
-ALL = (quanto("int4", "bfloat16", 128), quanto("int2", "bfloat16", 128), quanto("int8", "bfloat16"))
+DIALECT = (
+    *(quanto(element, "bfloat16", 128) for element in FEW),
+    *(quanto(element, "bfloat16") for element in ("int8", "float8_e4m3fn")),
+)

@@ -96,7 +96,7 @@ def _parameter(param: Param) -> PartForm:
 DIALECT = (
     integer(8, Grid(1, 0), "float32", is_intx=False),
     integer(4, Grid(1, 32), "bfloat16"),
-    int4(128),
+    replace(int4(128), name="torchao:int4-plain"),
     fp8("float8_e4m3fn", Grid(1, 0)),
     mx("float4_e2m1fn"),
     mx("float8_e4m3fn"),
