@@ -11,6 +11,8 @@ so that a caller never parses the message.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -68,6 +70,16 @@ class UsageError(QFormatError):
 
 class NotExact(QFormatError):
     """The target cannot hold the source without loss."""
+
+
+@contextmanager
+def about(path: str | Path, tensor: str) -> Iterator[None]:
+    """Name the file and the tensor of an error that names none itself."""
+    try:
+        yield
+    except QFormatError as err:
+        err.path, err.tensor = err.path or str(path), err.tensor or tensor
+        raise
 
 
 def show(text: str, quote: bool = False, limit: int = 400) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from qformat.errors import QFormatError, UsageError
+from qformat.errors import UsageError, about
 from qformat.tensor import PackedTensor
 
 
@@ -117,12 +117,8 @@ class Model:
     def __getitem__(self, name: str) -> PackedTensor:
         if name not in self:
             raise UsageError(f"no tensor '{name}' among {len(self.names)}", path=self.path, tensor=name)
-        try:
+        with about(self.path, name):
             return self.load(name)
-        except QFormatError as err:
-            err.path = err.path or str(self.path)
-            err.tensor = err.tensor or name
-            raise
 
     def __contains__(self, name: object) -> bool:
         return name in self.names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qconvert.digest import RAW, canonical, plain_values
-from qformat.errors import NotExact
+from qformat.errors import NotExact, about
 from qformat.model import Model
 from qformat.scheme import Plain
 from qformat.tensor import PackedTensor
@@ -23,7 +23,8 @@ def compare_values(one: Model, other: Model) -> int:
         if missing is not None:
             raise NotExact(f"no such tensor in {theirs.path}", path=mine.path, tensor=missing)
     for name, tensor in one.items():
-        where = first_difference(tensor, other[name])
+        with about(one.path, name):
+            where = first_difference(tensor, other[name])
         if where is not None:
             raise NotExact(where, path=one.path, tensor=name)
     return len(one)

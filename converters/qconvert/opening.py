@@ -20,7 +20,7 @@ from qconvert.containers.shards import read_json_object
 from qconvert.containers.strict_json import parse_json
 from qconvert.dialects import Claim, Shelf, check_assumed, claim_all, find, ggml
 from qformat.arrays import ByteSource, View
-from qformat.errors import FileError, QFormatError, UsageError
+from qformat.errors import FileError, QFormatError, UsageError, about
 from qformat.formats.dense import dense
 from qformat.model import Model, Oddity, Recipe
 from qformat.tensor import PackedTensor, assemble
@@ -116,7 +116,7 @@ def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Sha
     try:
         shelf = shelf_of(file, assume, shapes)
         claims = claim_all(shelf)
-        packed = {name: load_claim(claim) for name, (_, claim) in claims.items()}
+        packed = {name: load_claim(path, claim) for name, (_, claim) in claims.items()}
     except BaseException as err:
         file.close()
         if isinstance(err, QFormatError):
@@ -159,13 +159,10 @@ def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Sha
     )
 
 
-def load_claim(claim: Claim) -> PackedTensor:
+def load_claim(path: Path, claim: Claim) -> PackedTensor:
     """Make a weight of its arrays; all are made when a checkpoint is opened, so that unsound ones give no tensor at all."""
-    try:
+    with about(path, claim.name):
         return claim.load()
-    except QFormatError as err:
-        err.tensor = err.tensor or claim.name
-        raise
 
 
 def shelf_of(file: CheckpointFile, assume: tuple[str, ...], shapes: Shapes) -> Shelf:

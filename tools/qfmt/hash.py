@@ -20,11 +20,14 @@ def command(src: Path, as_json: bool, said: dict[str, Any]) -> None:
     from qconvert.digest import digest_all, digest_tensor
 
     from qfmt.text import print_json
-    from qformat.errors import show
+    from qformat.errors import about, show
 
     with opening.open(src, **said) as model:
         model.verify()
-        digests = {name: digest_tensor(tensor) for name, tensor in model.items()}
+        digests = {}
+        for name, tensor in model.items():
+            with about(src, name):
+                digests[name] = digest_tensor(tensor)
     whole = digest_all(digests).hex()
     if as_json:
         print_json("hash", {"tensors": {name: found.hex() for name, found in digests.items()}, "digest": whole})
