@@ -18,7 +18,7 @@ from qformat.arrays import ByteSource, Memory
 from qformat.decode import find
 from qformat.formats import Format, PartForm
 from qformat.layout import CODES, Bits, Field, Layout
-from qformat.scheme import Grid, Group, Levels, Plain
+from qformat.scheme import Grid, Group, Levels, Plain, Table
 from qformat.tensor import PackedTensor, assemble
 
 NOMINAL = (4096, 4096)
@@ -273,4 +273,6 @@ def _per(group: Group) -> str:
     if isinstance(group, Grid):
         rows, cols = group.rows, group.cols
         return "tensor" if rows == 0 == cols else "channel" if (rows, cols) == (1, 0) else f"{cols} weights of a row"
+    if isinstance(group, Table):
+        return f"entry of {group.n_entries}"
     return f"{getattr(group, 'n_weights', '?')} weights of the flat tensor"
