@@ -76,4 +76,4 @@ def _word(name: str, holds: str, order: str = "", n_words: int = 1) -> Layout:
     return Layout(name, FIELDS if holds == "codes" else 0, 4 * n_words, (field,))
 
 
-DIALECT = (gemm(128), gemv(128, 1))
+DIALECT = (gemm(128), gemv(128, 1), gemv_fast(128, 1))

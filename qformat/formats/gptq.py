@@ -65,3 +65,6 @@ def _words(kind: str, bits: int, holds: str) -> Layout:
         words = Field("words", 0, "uint32", n_words, holds="zeros.words")
         return Layout(name, 0, 4 * n_words, (words,), f"less_one_{bits}", count)
     return Layout(name, n_weights, 4 * n_words, (Bits("fields", planes, count, holds=holds),))
+
+
+DIALECT = (gptq("v1", 4, 128), gptq("v2", 4, 128), gptq("planar", 3, 128))
