@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qconvert.dialects.compressed_tensors_config import NAME, kind_of, settings_of, write
+from qconvert.dialects.compressed_tensors_config import NAME, kind_of, read_groups, settings_of, write
 from qconvert.dialects.compressed_tensors_load import BYTES, RANK, ROLES, Module, load
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written
 from qconvert.dialects.geometry import code_bits, columns, scale_group
@@ -35,17 +35,18 @@ def claim(shelf: Shelf) -> Iterator[Claim]:
     settings = settings_of(shelf)
     if not settings and "quant_method" in shelf.quantization:
         return
+    groups = read_groups(settings)
     for name, info in shelf.infos.items():
         module, _, word = name.rpartition(".")
         is_whole = word == "weight" and settings and info.dtype in BYTES and f"{module}.weight_scale" in shelf.infos
         if word == "weight_packed" or (is_whole and f"{module}.weight_packed" not in shelf.infos):
-            found = Module(shelf, module, settings)
+            found = Module(shelf, module, groups)
             yield Claim(module + WEIGHT, tuple(found.arrays.values()), partial(load, found))
 
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     """Give the formats that could hold a tensor: its own bits, and its own groups where rows have them."""
-    from qformat.store import format_of  # here: a claim needs none of the `.qfmt` file
+    from qformat.tensor import format_of
 
     if len(tensor.shape) != RANK:
         return ()

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from qconvert.containers.strict_json import json_kind
-from qconvert.dialects.dialect import WEIGHT, Json, Shelf, Written, dense_modules
+from qconvert.dialects.dialect import Json, Shelf, Written, dense_modules
 from qconvert.dialects.geometry import code_bits
 from qformat.bits import DTYPES
 from qformat.errors import FileError, show
@@ -38,8 +38,10 @@ NAIVE, MIXED = "naive-quantized", "mixed-precision"
 KNOWN = (*FORMATS.values(), NAIVE, MIXED, "dense")
 OWN = ("kv_cache_scheme", "transform_config", "moe_sparsity_config")  # of the source, kept: no weight tells of them
 SCALE_DTYPES = {"nvfp4": "torch.float8_e4m3fn", "mxfp4": "torch.uint8", "mxfp6": "torch.uint8", "mxfp8": "torch.uint8"}
-MAX_PATTERN = 1000
+PATTERN = "re:"
+MAX_PATTERN, MAX_PATTERNS = 1000, 256  # characters of one, and of a name that is held against it; how many are read
 # What a pattern may hold between its ".*": nothing that could be read in more ways than its text has places.
+_CHOICE = re.compile(r"\((?:\?:)?([^()]*)\)")
 _PLAIN = re.compile(r"(?:[\w\s/:-]|\\[.\-/_]|\.|\[[^\[\]\\]+\]\+?|\\d\+?|\((?:\?:)?(?:[\w|-]|\\[.\-_])*\)|\$)*")
 
 
@@ -73,6 +75,20 @@ class Facts:
         return said | {key: value for key, value in more.items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The groups of a config, by what their targets are."""
+
+    names: Mapping[str, Json]
+    patterns: tuple[tuple[str, Json], ...]
+    by_class: Json
+
+    def find(self, module: str) -> Json:
+        """Give the group of a module: named, by a pattern, or by its class; empty where none takes it."""
+        named = self.names.get(module)
+        return named or next((group for target, group in self.patterns if matches(target, module)), self.by_class)
+
+
 def settings_of(shelf: Shelf) -> Json:
     """Give what a checkpoint's config says of compressed-tensors; empty where it says nothing of it.
 
@@ -93,15 +109,22 @@ def settings_of(shelf: Shelf) -> Json:
     return said
 
 
-def group_of(settings: Json, module: str) -> Json:
-    """Give the group that a module belongs to: named, by a pattern, or by its class; empty where none takes it."""
-    groups = _groups(settings)
-    for named in (True, False):
-        for group in groups:
-            targets = [target for target in group["targets"] if isinstance(target, str)]
-            if any(matches(target, module) if named else _is_class(target) for target in targets):
-                return group
-    return {}
+def read_groups(settings: Json) -> Groups:
+    """Read the groups of a config; of patterns the first few hundred."""
+    names: dict[str, Json] = {}
+    patterns: list[tuple[str, Json]] = []
+    by_class: Json = {}
+    for group in _groups(settings):
+        for target in group["targets"]:
+            if not isinstance(target, str):
+                continue
+            if target.startswith(PATTERN):
+                patterns.append((target, group))
+            elif "." not in target and target[:1].isupper():
+                by_class = by_class or group
+            else:
+                names.setdefault(target, group)
+    return Groups(names, tuple(patterns[:MAX_PATTERNS]), by_class)
 
 
 def matches(target: str, module: str) -> bool:
@@ -110,8 +133,10 @@ def matches(target: str, module: str) -> bool:
     Patterns of plain text, "." and ".*", classes and choices are read, in time that grows as the name does. No other
     pattern matches.
     """
-    if not target.startswith("re:"):
+    if not target.startswith(PATTERN):
         return target == module
+    if len(module) > MAX_PATTERN:
+        return False
     at = 0
     for number, run in enumerate(_runs(target)):
         found = run.search(module, at) if number else run.match(module)
@@ -132,10 +157,12 @@ def write(weights: Sequence[Written], old: Json) -> dict[str, Any]:
     for module, facts in packed.items():  # rows that are one group among weights that have several
         if facts.strategy == "channel" and whole[module] in sizes:
             packed[module] = Facts(facts.kind, facts.num_bits, facts.symmetric, "group", whole[module])
-    dense = {weight.name for weight in weights} - {module + WEIGHT for module in packed}
+    dense, known = {weight.name for weight in weights if weight.form.scheme.is_dense}, read_groups(old)
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for module, facts in packed.items():
-        group = {"weights": facts.args(), **_activations(module, facts, dense, old)}
+        said = known.find(module)
+        own = {**said, "format": said.get("format") or old.get("format")}
+        group = {"weights": facts.args(), **_activations(module, facts, dense, own)}
         groups.setdefault(repr(group), (group, []))[1].append(module)
     order = sorted(groups.values(), key=lambda found: -len(found[1]))
     targets = [_targets(modules, is_first=not number) for number, (_, modules) in enumerate(order)]
@@ -193,18 +220,19 @@ def _groups(settings: Json) -> list[Json]:
     return [group for group in shaped if isinstance(group.get("targets"), list)]
 
 
-def _is_class(target: str) -> bool:
-    return not target.startswith("re:") and "." not in target and target[:1].isupper()
-
-
 @lru_cache(maxsize=1024)
 def _runs(target: str) -> tuple[re.Pattern[str], ...]:
     """Cut a pattern at its ".*"; empty where it holds anything that is not read."""
-    text = target.removeprefix("re:").removeprefix("^")
+    text = target.removeprefix(PATTERN).removeprefix("^")
     runs = text.split(".*")
     if len(text) > MAX_PATTERN or any(_PLAIN.fullmatch(run) is None for run in runs):
         return ()
-    return tuple(re.compile(run.replace("]+", "]++").replace("d+", "d++")) for run in runs)
+    return tuple(re.compile(_CHOICE.sub(_once, run).replace("]+", "]++").replace("d+", "d++")) for run in runs)
+
+
+def _once(choice: re.Match[str]) -> str:
+    """Say a choice so that it is made once, the longest first: choices that are taken back cost all ways to make them."""
+    return f"(?>{'|'.join(sorted(choice[1].split('|'), key=len, reverse=True))})"
 
 
 def _targets(modules: list[str], is_first: bool) -> list[str]:
@@ -215,26 +243,31 @@ def _targets(modules: list[str], is_first: bool) -> list[str]:
 def _ignored(weights: Sequence[Written], packed: Mapping[str, Facts], old: Json) -> list[str]:
     """List the modules that are of a quantized class and not quantized: what the source ignored, dense matrices, lm_head."""
     said = old.get("ignore")
-    kept = [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
-    kept = [name for name in kept if not any(matches(name, module) for module in packed)]
+    kept = [name for name in said if isinstance(name, str) and name not in packed] if isinstance(said, list) else []
+    patterns = [name for name in kept if name.startswith(PATTERN)][:MAX_PATTERNS]
+    wrong = {name for name in patterns if any(matches(name, module) for module in packed)}
+    right = [name for name in patterns if name not in wrong]
     wanted = [module for module in (*dense_modules(weights), "lm_head") if module not in packed and not _is_embedding(module)]
-    return list(dict.fromkeys(kept + [m for m in wanted if not any(matches(name, m) for name in kept)]))
+    missing = [module for module in wanted if not any(matches(name, module) for name in right)]
+    return list(dict.fromkeys([name for name in kept if name not in wrong] + missing))
 
 
 def _is_embedding(module: str) -> bool:
     return "embed" in module.rpartition(".")[2]
 
 
-def _activations(module: str, facts: Facts, dense: set[str], old: Json) -> dict[str, Any]:
-    """Say how a module's inputs are quantized: as the source says, else as its arrays and the meaning of its kind do."""
-    group, is_byte = group_of(old, module), facts.kind in ("int", "float")
-    inputs, static = group.get("input_activations"), f"{module}.input_scale" in dense
-    if inputs is None and is_byte and (static or not group):
+def _activations(module: str, facts: Facts, dense: set[str], said: Json) -> dict[str, Any]:
+    """Say how a module's inputs are quantized: as the source says, else as its arrays and the meaning of its kind do.
+
+    said : group of the module in the source's config, and its format; no more than that where there is none
+    """
+    is_byte, static = facts.kind in ("int", "float"), f"{module}.input_scale" in dense
+    inputs = said.get("input_activations")
+    if inputs is None and is_byte and (static or "targets" not in said):
         inputs = Facts(facts.kind, 8, True, "tensor" if static else "token").args() | {"dynamic": not static}
         if facts.block_structure and not static:
             inputs |= {"strategy": "group", "group_size": facts.block_structure[1]}
     elif inputs is None and facts.kind == "nvfp4" and f"{module}.input_global_scale" in dense:
         inputs = facts.args() | {"dynamic": "local"}
-    is_naive = is_byte and group.get("format", old.get("format")) == NAIVE
-    outputs = group.get("output_activations")
-    return {"input_activations": inputs, "output_activations": outputs, "format": NAIVE if is_naive else FORMATS[facts.kind]}
+    form = NAIVE if is_byte and said.get("format") == NAIVE else FORMATS[facts.kind]
+    return {"input_activations": inputs, "output_activations": said.get("output_activations"), "format": form}

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from qconvert.containers.safetensors_header import TensorInfo
-from qconvert.dialects.compressed_tensors_config import group_of
+from qconvert.dialects.compressed_tensors_config import Groups
 from qconvert.dialects.dialect import Json, Shelf, bind
 from qconvert.dialects.gptq import order_of
 from qformat.errors import FileError
@@ -48,7 +48,7 @@ class Module:
 
     shelf: Shelf
     name: str
-    settings: Json
+    groups: Groups
 
     @cached_property
     def arrays(self) -> dict[str, str]:
@@ -60,7 +60,7 @@ class Module:
     @cached_property
     def said(self) -> Json:
         """What the config says of the weights; empty where it says nothing."""
-        weights = group_of(self.settings, self.name).get("weights")
+        weights = self.groups.find(self.name).get("weights")
         return weights if isinstance(weights, Mapping) else {}
 
     def number(self, key: str) -> int | None:
