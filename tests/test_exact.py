@@ -10,6 +10,7 @@ from qconvert.verdict import EXACT, REFUSED, ROUNDED, SAME_BYTES, Verdict, judge
 from qformat import formats
 from qformat.formats import Format, find, gguf, mx
 from qformat.formats.dense import dense
+from qformat.formats.fp8_block import fp8_block
 from qformat.tensor import PackedTensor, from_array, from_values
 
 RNG = np.random.default_rng(20)
@@ -58,6 +59,17 @@ CASES: list[tuple[str, Any, Format, str, str]] = [
     ("mxfp4 out of range is not q8_0", lambda: mxfp4(exponents(150, 151)), gguf.Q8_0, REFUSED, "float16 cannot hold"),
     ("nf4 has levels of its own", lambda: nf4(), gguf.Q8_0, REFUSED, "same numbers"),
     ("groups of 32 that differ are no group of 128", symmetric, find("int4_g128"), REFUSED, "not that of its group"),
+    ("rows that agree share a scale", lambda: channels(), find("int8_tensor"), EXACT, "codes copied"),
+    (
+        "rows that differ share none",
+        lambda: channels(40),
+        find("int8_tensor"),
+        REFUSED,
+        "of row 40 is not that of its group of 48",
+    ),
+    ("rows of a block share a scale", lambda: blocks(), fp8_block("f32", 128, 128), EXACT, "levels matched"),
+    ("rows of two blocks differ", lambda: blocks(), fp8_block("f32", 256, 128), REFUSED, "of row 128 is not that of its group"),
+    ("a code that is NaN is NaN", lambda: blocks(0x7F), fp8_block("ue8m0", 128, 128, in_bytes=True), EXACT, "levels matched"),
     ("a format is itself", symmetric, find("int4_g32"), SAME_BYTES, "copied"),
     ("float32 is not float16", lambda: from_array(RNG.random((2, 8), np.float32)), dense("float16"), ROUNDED, "round"),
     ("float16 is float32", lambda: from_array(RNG.random((2, 8)).astype("f2")), dense("float32"), EXACT, "widened"),
@@ -76,6 +88,20 @@ CASES: list[tuple[str, Any, Format, str, str]] = [
 def nf4() -> PackedTensor:
     codes = RNG.integers(0, 16, SHAPE).astype(np.uint8)
     return from_values(find("nf4"), SHAPE, {"codes": codes, "scales": RNG.random(12).astype(np.float32)})
+
+
+def channels(other: int | None = None) -> PackedTensor:
+    """Make rows of 8192 weights, so that they are judged in two tiles; all under one scale, but for one row."""
+    shape, scales = (48, 8192), np.full((48, 1), 0.5, np.float16)
+    scales[other if other is not None else slice(0)] = 0.25
+    return from_values(find("int8_channel"), shape, {"codes": RNG.integers(-128, 128, shape).astype(np.int8), "scales": scales})
+
+
+def blocks(code: int = 1) -> PackedTensor:
+    """Make E4M3 of 300 rows, each under scales of powers of two for 128 x 128 weights."""
+    scales = np.repeat(np.float32([[0.5, 1], [2, 4], [8, 16]]), 128, axis=0)[:300]
+    codes = np.full((300, 200), code, np.uint8)
+    return from_values(fp8_block("f32", 1, 128), (300, 200), {"codes": codes, "scales": scales})
 
 
 def from_columns(n: int) -> PackedTensor:
