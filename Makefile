@@ -8,7 +8,7 @@ ORACLES := .venv-oracles
 BUILT_FROM := pyproject.toml
 PLAIN_TESTS := tests/test_kernels.py
 
-.PHONY: demo test check perplexity oracles clean
+.PHONY: demo test check lint perplexity oracles clean
 
 demo: $(MAIN)/demo.stamp
 	@$(MAIN)/bin/python tools/demo.py
@@ -17,13 +17,14 @@ test: $(MAIN)/models.stamp
 	@$(MAIN)/bin/python -m pytest
 
 # Lines per module, imports and layers are tests: tests/test_modules.py, tests/test_imports.py.
-check: $(MAIN)/models.stamp
+check: lint test
+
+lint: $(MAIN)/models.stamp
 	$(MAIN)/bin/ruff check .
 	$(MAIN)/bin/ruff format --check .
 	$(MAIN)/bin/mypy
 	$(MAIN)/bin/python tools/spec_tables.py --check
 	NUMBA_DISABLE_JIT=1 $(MAIN)/bin/python -m pytest $(PLAIN_TESTS)
-	$(MAIN)/bin/python -m pytest
 
 # Minutes, and a gigabyte for files that go away.
 perplexity: $(MAIN)/models.stamp
