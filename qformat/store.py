@@ -23,7 +23,7 @@ from qformat.file.write import Writer
 from qformat.formats import Format, matrix
 from qformat.layout import Field, Layout
 from qformat.model import Model, Recipe
-from qformat.tensor import PackedTensor, assemble, from_array
+from qformat.tensor import PackedTensor, assemble, format_of, from_array
 
 COPY_BYTES = 1 << 22
 HEADER_ASSET = "source/header"
@@ -119,11 +119,6 @@ def columns(layout: Layout) -> tuple[Column, ...]:
         width = widths.get(owners[begin], 1)
         found.append(Column(begin, end, width if (end - begin) % width == 0 else 1, owners[begin] in codes))
     return tuple(found)
-
-
-def format_of(tensor: PackedTensor) -> Format:
-    """Give the format that a tensor lies in."""
-    return Format(tensor.scheme.name, tensor.scheme, tuple(part.form for part in tensor.parts), tensor.rule)
 
 
 def read_tensor(file: File, entry: TensorEntry) -> PackedTensor:

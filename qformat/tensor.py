@@ -253,6 +253,11 @@ def assemble(
     return tensor
 
 
+def format_of(tensor: PackedTensor) -> Format:
+    """Give the format that a tensor lies in."""
+    return Format(tensor.scheme.name, tensor.scheme, tuple(part.form for part in tensor.parts), tensor.rule)
+
+
 def from_values(
     form: Format, shape: tuple[int, ...], values: dict[str, NDArray[Any]], dtype: str = "", rule: str = ""
 ) -> PackedTensor:

@@ -23,8 +23,8 @@ from qformat.formats import Format
 from qformat.formats.dense import dense
 from qformat.model import Model
 from qformat.scheme import Plain
-from qformat.store import format_of, part_bytes
-from qformat.tensor import PackedTensor
+from qformat.store import part_bytes
+from qformat.tensor import PackedTensor, format_of
 
 MIN_MATRIX_RANK = 2
 BIAS = ("_bias", ".bias")

@@ -15,8 +15,7 @@ from qconvert.exact import Recast
 from qformat.errors import NotExact, QFormatError
 from qformat.formats import Format
 from qformat.scheme import Opaque, Plain
-from qformat.store import format_of
-from qformat.tensor import PackedTensor, from_values
+from qformat.tensor import PackedTensor, format_of, from_values
 
 SAME_BYTES = "same-bytes"
 EXACT = "exact"

@@ -30,8 +30,7 @@ from qformat.errors import FileError, NotExact
 from qformat.formats.awq import ACROSS, BITS, BLOCK_COLS, BLOCK_ROWS, BLOCKS, FIELDS, KINDS, gemm, gemv, gemv_fast
 from qformat.formats.form import Format
 from qformat.scheme import Grid, Indexed
-from qformat.store import format_of
-from qformat.tensor import PackedTensor, assemble
+from qformat.tensor import PackedTensor, assemble, format_of
 from qformat.tiling import ROWS
 
 if TYPE_CHECKING:

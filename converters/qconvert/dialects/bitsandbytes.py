@@ -27,7 +27,7 @@ from qformat.formats import Format, matrix
 from qformat.formats.bitsandbytes import KINDS, N_LEVELS, N_SCALES, NESTED_BLOCK, TABLES, four_bit, int8, nested_of
 from qformat.formats.nf4 import BLOCK_SIZES
 from qformat.scheme import Flat, Integers, Scheme, Stored
-from qformat.tensor import PackedTensor
+from qformat.tensor import PackedTensor, format_of
 
 NAME = "bitsandbytes"
 SCB, WEIGHT_FORMAT = ".SCB", ".weight_format"
@@ -122,15 +122,19 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
 
 def own_form(tensor: PackedTensor) -> Format | None:
     """Give the format of a tensor that is one of bitsandbytes', whatever it is called; else None."""
-    from qformat.store import format_of  # here: a claim needs none of the `.qfmt` file
-
     scheme, block = tensor.scheme, block_of(tensor)
     known = [int8()]
     if block is not None:
         stored = isinstance(scheme.alphabet, Stored)
         known += [four_bit(table, block, stored, nested_of(scheme)) for table in TABLES]
     meaning = format_of(tensor).meaning
-    return next((form for form in known if form.meaning == meaning), None)
+    same = [form for form in known if form.meaning == meaning]
+    return same[is_fp4(tensor) if len(same) > 1 else 0] if same else None
+
+
+def is_fp4(tensor: PackedTensor) -> bool:
+    """Tell which of the two a table that a tensor stores is, as bitsandbytes tells them apart: by the sign of code 1."""
+    return isinstance(tensor.scheme.alphabet, Stored) and bool(tensor.param(tensor.scheme.alphabet.table)[1] > 0)
 
 
 def table_of(scheme: Scheme) -> str:
@@ -146,16 +150,11 @@ def block_of(tensor: PackedTensor) -> int | None:
 
 
 def kind_of(scheme: Scheme, tensor: PackedTensor) -> str:
-    """Say which kind a scheme of bitsandbytes is, which a tensor takes.
-
-    A table that the tensor stores is one of two as bitsandbytes tells them apart: that whose code 1 is positive is FP4's.
-    """
+    """Say which kind a scheme of bitsandbytes is, which a tensor takes."""
     if isinstance(scheme.alphabet, Integers):
         return "int8"
-    nested = "-dq" if nested_of(scheme) else ""
-    if isinstance(scheme.alphabet, Stored):
-        return ("fp4" if tensor.param(scheme.alphabet.table)[1] > 0 else "nf4") + nested
-    return table_of(scheme) + nested
+    table = ("fp4" if is_fp4(tensor) else "nf4") if isinstance(scheme.alphabet, Stored) else table_of(scheme)
+    return table + ("-dq" if nested_of(scheme) else "")
 
 
 def unbind(weight: Written) -> Sequence[Array]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qconvert.dialects.compressed_tensors_config import NAME, kind_of, read_groups, settings_of, write
+from qconvert.dialects.compressed_tensors_config import NAME, kind_of, level_bits, read_groups, settings_of, write
 from qconvert.dialects.compressed_tensors_load import BYTES, RANK, ROLES, Module, load
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written
 from qconvert.dialects.geometry import code_bits, columns, scale_group
@@ -20,13 +20,14 @@ from qformat.bits import DTYPES
 from qformat.formats.compressed_tensors import BITS, KINDS, MX, NVFP4, SCALES, SPARSE_BITS, TENSOR, pack, whole
 from qformat.formats.form import Format, PartForm
 from qformat.scheme import Grid, Indexed, Levels
-from qformat.tensor import PackedTensor
+from qformat.tensor import PackedTensor, format_of
 
 if TYPE_CHECKING:
     import numpy as np
 else:
     from qformat.deferred import np
 
+LEVEL_BITS = {"nvfp4": 4, "mxfp4": 4, "mxfp6": 6, "mxfp8": 8, "float": 8}
 ONE_BYTE = {"int": "int8", "float": "float8_e4m3fn", "mxfp8": "float8_e4m3fn"}
 
 
@@ -46,11 +47,11 @@ def claim(shelf: Shelf) -> Iterator[Claim]:
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     """Give the formats that could hold a tensor: its own bits, and its own groups where rows have them."""
-    from qformat.tensor import format_of
-
     if len(tensor.shape) != RANK:
         return ()
-    found = [form for one in ((kind,) if kind else KINDS) for form in _forms(one, tensor)]
+    bits = level_bits(tensor.scheme)  # wider levels hold these too, where their kind is asked for by name
+    kinds = [one for one in KINDS if one == kind or (not kind and LEVEL_BITS.get(one, bits) == bits)]
+    found = [form for one in kinds for form in _forms(one, tensor)]
     own = format_of(tensor)
     if kind or any(form.meaning == own.meaning for form in found):
         return found
@@ -64,7 +65,7 @@ def _forms(kind: str, tensor: PackedTensor) -> Iterator[Format]:
             yield NVFP4
         elif kind in MX:
             yield MX[kind]
-        elif kind == "float" and len(alphabet.levels) > 64:
+        elif kind == "float":
             yield from (whole(kind, grid, dtype) for grid in _grids(tensor) for dtype in SCALES)
     elif bits in BITS and kind in ("pack", "int"):
         for over in (*_grids(tensor), *_ordered(tensor)):

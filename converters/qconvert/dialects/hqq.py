@@ -20,8 +20,7 @@ from qformat.errors import FileError, QFormatError
 from qformat.formats.form import Format
 from qformat.formats.hqq import BITS, hqq, slabs
 from qformat.scheme import Flat, Strided
-from qformat.store import format_of
-from qformat.tensor import PackedTensor
+from qformat.tensor import PackedTensor, format_of
 
 NAME = "hqq"
 FLOATS = ("float16", "bfloat16", "float32")

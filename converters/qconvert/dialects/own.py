@@ -15,8 +15,7 @@ from qconvert.dialects import DIALECTS, find
 from qconvert.dialects.dialect import Array, Dialect, Json, Written
 from qformat.errors import NotExact
 from qformat.formats import Format
-from qformat.store import format_of
-from qformat.tensor import PackedTensor
+from qformat.tensor import PackedTensor, format_of
 
 
 def own(packed_by: Mapping[str, str]) -> Dialect:

@@ -20,8 +20,7 @@ from qformat.formats.form import Format
 from qformat.formats.quanto import FEW, FLOATS, GROUP, GROUP_STEP, MIN_GROUP, QTYPES, group_of, quanto
 from qformat.layout import Bits, Field
 from qformat.scheme import Flat, Integers, Levels, Opaque
-from qformat.store import format_of
-from qformat.tensor import PackedTensor
+from qformat.tensor import PackedTensor, format_of
 
 NAME = "quanto"
 KINDS = ("int2", "int4", "int8", "fp8")

@@ -22,8 +22,7 @@ from qformat.errors import FileError, UsageError, show
 from qformat.formats import torchao as made
 from qformat.formats.form import Format
 from qformat.scheme import Grid, Levels
-from qformat.store import format_of
-from qformat.tensor import PackedTensor
+from qformat.tensor import PackedTensor, format_of
 
 NAME = "torchao"
 KINDS = ("int8", "int4", "fp8", "mxfp4", "mxfp8", "nvfp4")
