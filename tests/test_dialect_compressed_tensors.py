@@ -275,6 +275,25 @@ def test_codes_go_over_to_other_formats_unchanged(target: str, path: str, tmp_pa
                 assert np.array_equal(written[name].dequantize(), tensor.dequantize())  # ggml's table has no -0
 
 
+@pytest.mark.parametrize("kind", ["mxfp6", "mxfp8"])
+def test_wider_levels_hold_narrower_ones_where_they_are_asked_for(kind: str, tmp_path: Path) -> None:
+    source = next(variant for variant in VARIANTS if variant.name == "mxfp4a16")
+    qconvert.convert(source, tmp_path / "wide", to=f"compressed-tensors:{kind}")
+    with qconvert.open(source) as narrow, qconvert.open(tmp_path / "wide") as wide:
+        assert {tensor.scheme.name for _, tensor in wide.items()} == {f"compressed-tensors:{kind}"}
+        for name, tensor in narrow.items():
+            assert wide[name].dequantize().tobytes() == tensor.dequantize().tobytes()
+    assert config_of(tmp_path / "wide")["format"].startswith(kind)
+
+
+def test_the_config_of_the_first_versions_is_read(tmp_path: Path) -> None:
+    arrays, codes = packed(bits=8)
+    said = {"compression_config": settings(num_bits=8)["quantization_config"]}
+    source = checkpoint(tmp_path / "source", arrays, said)
+    expected = codes * repeated(arrays[f"{MODULE}.weight_scale"], GROUP, K)
+    assert decoded(source).tobytes() == expected.astype(np.float32).tobytes()
+
+
 def test_a_matrix_of_many_units_is_packed_along_rows_and_columns(tmp_path: Path) -> None:
     shape = (608, 1024)
     values = {

@@ -22,7 +22,7 @@ from qconvert.dialects.geometry import code_bits
 from qformat.bits import DTYPES
 from qformat.errors import FileError, show
 from qformat.formats.form import Format
-from qformat.scheme import Grid, Indexed, Integers, Levels
+from qformat.scheme import Grid, Indexed, Integers, Levels, Scheme
 
 NAME = "compressed-tensors"
 FORMATS = {
@@ -182,7 +182,7 @@ def facts_of(weight: Written) -> Facts:
     scheme = weight.form.scheme
     kind, over = kind_of(weight.form), scheme.param("scales").group
     symmetric = all(param.name != "zeros" for param in scheme.params)
-    bits = code_bits(scheme) or level_bits(weight.form)
+    bits = code_bits(scheme) or level_bits(scheme)
     if isinstance(over, Indexed):
         return Facts(kind, bits, symmetric, "group", -(-weight.shape[-1] // over.n_groups), actorder="group")
     assert isinstance(over, Grid)  # `forms` gives no other
@@ -200,16 +200,16 @@ def kind_of(form: Format) -> str:
     alphabet, scales = form.scheme.alphabet, form.scheme.param("scales").dtype
     if isinstance(alphabet, Integers):
         return "pack" if form.parts[0].layout.n_bytes > 1 else "int"
-    bits = level_bits(form)
+    bits = level_bits(form.scheme)
     if not DTYPES[scales].mantissa:
         return f"mxfp{bits}"
     return "nvfp4" if bits == 4 else "float"
 
 
-def level_bits(form: Format) -> int:
+def level_bits(scheme: Scheme) -> int:
     """Give the bits of a code of a small float type; 0 for other alphabets."""
-    alphabet = form.scheme.alphabet
-    return (len(alphabet.levels) - 1).bit_length() if isinstance(alphabet, Levels) else 0
+    levels = scheme.alphabet.levels if isinstance(scheme.alphabet, Levels) else ()
+    return (len(levels) - 1).bit_length() if levels else 0
 
 
 def _groups(settings: Json) -> list[Json]:
