@@ -210,8 +210,9 @@ def test_a_table_of_its_own_is_kept(nested: bool, tmp_path: Path) -> None:
         with qconvert.open(folder) as model:
             assert model[NAME].dequantize().tobytes() == decoded(arrays).tobytes()
     qconvert.convert(folder, tmp_path / "a.qfmt", to="qfmt")
-    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "out", to="bnb")
+    report = qconvert.convert(tmp_path / "a.qfmt", tmp_path / "out", to="bnb")
 
+    assert [item.target for item in report.plan.items] == ["bnb:fp4-dq" if nested else "bnb:fp4"]
     assert stored(tmp_path / "out") == stored(folder)
 
 
