@@ -128,6 +128,18 @@ def test_the_config_tells_what_is_dense_what_experts_are_and_that_activations_ar
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == config(expected)
 
 
+def test_what_the_config_says_besides_stays_with_weights_that_stay(tmp_path: Path) -> None:
+    """Float scales that are powers of two, as activations' are to be: "scale_fmt" says it, no array does."""
+    said = {**UE8M0, "more": 1}
+    source = checkpoint(tmp_path / "source", matrix(np.full((1, 1), 0.5, np.float32), 64, 64), config(said))
+
+    qconvert.convert(source, tmp_path / "again", to="fp8-block")
+    qconvert.convert(source, tmp_path / "changed", to="fp8-block:bf16")
+
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == config(said)
+    assert json.loads((tmp_path / "changed" / "config.json").read_text()) == config(FP8)
+
+
 def test_experts_of_two_codes_in_a_byte_are_mxfp4(tmp_path: Path) -> None:
     held: Arrays = {"m.weight": RNG.integers(-128, 128, (4, 32), dtype=np.int8), "m.weight_scale_inv": exponents(4, 2)}
     levels = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)

@@ -160,7 +160,6 @@ class Dialect:
     unbind : gives the arrays of a weight
     config : gives what is to be set in which JSON file, for all weights packed and dense: {"config.json": {key: value}};
              under METADATA, strings that the files of arrays themselves hold
-    metadata : strings that its files hold themselves, in place of the source's
     short  : as a target spells it, where that is another word: "bnb"
     doubts : reports what makes it doubtful that a claimed checkpoint is what its config says
     carry  : gives the same once the source's config.json is known, with what that says and no weight tells of
@@ -172,7 +171,6 @@ class Dialect:
     forms: Callable[[str, PackedTensor], Sequence[Format]]
     unbind: Callable[[Written], Sequence[Array]]
     config: Callable[[Sequence[Written]], Mapping[str, Json]]
-    metadata: Mapping[str, str] = field(default_factory=dict)
     short: str = ""
     doubts: Callable[[Shelf], Iterable[Oddity]] = lambda shelf: ()
     carry: Callable[[Sequence[Written], Json, Mapping[str, Json]], Mapping[str, Json]] = lambda weights, source, said: said

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from qconvert.dialects.dialect import Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
+from qconvert.dialects.dialect import METADATA, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
 from qformat.errors import FileError, UsageError
 from qformat.formats.form import Format
 from qformat.formats.fp8_block import DTYPES, E2M1, E4M3, FLOAT4, fp4, fp8_block
@@ -136,7 +136,16 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
         said["expert_dtype"] = "fp4"
     if dense := dense_modules(weights):
         said["modules_to_not_convert"] = dense
-    return {"config.json": {"quantization_config": said}}
+    return {"config.json": {"quantization_config": said}, METADATA: {"format": "pt"}}
+
+
+def carry(weights: Sequence[Written], source: Json, said: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Keep what the source's config says besides, where all weights stay as they are: what activations are scaled by."""
+    old = source.get("quantization_config")
+    stays = all(weight.form.scheme == weight.tensor.scheme for weight in weights)
+    if not said or not stays or not isinstance(old, Mapping) or old.get("quant_method") != METHOD:
+        return said
+    return {**said, "config.json": {"quantization_config": {**old, **said["config.json"]["quantization_config"]}}}
 
 
 def block_in(form: Format) -> tuple[int, int]:
@@ -158,4 +167,4 @@ def is_cut(shape: tuple[int, ...], block: tuple[int, int]) -> bool:
     return len(shape) > len(BLOCK) and block[0] > 0 and shape[-2] % block[0] != 0
 
 
-FP8_BLOCK = Dialect(NAME, tuple(DTYPES), claim, forms, unbind, config, {"format": "pt"})
+FP8_BLOCK = Dialect(NAME, tuple(DTYPES), claim, forms, unbind, config, carry=carry)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from qconvert.dialects.dialect import Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
+from qconvert.dialects.dialect import METADATA, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
 from qformat.errors import FileError, UsageError
 from qformat.formats.form import Format
 from qformat.formats.mx import GPT_OSS as FORM
@@ -65,7 +65,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     if all(weight.form.scheme.is_dense for weight in weights):
         return {}
     said = {"quant_method": METHOD, "modules_to_not_convert": dense_modules(weights)}
-    return {"config.json": {"quantization_config": said}}
+    return {"config.json": {"quantization_config": said}, METADATA: {"format": "pt"}}
 
 
-GPT_OSS = Dialect(NAME, (), claim, forms, unbind, config, {"format": "pt"})
+GPT_OSS = Dialect(NAME, (), claim, forms, unbind, config)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from qconvert.dialects.dialect import Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import METADATA, Array, Claim, Dialect, Json, Shelf, Written, bind
 from qconvert.dialects.geometry import code_bits, columns
 from qformat.errors import FileError, UsageError
 from qformat.formats.form import Format
@@ -157,7 +157,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     for weight, facts in packed.items():
         if facts != most:
             said[prefix_of(weight.name, len(weight.shape)).removesuffix(".")] = said_as(facts)
-    return {"config.json": {"quantization": said, "quantization_config": said}}
+    return {"config.json": {"quantization": said, "quantization_config": said}, METADATA: {"format": NAME}}
 
 
 def facts_of(form: Format) -> tuple[int, int, str]:
@@ -206,4 +206,4 @@ def prefix_of(name: str, rank: int) -> str:
     raise UsageError(f"mlx names weights {expected}", tensor=name, field="name", expected=expected)
 
 
-MLX = Dialect(NAME, KINDS, claim, forms, unbind, config, {"format": NAME})
+MLX = Dialect(NAME, KINDS, claim, forms, unbind, config)

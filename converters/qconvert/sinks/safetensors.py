@@ -45,9 +45,8 @@ def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check
     numbers = {item.name: number for number, item in enumerate(items)}
     said = configs(model, plan)
     packing = said.get(CONFIG, {}).get(KEY)
-    strings = dict(plan.target.dialect.metadata) if plan.target.dialect is not None else {}
-    strings |= strings_of(model, items, said)
-    metadata = metadata_of(model) | strings | ({KEY: json.dumps(packing)} if is_file and packing else {})
+    packed_as = {KEY: json.dumps(packing)} if is_file and packing else {}
+    metadata = {**metadata_of(model), **strings_of(model, items, said), **packed_as}
     says_so = metadata.get(KEY) == model.metadata.get(KEY)
     own = own_header(model, items, arrays) if len(shards) == 1 and says_so else b""
     files = []
