@@ -350,3 +350,24 @@ def test_check_warns_of_codes_that_are_no_numbers(tmp_path: Path, capsys: pytest
     assert (
         "warning: tensor 'm.weight' field 'codes': 1 codes (float8_e4m3fn) are NaN or infinite, the first at weight 19" in out
     )
+
+
+def test_shards_of_a_dialect_come_back_out_of_qfmt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = sharded(tmp_path / "s")
+
+    facts(capsys, "convert", source, tmp_path / "a.qfmt")
+    facts(capsys, "convert", tmp_path / "a.qfmt", tmp_path / "back", "--to", "modelopt")
+
+    assert stored(tmp_path / "back") == stored(NVFP4)
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+def test_a_file_of_a_dialect_says_in_itself_how_it_is_packed(tmp_path: Path) -> None:
+    source = VECTORS / "hf" / "gptq" / "v2-4bit-g64-asym"
+
+    qconvert.convert(source, tmp_path / "a.safetensors", to="gptq:v2")
+
+    assert not (tmp_path / "config.json").exists()
+    with qconvert.open(tmp_path / "a.safetensors") as model, qconvert.open(source) as whole:
+        assert model[Q].scheme.name == "gptq:v2"
+        assert model[Q].dequantize().tobytes() == whole[Q].dequantize().tobytes()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import qconvert
-from handmade_checkpoint import checkpoint
+from handmade_checkpoint import checkpoint, stored
 from numpy.typing import NDArray
 from qfmt.__main__ import main
 
@@ -169,3 +169,14 @@ def test_inspect_assuming_arrays_lists_them(tmp_path: Path, capsys: pytest.Captu
     assert [(t["name"], t["dialect"], t["bits"], t["group_size"]) for t in facts["tensors"]] == [
         ("m.trellis", "dense", 32, None)
     ]
+
+
+def test_what_is_refused_can_be_divided_and_joined_as_arrays(tmp_path: Path) -> None:
+    arrays: dict[str, NDArray[Any]] = {"m.trellis": WORDS, "m.suh": HALVES}
+    folder = checkpoint(tmp_path / "a", arrays, {"quantization_config": {"quant_method": "exl3"}})
+
+    assert main(["split", str(folder), str(tmp_path / "b"), "--split-max-tensors", "1", "--assume", "dense"]) == 0
+    assert main(["merge", str(tmp_path / "b"), str(tmp_path / "c"), "--assume", "dense"]) == 0
+
+    assert stored(tmp_path / "c") == stored(folder)
+    assert (tmp_path / "c" / "config.json").read_bytes() == (folder / "config.json").read_bytes()

@@ -195,7 +195,7 @@ def carry_out(
         with ThreadPoolExecutor(max(1, workers or min(4, os.cpu_count() or 1))) as executor:
             write_items(made.items, sink, executor, max_memory, counted("write", made.n_bytes, progress))
         hidden = sink.finish()
-        with opening.open(hidden, shapes=made.shapes) as written:
+        with opening.open(hidden, assume=made.assume, shapes=made.shapes) as written:
             prove(made, written, counted("prove", model.n_bytes, progress))
             n_bytes = written.n_bytes
         sink.commit()

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from qconvert.containers.gguf_types import GGUF_DENSE
 from qconvert.containers.gguf_values import KeyValue
 from qconvert.dialects import DIALECTS, ggml
+from qconvert.dialects.refused import AS_ARRAYS
 from qconvert.imatrix import Entry
 from qconvert.targets import WIDER, Target, spell
 from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple, same_parts
@@ -82,6 +83,11 @@ class Plan:
     target: Target
     items: tuple[Item, ...]
     key_values: tuple[KeyValue, ...] = ()
+
+    @property
+    def assume(self) -> tuple[str, ...]:
+        """What is so of the written files: arrays are as they lie, where none is packed, whatever a name may look like."""
+        return () if any(not item.form.scheme.is_dense for item in self.items) else (AS_ARRAYS,)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
