@@ -216,6 +216,19 @@ def test_a_table_of_its_own_is_kept(nested: bool, tmp_path: Path) -> None:
     assert stored(tmp_path / "out") == stored(folder)
 
 
+def test_a_table_that_the_peer_does_not_decode_by_is_doubted(tmp_path: Path) -> None:
+    arrays = four_bit()
+    arrays[f"{NAME}.quant_map"] = arrays[f"{NAME}.quant_map"][::-1].copy()
+
+    with qconvert.open(checkpoint(tmp_path / "m", arrays)) as model:
+        found = [(oddity.level, oddity.message) for oddity in model.oddities]
+    with qconvert.open(checkpoint(tmp_path / "n", four_bit())) as model:
+        assert list(model.oddities) == []
+
+    assert [level for level, _ in found] == ["warning"]
+    assert "1 quant_map are not the levels of their type, the first that of 'm.weight'" in found[0][1]
+
+
 def test_a_stack_of_experts_keeps_its_name_and_shape(tmp_path: Path) -> None:
     arrays = {name.replace(NAME, "experts.down_proj"): array for name, array in four_bit(shape=[5, 8, 13]).items()}
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from qconvert.dialects.bitsandbytes_state import DTYPES_OF_STATE, STATE, dtype_of, read_state, write_state
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
 from qconvert.dialects.geometry import columns, scale_group
 from qconvert.roles import category, runtime_name
 from qformat.bits import DTYPES
@@ -26,6 +26,7 @@ from qformat.errors import FileError, UsageError, show
 from qformat.formats import Format, matrix
 from qformat.formats.bitsandbytes import KINDS, N_LEVELS, N_SCALES, NESTED_BLOCK, TABLES, four_bit, int8, nested_of
 from qformat.formats.nf4 import BLOCK_SIZES
+from qformat.model import Oddity
 from qformat.scheme import Flat, Integers, Scheme, Stored
 from qformat.tensor import PackedTensor, format_of
 
@@ -104,6 +105,15 @@ def load_int8(shelf: Shelf, module: str) -> PackedTensor:
             message = f"order {order} of the codes, expected {ROW} (by rows); others are the tiles of one kernel"
             raise FileError(message, tensor=module + WEIGHT_FORMAT, found=order, expected=ROW)
     return bind(int8(), (n_out, n_in), shelf, {"codes": module + WEIGHT, "scales": module + SCB})
+
+
+def doubts(shelf: Shelf) -> Iterator[Oddity]:
+    """Report tables of levels that are not their type's: bitsandbytes decodes by its own, whatever a file stores."""
+    tables = [(name, table) for name, found, table in (state.partition(STATE) for state in shelf.infos) if found]
+    odd = [name for name, table in tables if bytes(shelf.data(name + SUFFIXES["quant_map"])) != levels_of(table)]
+    if odd:
+        which = f"{len(odd)} quant_map are not the levels of their type, the first that of {show(odd[0], quote=True)}"
+        yield Oddity("warning", f"{which}: they are used here, but bitsandbytes decodes by its own")
 
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
@@ -224,11 +234,10 @@ def carry(weights: Sequence[Written], source: Json, said: Mapping[str, Json]) ->
 
 def skipped(weights: Sequence[Written]) -> list[str] | None:
     """Name the modules that stay dense; None where they are those that a reader leaves out unasked: output and embedding."""
-    dense = [w for w in weights if w.form.scheme.is_dense and len(w.shape) == RANK]
-    roles = {weight.module: category(runtime_name(weight.name)) for weight in dense}
+    roles = {module: category(runtime_name(module + WEIGHT)) for module in dense_modules(weights)}
     named = [module for module, role in roles.items() if role != EMBEDDING]
     is_packed = any(category(runtime_name(w.name)) == OUTPUT for w in weights if not w.form.scheme.is_dense)
     return named if is_packed or any(roles[module] != OUTPUT for module in named) else None
 
 
-BITSANDBYTES = Dialect(NAME, KINDS, claim, forms, unbind, config, short="bnb", carry=carry)
+BITSANDBYTES = Dialect(NAME, KINDS, claim, forms, unbind, config, short="bnb", doubts=doubts, carry=carry)
