@@ -11,6 +11,7 @@ import qconvert
 from conftest import VECTORS
 from handmade_checkpoint import arrays, checkpoint, same_floats, stored
 from numpy.typing import NDArray
+from qfmt.__main__ import main
 
 import qformat
 from qformat.errors import FileError, NotExact, UsageError
@@ -99,15 +100,25 @@ def test_a_stored_checkpoint_is_written_again_array_for_array(variant: str, targ
 
 
 @every_variant
-def test_a_stored_checkpoint_says_its_bits_per_weight_and_logical_shape(variant: str) -> None:
-    kind, *sizes = variant.split("-")
-    bits, group = (int(size.strip("bitg")) for size in sizes) if sizes else (0, 1)
-    width = {"g32": 16, "g64": 16, "g128": 32}.get(sizes[-1] if sizes else "", 0)
+def test_inspect_says_bits_group_and_logical_weights(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = json.loads((FOLDER / variant / "config.json").read_text())["quantization"]
+    width = 32 if said["group_size"] == 128 else 16
+    expected = {
+        "dialect": "mlx",
+        "bits": said["bits"],
+        "group_size": said["group_size"],
+        "bits_per_weight": BITS_PER_WEIGHT.get(said["mode"], said["bits"] + 2 * width / said["group_size"]),
+    }
 
-    with qconvert.open(FOLDER / variant) as model:
-        tensors = [model[name] for name in model]
-    assert {tensor.bits_per_weight for tensor in tensors} == {BITS_PER_WEIGHT.get(kind, bits + 2 * width / group)}
-    assert {tensor.shape for tensor in tensors} <= {(32, 256), (24, 384)}
+    assert main(["inspect", str(FOLDER / variant), "--json"]) == 0
+
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["dialects"] == ["mlx"]
+    assert (
+        facts["n_weights"] == len(facts["tensors"]) * 32 * 256 + sum(t["shape"] == [24, 384] for t in facts["tensors"]) * 1024
+    )
+    for tensor in facts["tensors"]:
+        assert {key: tensor[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
