@@ -436,3 +436,18 @@ def test_two_conventions_have_no_place_in_one_checkpoint(tmp_path: Path) -> None
 def test_what_cannot_be_assumed_is_a_wrong_use() -> None:
     with pytest.raises(UsageError, match="'gptq:v3' cannot be assumed: expected one of gptq:v1, gptq:v2, gptq:planar"):
         qconvert.open(FOLDER / VARIANTS[0], assume=["gptq:v3"])
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "v1"), (3, "v1"), (3, "planar")])
+def test_rows_that_are_written_range_by_range_lie_as_those_of_the_whole(
+    bits: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, g_idx = random(bits, 160, 128, 4, least=1), RNG.permutation(np.arange(128, dtype="<i4") // 32)
+    index = {f"{MODULE}.g_idx": g_idx}
+    source = checkpoint(tmp_path / "m", module(*given, bits, "v2") | index, said("v2", bits))
+    expected = checkpoint(tmp_path / "e", module(*given, bits, kind) | index, said(kind, bits))
+    monkeypatch.setattr("qconvert.run.TORN_WEIGHTS", 64 * 128)
+
+    qconvert.convert(source, tmp_path / "there", to=f"gptq:{kind}")
+
+    assert stored(tmp_path / "there") == stored(expected)

@@ -23,14 +23,15 @@ from qconvert.sinks import Sink
 from qconvert.verdict import REQUANTIZE, ROUNDED, same_parts
 from qformat.arrays import Part
 from qformat.errors import QFormatError
-from qformat.formats import Format, matrix
-from qformat.scheme import Flat, Grid
+from qformat.formats import Format, PartForm, matrix
+from qformat.scheme import Flat, Grid, Table
 from qformat.tensor import PackedTensor, pack_parts
 
 Bytes = NDArray[np.uint8]
 Progress = Callable[[int], None]
 UNIT_WEIGHTS = 1 << 18
 UNIT_BYTES = 1 << 20
+TORN_WEIGHTS = 1 << 21  # of rows whose bytes do not lie together: enough that each run of them is worth a write
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ def byte_ranges(part: Part) -> Iterator[tuple[int, int]]:
 def row_ranges(tensor: PackedTensor, form: Format) -> Iterator[tuple[int, int]]:
     """Cut the rows of a tensor so that every range begins a block in every part of the target."""
     step = row_step(form, tensor.shape)
-    per_range = max(1, UNIT_WEIGHTS // max(1, step * tensor.n_cols)) * step
+    n_weights = UNIT_WEIGHTS if all(lead_axis(part) == 0 for part in form.parts) else TORN_WEIGHTS
+    per_range = max(1, n_weights // max(1, step * tensor.n_cols)) * step
     for first in range(0, tensor.n_rows, per_range):
         yield first, min(first + per_range, tensor.n_rows)
 
@@ -119,32 +121,60 @@ def row_ranges(tensor: PackedTensor, form: Format) -> Iterator[tuple[int, int]]:
 def row_step(form: Format, shape: tuple[int, ...]) -> int:
     """Give the least number of rows that is whole blocks and whole groups in every part; all rows where none is."""
     rows, cols = matrix(shape)
-    step = 1
+    step, shared = 1, shared_roles(form)
     for part in form.parts:
         lead = part.tiling.logical[0]
-        if not cols or part.tiling.stored[0][0] != lead[0]:  # rows do not lie one after the other
+        if not cols or lead_axis(part) is None:
             return max(1, rows)
         if len(part.tiling.logical) != 1:
             size = part.bind(part.dims(form.scheme, rows, cols)).size
             step = math.lcm(step, *(size[name] for name in lead[1:]))
-            continue
-        group = max((p.group.n_weights for p in form.scheme.params if isinstance(p.group, Flat)), default=1)
-        unit = math.lcm(part.layout.n_weights or 1, group)
-        step = math.lcm(step, unit // math.gcd(unit, cols))
+        elif part.role not in shared:
+            group = max((p.group.n_weights for p in form.scheme.params if isinstance(p.group, Flat)), default=1)
+            unit = math.lcm(part.layout.n_weights or 1, group)
+            step = math.lcm(step, unit // math.gcd(unit, cols))
     step = math.lcm(step, *(p.group.rows or 1 for p in form.scheme.params if isinstance(p.group, Grid)))
     return max(1, min(step, rows))
+
+
+def lead_axis(part: PartForm) -> int | None:
+    """Give the place among a part's stored axes of the one that its rows run along; None where they do not."""
+    names = [name for name, _, _ in part.tiling.stored]
+    lead = part.tiling.logical[0][0]
+    return names.index(lead) if lead in names else None
+
+
+def shared_roles(form: Format) -> set[str]:
+    """Name the parts that hold what all rows share."""
+    params = (p for p in form.scheme.params if isinstance(p.group, Table) or (isinstance(p.group, Grid) and p.group.rows == 0))
+    names = {param.name for param in params}
+    return {part.role for part in form.parts if names & set(part.layout.holds)}
 
 
 def placed(
     tensor: PackedTensor, form: Format, first: int, last: int, values: dict[str, NDArray[np.generic]]
 ) -> list[tuple[str, int, Bytes]]:
     """Pack the values of some rows and say where their bytes lie."""
-    n_cols = tensor.n_cols
-    packed = pack_parts(form, (last - first, n_cols), values)
-    before = form.part_bytes((first, n_cols)) if first else dict.fromkeys(packed, 0)
-    for_all = {p.name for p in form.scheme.params if isinstance(p.group, Grid) and p.group.rows == 0}
-    shared = {part.role for part in form.parts if for_all & set(part.layout.holds)}
-    return [(role, before[role], data) for role, data in packed.items() if not (first and role in shared)]
+    packed, shared = pack_parts(form, (last - first, tensor.n_cols), values), shared_roles(form)
+    before = form.part_bytes((first, tensor.n_cols)) if first else dict.fromkeys(packed, 0)
+    found = []
+    for part in form.parts:
+        data = packed[part.role]
+        if not lead_axis(part) or last - first == tensor.n_rows:
+            found += [(part.role, before[part.role], data)] if not (first and part.role in shared) else []
+        else:
+            found += [(part.role, offset, line) for offset, line in lines(tensor, form, part, first, data)]
+    return found
+
+
+def lines(tensor: PackedTensor, form: Format, part: PartForm, first: int, data: Bytes) -> Iterator[tuple[int, Bytes]]:
+    """Cut the bytes of rows that other stored axes tear apart into what lies together: byte offset in the part, bytes."""
+    bound = part.bind(part.dims(form.scheme, tensor.n_rows, tensor.n_cols))
+    at, lead = lead_axis(part) or 0, part.tiling.logical[0]
+    n_lines, together = math.prod(bound.stored_shape[:at]), math.prod(bound.stored_shape[at + 1 :])
+    low = first // math.prod(bound.size[name] for name in lead[1:])
+    for line, held in enumerate(data.reshape(n_lines, -1) if data.size else ()):
+        yield (line * bound.size[lead[0]] + low) * together, held
 
 
 def _copy(number: int, part: Part, start: int, stop: int) -> list[Piece]:
