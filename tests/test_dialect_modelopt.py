@@ -266,3 +266,13 @@ def test_a_codebook_is_no_kind_of_modelopt(tmp_path: Path) -> None:
 
     with pytest.raises(QFormatError, match="alphabets do not hold the same numbers"):
         qconvert.convert(tmp_path / "a.qfmt", tmp_path / "b", to="modelopt:nvfp4")
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 64), (4, 63)])
+def test_stacks_and_odd_rows_have_no_place(shape: tuple[int, ...], tmp_path: Path) -> None:
+    codes = RNG.integers(0, 16, shape, dtype=np.uint8)
+    scales = np.full((codes.size // shape[-1], 2), 120, np.uint8).view(ml_dtypes.float8_e8m0fnu)
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": from_values(mx.MXFP4, shape, {"codes": codes, "scales": scales})})
+
+    with pytest.raises(NotExact, match=f"modelopt:mxfp4 holds no packed mxfp4 with rows of {shape[-1]}"):
+        qconvert.convert(tmp_path / "a.qfmt", tmp_path / "b", to="modelopt:mxfp4")

@@ -108,12 +108,14 @@ def check_group(shelf: Shelf, scale: str, kind: str, tensor: PackedTensor) -> No
 
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
-    """Give the formats that could hold a tensor."""
+    """Give the formats that could hold a tensor, a matrix."""
+    if len(tensor.shape) != RANK:
+        return []
     scaled = tensor.scheme.input_scale
     input_scale = tensor.scheme.param(scaled).dtype if scaled else ""
     found = {
-        "nvfp4": [nvfp4(input_scale)],
-        "mxfp4": [MXFP4],
+        "nvfp4": [] if tensor.n_cols % 2 else [nvfp4(input_scale)],
+        "mxfp4": [] if tensor.n_cols % 2 else [MXFP4],
         "fp8": [fp8(Grid(0, 0)), fp8(Grid(1, 0))],
         "w4a16-awq": [],
     }
