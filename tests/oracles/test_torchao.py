@@ -1,8 +1,57 @@
-"""torchao makes the stored MXFP4 groups again, byte for byte."""
+"""torchao makes the stored MXFP4 groups again, byte for byte; it loads what is written for it and decodes the same values."""
+
+from pathlib import Path
 
 import mxfp4
 import numpy as np
 import pytest
+import qconvert
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+
+import qformat
+from qformat.formats import gguf
+from qformat.tensor import from_values
+
+TORCHAO = Path(__file__).parents[2] / "spec/vectors/hf/torchao"
+FLOATS = ("MXTensor", "NVFP4Tensor")  # whose stored values are in float32
+VARIANTS = sorted(path.parent for path in TORCHAO.glob("*/model.safetensors"))
+
+
+def decoded(folder: Path) -> dict[str, torch.Tensor]:
+    """Make the peer's tensors of a folder, and decode them there."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        found, rest = unflatten_tensor_state_dict(load_file(folder / "model.safetensors"), file.metadata())
+    assert rest == {}
+    return {name: t.dequantize(torch.float32) if type(t).__name__ in FLOATS else t.dequantize() for name, t in found.items()}
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.name)
+def test_what_is_written_decodes_as_the_stored_checkpoint_does(path: Path, tmp_path: Path) -> None:
+    with qconvert.open(path) as model:  # without the peer's own words
+        qformat.save(tmp_path / "kept.qfmt", dict(model.items()))
+    qconvert.convert(tmp_path / "kept.qfmt", tmp_path / "folder", to="torchao")
+
+    expected = load_file(path / "expected.safetensors")
+    found = decoded(tmp_path / "folder")
+
+    assert found.keys() == {name for name in expected if not name.endswith(".float32")}
+    assert all(torch.equal(tensor.nan_to_num(), expected[name].nan_to_num()) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("target", ["torchao:int8", "torchao:int4"])
+def test_blocks_of_gguf_are_the_same_here(target: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    codes, scales = rng.integers(-8, 8, (6, 64)).astype(np.int8), rng.standard_normal((6, 2)).astype(np.float16)
+    source = from_values(gguf.Q4_0, (6, 64), {"codes": codes, "scales": scales}, "float16")
+    qformat.save(tmp_path / "q4_0.qfmt", {"m.weight": source})
+
+    qconvert.convert(tmp_path / "q4_0.qfmt", tmp_path / "folder", to=target)
+
+    found = decoded(tmp_path / "folder")["m.weight"]
+    assert torch.equal(found, torch.from_numpy(source.dequantize("float16")))
 
 
 @pytest.mark.parametrize("mode", ["floor", "ceil", "rceil", "even"])
