@@ -286,6 +286,16 @@ def test_wider_levels_hold_narrower_ones_where_they_are_asked_for(kind: str, tmp
     assert config_of(tmp_path / "wide")["format"].startswith(kind)
 
 
+def test_a_group_may_be_a_preset_by_name(tmp_path: Path) -> None:
+    weight = {NAME: np.ones((N, K), np.int8), f"{MODULE}.weight_scale": scales((N, 1))}
+    said = settings("int-quantized")
+    said["quantization_config"]["config_groups"] = {"W8A8": ["Linear"]}
+    source = checkpoint(tmp_path / "source", weight, said)
+    qconvert.convert(source, tmp_path / "back", to="compressed-tensors")
+    group = config_of(tmp_path / "back")["config_groups"]["group_0"]
+    assert (group["weights"]["strategy"], group["input_activations"]["strategy"]) == ("channel", "token")
+
+
 def test_the_config_of_the_first_versions_is_read(tmp_path: Path) -> None:
     arrays, codes = packed(bits=8)
     said = {"compression_config": settings(num_bits=8)["quantization_config"]}
@@ -389,6 +399,7 @@ FLOATS: list[tuple[dict[str, tuple[Any, tuple[int, ...]]], str]] = [
         {"weight": (np.int8, (4, 64)), "weight_scale": (np.float16, (4, 1)), "weight_zero_point": (np.int32, (4, 1))},
         "found int32 4 x 1, expected int8 4 x 1",
     ),
+    ({"weight": (np.int8, (4, 0)), "weight_scale": (np.float16, (4, 1))}, "holds 4 x 0, expected sizes above 0"),
     ({"weight": (np.int8, (4, 4, 4)), "weight_scale": (np.float16, (4, 1))}, "found int8 4 x 4 x 4, expected int8 or"),
 ]
 

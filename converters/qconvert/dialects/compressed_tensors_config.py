@@ -213,7 +213,7 @@ def level_bits(scheme: Scheme) -> int:
 
 
 def _groups(settings: Json) -> list[Json]:
-    """List the groups; one that names a preset by its key has targets alone."""
+    """List the groups; one whose key is the name of a preset is its targets, and says nothing of weights and inputs."""
     groups = settings.get("config_groups")
     found = groups.values() if isinstance(groups, Mapping) else ()
     shaped = [group if isinstance(group, Mapping) else {"targets": group} for group in found]
@@ -263,7 +263,7 @@ def _activations(module: str, facts: Facts, dense: set[str], said: Json) -> dict
     """
     is_byte, static = facts.kind in ("int", "float"), f"{module}.input_scale" in dense
     inputs = said.get("input_activations")
-    if inputs is None and is_byte and (static or "targets" not in said):
+    if inputs is None and is_byte and (static or "weights" not in said):
         inputs = Facts(facts.kind, 8, True, "tensor" if static else "token").args() | {"dynamic": not static}
         if facts.block_structure and not static:
             inputs |= {"strategy": "group", "group_size": facts.block_structure[1]}

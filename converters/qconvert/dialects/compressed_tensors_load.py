@@ -101,7 +101,7 @@ def load(module: Module) -> PackedTensor:
     dtype = module.info("weight_packed").dtype
     if dtype == "int32":
         return _load_packed(module)
-    n_out, width = module.expect("weight_packed", ("uint8",), (None, None), "words of integers, or bytes of small floats").shape
+    n_out, width = _codes(module, "weight_packed", ("uint8",), "words of integers, or bytes of small floats")
     scale = module.info("weight_scale")
     if scale.dtype == "float8_e4m3fn":
         shape = n_out, 2 * width
@@ -116,8 +116,8 @@ def load(module: Module) -> PackedTensor:
 
 def _load_whole(module: Module) -> PackedTensor:
     """Make the tensor of weights that are a byte each."""
-    info = module.expect("weight", tuple(BYTES), (None, None), "a byte for each weight")
-    shape, scale = (info.shape[0], info.shape[1]), module.info("weight_scale")
+    shape = _codes(module, "weight", tuple(BYTES), "a byte for each weight")
+    info, scale = module.info("weight"), module.info("weight_scale")
     if scale.dtype in EXPONENTS and info.dtype == "float8_e4m3fn":
         _scales(module, EXPONENTS, shape, 32)
         return module.bind(ct.MX["mxfp8"], shape)
@@ -144,6 +144,14 @@ def _load_packed(module: Module) -> PackedTensor:
     over: Group = Indexed(groups, "g_idx") if order else grid
     form = ct.pack(bits, over, scale.dtype, shape, zeros, sparse)
     return module.bind(form, shape, "" if order else "weight_g_idx", scale.dtype)
+
+
+def _codes(module: Module, word: str, dtypes: Sequence[str], why: str) -> Shape:
+    """Check the array of codes, and give its sizes. Raises FileError for one without weights."""
+    n_out, width = module.expect(word, dtypes, (None, None), why).shape
+    if not n_out or not width:
+        raise FileError(f"holds {n_out} x {width}, expected sizes above 0", tensor=module.arrays[word], found=(n_out, width))
+    return n_out, width
 
 
 def _shape(module: Module) -> Shape:
