@@ -231,7 +231,7 @@ def test_columns_out_of_order_are_refused_by_gguf_naming_g_idx(tmp_path: Path) -
         ({}, ("gptq:v2",), "v2"), ({"checkpoint_format": "gptq_v2"}, ("gptq:v1",), "v1"),
         ({"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}, (), "v1"),
         ({"quant_method": "auto-round", "packing_format": "auto_round:gptqmodel"}, (), "v2"),
-        ({"quant_method": "auto-round", "packing_format": "auto_round"}, (), "v2"), ({"quant_method": "auto-round"}, (), "v1"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round"}, (), "v2"), ({"quant_method": "intel/auto-round"}, (), "v1"),
     ],
 )  # fmt: skip
 def test_the_user_then_the_config_say_how_zero_points_are_stored(

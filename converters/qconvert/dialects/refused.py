@@ -82,7 +82,7 @@ PARTS = (
 PARTS_IF_PACKED = (".scales", ".biases", ".qbiases")
 METHODS = (
     *("gptq", "auto-round", "awq", "bitsandbytes", "compressed-tensors", "mxfp4", "metal", "mlx", "hqq", "modelopt", "fp8"),
-    *("torchao", "quanto", "bitnet"),
+    *("torchao", "quanto", "bitnet", "intel/auto-round"),
 )
 
 
