@@ -210,6 +210,12 @@ def test_a_zero_point_of_0_is_read_but_not_written_as_v1(bits: int, tmp_path: Pa
     assert stored(tmp_path / "copied") == stored(v1) | {k: v for k, v in stored(tmp_path / "copied").items() if "g_idx" in k}
 
 
+def test_symmetric_codes_in_wider_fields_are_symmetric_no_more(tmp_path: Path) -> None:
+    qconvert.convert(FOLDER / "p-6bit-g64-sym", tmp_path / "wide", to="gptq:v2")
+
+    assert (config_of(tmp_path / "wide")["bits"], config_of(tmp_path / "wide")["sym"]) == (8, False)
+
+
 def test_symmetric_and_asymmetric_codes_go_to_gguf_exactly(tmp_path: Path) -> None:
     to = {"v1-4bit-g64-sym": "gguf:q4_0", "v1-4bit-channel-sym": "gguf:q4_0", "v2-4bit-g64-asym": "gguf:q5_0"}
     counts = [qconvert.convert(FOLDER / v, tmp_path / f"{v}.gguf", to=t).plan.counts() for v, t in to.items()]
@@ -231,7 +237,8 @@ def test_columns_out_of_order_are_refused_by_gguf_naming_g_idx(tmp_path: Path) -
         ({}, ("gptq:v2",), "v2"), ({"checkpoint_format": "gptq_v2"}, ("gptq:v1",), "v1"),
         ({"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}, (), "v1"),
         ({"quant_method": "auto-round", "packing_format": "auto_round:gptqmodel"}, (), "v2"),
-        ({"quant_method": "auto-round", "packing_format": "auto_round"}, (), "v2"), ({"quant_method": "intel/auto-round"}, (), "v1"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round"}, (), "v2"),
+        ({"quant_method": "intel/auto-round"}, (), "v1"),
     ],
 )  # fmt: skip
 def test_the_user_then_the_config_say_how_zero_points_are_stored(

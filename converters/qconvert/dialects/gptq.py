@@ -20,7 +20,7 @@ from qformat.errors import FileError, NotExact
 from qformat.formats.form import Format
 from qformat.formats.gptq import BITS, DOWN, KINDS, PLANES, WORD, gptq
 from qformat.model import Oddity
-from qformat.scheme import Grid, Indexed
+from qformat.scheme import Grid, Indexed, Integers
 from qformat.tensor import PackedTensor
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
         "quant_method": NAME,
         "bits": bits,
         "group_size": size,
-        "sym": all(is_symmetric(weight.tensor) for weight in packed),
+        "sym": all(_is_symmetric(weight) for weight in packed),
         "desc_act": any(isinstance(weight.form.scheme.param("scales").group, Indexed) for weight in packed),
         "checkpoint_format": CHECKPOINT_FORMATS[common_kind(packed)],
         "pack_dtype": "int32",
@@ -206,6 +206,14 @@ def facts_of(weight: Written) -> tuple[int, int]:
         even = -(-least // STEP) * STEP
         return bits, even if -(-n_in // even) == over.n_groups else least
     return bits, (over.cols if isinstance(over, Grid) and 0 < over.cols < n_in else -1)
+
+
+def _is_symmetric(weight: Written) -> bool:
+    """Tell whether every zero point is the middle of the codes as they are written, which may be wider than the source's."""
+    source, target = weight.tensor.scheme.alphabet, weight.form.scheme.alphabet
+    assert isinstance(source, Integers)  # no others have integer codes to write
+    assert isinstance(target, Integers)
+    return source.high - source.low == target.high - target.low and is_symmetric(weight.tensor)
 
 
 def _is_of(weight: Written, bits: int, size: int) -> bool:
