@@ -93,7 +93,7 @@ def weight(tensor: PackedTensor, row: int, column: int, input_scale: bool = True
     Raises UsageError for opaque codes.
     """
     scheme = tensor.scheme
-    code = _code(tensor, row, column)
+    code = code_of(tensor, row, column)
     value: Any
     if isinstance(scheme.alphabet, Integers):
         value = np.float32(code)
@@ -110,6 +110,12 @@ def weight(tensor: PackedTensor, row: int, column: int, input_scale: bool = True
     if scheme.input_scale and input_scale:
         value = _apply(Op.MUL, value, _operand(tensor, Ref(scheme.input_scale), row, column))
     return np.float32(value)
+
+
+def code_of(tensor: PackedTensor, row: int, column: int) -> int:
+    """Give the code of one weight by its row and column in the folded matrix; the bits of a dense one."""
+    part = tensor.part("codes")
+    return _value(part, "codes", _digits(row * tensor.n_cols + column, part.bound.dims))
 
 
 def group_index(tensor: PackedTensor, name: str, row: int, column: int) -> Index:
@@ -209,12 +215,6 @@ def _operand(tensor: PackedTensor, operand: Operand, row: int, column: int) -> n
         entry = int(param_value(tensor, operand.index, group_index(tensor, operand.index, row, column)))
         return param_value(tensor, operand.table, (entry,))
     return param_value(tensor, operand.name, group_index(tensor, operand.name, row, column))
-
-
-def _code(tensor: PackedTensor, row: int, column: int) -> int:
-    part = tensor.part("codes")
-    sizes = part.bound.dims
-    return _value(part, "codes", _digits(row * tensor.n_cols + column, sizes))
 
 
 def _value(part: Part, holds: str, index: Index) -> int:

@@ -142,11 +142,8 @@ def example(form: Format, n_weights: int) -> PackedTensor:
 
 
 def example_codes(tensor: PackedTensor) -> list[int]:
-    """Give the codes of a worked tensor as the reference reads them."""
-    part = tensor.part("codes")
-    data, step = part.source.read(0, part.source.n_bytes).tobytes(), part.form.layout.n_bytes
-    blocks = [reference.codes(data[i : i + step], part.form.layout) for i in range(0, len(data), step)]
-    return [code for block in blocks for code in block][: tensor.n_weights]
+    """Give the codes of a worked tensor as the reference reads them, in logical order."""
+    return [reference.code_of(tensor, row, column) for row in range(tensor.n_rows) for column in range(tensor.n_cols)]
 
 
 def show(value: np.float32) -> str:
