@@ -92,6 +92,15 @@ def test_without_a_row_length_a_weight_is_listed_and_not_decoded(variant: str) -
             tensor.dequantize()
 
 
+@few
+def test_without_a_row_length_a_weight_goes_nowhere_else(variant: str, tmp_path: Path) -> None:
+    with pytest.raises(NotExact, match=r"of unknown row length \(give --shape .*\) has no codes that") as caught:
+        qconvert.convert(FOLDER / variant, tmp_path / "made", to="mlx")
+
+    assert "--allow" not in str(caught.value)
+    assert qconvert.convert(FOLDER / variant, tmp_path / "made", to="mlx:f32", shapes=SHAPES).n_bytes
+
+
 @every_variant
 @pytest.mark.parametrize("through", ["quanto", "qfmt"])
 def test_a_stored_checkpoint_is_written_again_array_for_array(variant: str, through: str, tmp_path: Path) -> None:

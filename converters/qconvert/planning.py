@@ -23,7 +23,7 @@ from qformat.errors import QFormatError, show
 from qformat.formats import Format
 from qformat.formats.dense import dense
 from qformat.model import Model
-from qformat.scheme import Plain
+from qformat.scheme import Opaque, Plain
 from qformat.store import part_bytes
 from qformat.tensor import PackedTensor, format_of
 
@@ -180,8 +180,9 @@ def _judged(name: str, tensor: PackedTensor, form: Format, target: Target, named
 
 
 def can_requantize(tensor: PackedTensor, form: Format) -> bool:
-    """Tell whether a tensor could be quantized anew into a format: it has a rule, and the rows are whole blocks."""
-    return bool(form.rule) and tensor.n_cols % row_multiple(form) == 0
+    """Tell whether a tensor could be quantized anew into a format: it has values, and a rule, and rows of whole blocks."""
+    has_values = not isinstance(tensor.scheme.alphabet, Opaque)
+    return has_values and bool(form.rule) and tensor.n_cols % row_multiple(form) == 0
 
 
 def _widen(name: str, tensor: PackedTensor, target: Target) -> Item:

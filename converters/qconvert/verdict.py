@@ -61,7 +61,8 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
     if isinstance(form.scheme.alphabet, Plain):
         return _judge_dense(tensor, form.scheme.alphabet.dtype)
     if isinstance(tensor.scheme.alphabet, Plain | Opaque) or isinstance(form.scheme.alphabet, Opaque):
-        return Verdict(REFUSED, f"{tensor.scheme.name} has no codes that {form.name} could hold", field="scheme")
+        name = tensor.scheme.alphabet.name if isinstance(tensor.scheme.alphabet, Opaque) else tensor.scheme.name
+        return Verdict(REFUSED, f"{name} has no codes that {form.name} could hold", field="scheme")
     if tensor.n_cols % row_multiple(form):
         found = f"rows of {tensor.n_cols} weights, expected a multiple of {row_multiple(form)} ({form.name} block)"
         return Verdict(REFUSED, found, field="shape", value=float(tensor.n_cols))
