@@ -116,7 +116,7 @@ class Model:
 
     def __getitem__(self, name: str) -> PackedTensor:
         if name not in self:
-            raise UsageError(f"no tensor '{name}' among {len(self.names)}", path=self.path, tensor=name)
+            raise UsageError(f"there is no such tensor among {len(self.names)}", path=self.path, tensor=name)
         with about(self.path, name):
             return self.load(name)
 

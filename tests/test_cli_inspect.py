@@ -246,7 +246,7 @@ def test_dump_shows_what_no_value_depends_on(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     ("args", "said"),
-    [(("v",), "no tensor 'v' among 1"), (("w", "--block", "2"), "block 2, expected 0 to 1")],
+    [(("v",), "there is no such tensor among 1"), (("w", "--block", "2"), "block 2, expected 0 to 1")],
     ids=["unknown tensor", "block beyond"],
 )
 def test_dump_refuses_what_is_not_there(

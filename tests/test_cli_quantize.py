@@ -342,3 +342,32 @@ def test_the_importance_file_is_not_written_over(model: Path, tmp_path: Path, ca
     code, _, err = run(capsys, "quantize", model, imatrix, "--to", "gguf:q4_k_m", "--imatrix", imatrix, "--force")
     assert (code, imatrix.read_bytes() == before) == (1, True)
     assert "im.gguf: destination is the importance file" in err
+
+
+def file_type(path: Path) -> int:
+    return int(gguf.GGUFReader(path).fields["general.file_type"].contents())
+
+
+def test_the_file_type_follows_what_most_matrices_are(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "quantize", model, tmp_path / "q.gguf", "--to", "gguf:q5_0")
+    run(capsys, "dequantize", tmp_path / "q.gguf", tmp_path / "f.gguf")
+    run(capsys, "convert", tmp_path / "q.gguf", tmp_path / "w.gguf", "--to", "gguf:q8_0", "--allow", "requantize")
+    assert [file_type(tmp_path / name) for name in ("q.gguf", "f.gguf", "w.gguf")] == [8, 0, 7]
+
+
+def test_a_copy_of_what_is_packed_already_is_called_one(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "quantize", model, tmp_path / "q.gguf", "--to", "gguf:q8_0")
+    run(capsys, "extract", tmp_path / "q.gguf", tmp_path / "few.gguf", "--include", "*attn_v*")
+    _, out, err = run(capsys, "quantize", tmp_path / "few.gguf", tmp_path / "x.gguf", "--to", "gguf:q4_k_m")
+    assert "nothing was quantized: 2 matrices are packed already; use qfmt dequantize first" in err
+    assert "rule ;" not in out
+    assert file_type(tmp_path / "x.gguf") == 7
+
+
+def test_a_suffix_that_names_another_container_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = refused(capsys, tmp_path / "x.gguf", "quantize", model, tmp_path / "x.gguf", "--to", "qfmt:mxfp4")
+    assert "destination ends in '.gguf', the target is qfmt:mxfp4" in err

@@ -100,7 +100,7 @@ def test_codes_outside_a_grid_are_refused(name: str, golden_ggml: Golden) -> Non
 def test_a_decode_function_that_nobody_knows_is_named() -> None:
     from qformat import decode
 
-    with pytest.raises(UsageError, match="'iq9_z', expected one of trits, iq2_xxs"):
+    with pytest.raises(UsageError, match="'iq9_z', expected one of trits, "):
         decode.find("iq9_z")
 
 

@@ -129,12 +129,14 @@ def convert_model(
 
     is_named : whether the user asked for the target by name, not by a suffix
     """
+    started = time.monotonic()
     check_early(model, force, dst, limits)
     model.verify()
     if target.is_dense and not is_named:
         refuse_dense(model, target)
     made = make_plan(model, target, counted("plan", model.n_bytes, progress))
-    return carry_out(model, made, dst, allow, compress, max_memory, workers, progress, limits, force)
+    report = carry_out(model, made, dst, allow, compress, max_memory, workers, progress, limits, force)
+    return replace(report, seconds=time.monotonic() - started)
 
 
 def dequantize(
@@ -180,6 +182,8 @@ def carry_out(
 ) -> Report:
     """Write and prove a plan, unless it holds a verdict worse than `allow`."""
     started = time.monotonic()
+    if SUFFIXES.get(dst.suffix.lower(), made.target.container) != made.target.container:
+        raise UsageError(f"destination ends in '{dst.suffix}', the target is {made.target.name}", path=dst)
     refused = tuple(item for item in made.items if worse(item.verdict.verdict, allow))
     if refused:
         raise Refused(Report(made, refused, 0, time.monotonic() - started), model.path, allow)

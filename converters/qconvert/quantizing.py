@@ -6,6 +6,7 @@ carried out to `conversion`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -86,6 +87,7 @@ def quantize(
 
     Raises NotExact for rows that are no whole blocks; FileError and UsageError as `convert` does.
     """
+    started = time.monotonic()
     path, (target, mix) = Path(dst), find_mixed(to)
     overrides = [read_override(text, target) for text in tensor_types]
     wish = Wish(target, mix, rule, include, exclude, overrides, None if imatrix is None else read_imatrix(imatrix))
@@ -99,7 +101,8 @@ def quantize(
         report = replace(report, notices=(*report.notices, *said_of(made, wish)))
         chosen = [item for item in made.items if item.rule]
         with opening.open(report.paths[0], shapes=made.shapes) as written:
-            return report, {item.name: measured(item.tensor, written[item.name]) for item in chosen}
+            errors = {item.name: measured(item.tensor, written[item.name]) for item in chosen}
+        return replace(report, seconds=time.monotonic() - started), errors
 
 
 def measured(source: PackedTensor, written: PackedTensor) -> ErrorReport:
@@ -149,8 +152,10 @@ def plan_quantize(model: Model, wish: Wish) -> Plan:
             raise
     for glob in (*(glob for glob, _ in wish.overrides), *wish.include):
         if not any(fnmatchcase(name, glob) for name in types):
-            raise UsageError(f"no tensor to quantize matches '{glob}', of {len(types)}", path=model.path, found=glob)
-    return Plan(wish.target, tuple(items), said_by_file(wish) if wish.target.container == "gguf" else ())
+            message = f"no tensor to quantize matches '{glob}', of {len(types)}; a glob covers the whole name: '*attn_v*'"
+            raise UsageError(message, path=model.path, found=glob)
+    says = wish.target.container == "gguf" and any(item.rule for item in items)
+    return Plan(wish.target, tuple(items), said_by_file(wish) if says else ())
 
 
 def choose_types(model: Model, wish: Wish) -> dict[str, tuple[Format, str]]:
@@ -263,7 +268,10 @@ def said_by_file(wish: Wish) -> tuple[KeyValue, ...]:
 
 
 def said_of(made: Plan, wish: Wish) -> Iterator[str]:
-    """Say what a user should hear about importance."""
+    """Say what a user should hear about what was left alone, and about importance."""
+    packed = sum(not item.tensor.scheme.is_dense for item in made.items)
+    if packed and not any(item.rule for item in made.items):
+        yield f"nothing was quantized: {packed} matrices are packed already; use qfmt dequantize first"
     if wish.mix is not None and wish.mix.wants_importance and wish.imatrix is None:
         yield f"{wish.mix.name} is meant for --imatrix: llama-quantize refuses to make it without"
     if wish.imatrix is not None:

@@ -182,5 +182,5 @@ def _bad(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def _error(err: QFormatError) -> Finding:
-    place = f" at {err.offset:#x}" if err.offset is not None else ""
-    return Finding("error", err.tensor, err.field, err.message + place)
+    place = f"at {err.offset:#x}: " if err.offset is not None else ""
+    return Finding("error", err.tensor, err.field, place + err.message)

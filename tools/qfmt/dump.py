@@ -16,7 +16,7 @@ import qconvert
 
 from qfmt.options import source_options
 from qfmt.text import table
-from qformat.errors import UsageError, show
+from qformat.errors import UsageError, about, show
 from qformat.layout import CODES, Bits, Field, Layout
 from qformat.scheme import Opaque, Plain, Table
 
@@ -41,7 +41,8 @@ def command(src: str, tensor: str, block: int, said: dict[str, Any]) -> None:
     with qconvert.open(src, **said) as model:
         found = model[tensor]
         part = found.part(CODES)
-        data, places = read_block(found, part, block)
+        with about(src, tensor):
+            data, places = read_block(found, part, block)
         layout = part.form.layout
         click.echo(f"{show(tensor)}: scheme {found.scheme.name}, layout {layout.name}, shape {list(found.shape)}")
         order = ", stored byte-swapped" if part.swapped else ""

@@ -81,7 +81,8 @@ def command(
         print_report_json("quantize", report, facts)
         return
     print_choices(report, errors)
-    click.echo(f"rule {rules}; {closing_line(report, report.paths[0], 'qfmt inspect')}")
+    by_rule = f"rule {rules}; " if rules else ""
+    click.echo(f"{by_rule}{closing_line(report, report.paths[0], 'qfmt inspect')}")
 
 
 def print_choices(report: Report, errors: dict[str, ErrorReport]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from qconvert.containers.gguf import Recipe
 from qconvert.containers.gguf_plan import Plan, PlannedTensor, plan_from_recipe, plan_gguf
 from qconvert.containers.gguf_split import part_name, read_part_name, split_pairs, without_split
-from qconvert.containers.gguf_types import ARRAY, BOOL, STRING
+from qconvert.containers.gguf_types import ARRAY, BOOL, GGUF_DENSE, STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.gguf_write import write_gguf
 from qconvert.containers.shards import Limits, divide
 from qconvert.dialects import ggml
+from qconvert.mixes import file_type_of
 from qconvert.opening import gguf_header
-from qconvert.planning import Item
+from qconvert.planning import MIN_MATRIX_RANK, Item
 from qconvert.sinks.placed import Home, PlacedSink, PlannedFile
 from qconvert.verdict import SAME_BYTES
 from qformat import store
@@ -26,6 +28,7 @@ from qformat.model import Model
 
 MAX_NAME = 63
 MAX_RANK = 4
+FILE_TYPE = "general.file_type"
 INT64, FLOAT64 = 11, 12
 
 
@@ -49,7 +52,8 @@ def gguf_sink(
     groups = [[tensor for _, tensor in held] for held in divided]
     names = part_names(path, len(groups)) if limits.are_set else ()
     unchanged = not said and all(item.verdict.verdict == SAME_BYTES for item in items)
-    pairs = list(({pair.key: pair for pair in pairs_of(model)} | {pair.key: pair for pair in said}).values())
+    old = {pair.key: pair for pair in pairs_of(model)}
+    pairs = list((old | ({} if unchanged else file_type(old, items)) | {pair.key: pair for pair in said}).values())
     plans = plan_parts(pairs, groups) if names else [plan_one(model, pairs, groups[0], unchanged)]
     files = [
         PlannedFile(name, partial(write_gguf, plan=plan), keys(plan, held))
@@ -58,6 +62,16 @@ def gguf_sink(
     for file in files:
         check(path.with_name(file.name))
     return PlacedSink(Hidden(path, names), files, {})
+
+
+def file_type(pairs: Mapping[str, KeyValue], items: Sequence[Item]) -> dict[str, KeyValue]:
+    """Give `general.file_type` anew, where there is one: by the type that most matrices have now."""
+    short = {element: kind for kind, element in GGUF_DENSE.items()}
+    types = Counter(short.get(item.form.name, item.form.name) for item in items if len(item.tensor.shape) >= MIN_MATRIX_RANK)
+    number = file_type_of(types.most_common(1)[0][0]) if types else None
+    if FILE_TYPE not in pairs or number is None:
+        return {}
+    return {FILE_TYPE: key_value(FILE_TYPE, UINT32, number)}
 
 
 def part_names(path: Path, count: int) -> tuple[str, ...]:
