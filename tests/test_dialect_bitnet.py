@@ -1,6 +1,6 @@
 """BitNet checkpoints: decoded, written back, and refused where their arrays do not fit one another.
 
-No package with a packer for these runs here; arrays are made by the formulas of transformers' pack_weights.
+Arrays are made by the formula of transformers' pack_weights, with which tests/oracles compares.
 """
 
 import json
