@@ -37,6 +37,7 @@ BLOCK = 256
 SIX_BITS = (-32, 31)
 NOTHING = np.float32(1e-15)  # a block with no scale of this size becomes zeros
 SMALLEST = np.finfo(np.float32).smallest_subnormal
+# Steps beyond the largest code at first, increase, number: of Q2_K, Q4_K, Q5_K, Q4_1 and Q5_1 alike.
 WITH_IMPORTANCE = (-0.9, 0.05, 37)
 
 
