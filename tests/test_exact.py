@@ -11,6 +11,7 @@ from qformat import formats
 from qformat.formats import Format, find, gguf, mx
 from qformat.formats.dense import dense
 from qformat.formats.fp8_block import fp8_block
+from qformat.formats.hqq import hqq
 from qformat.tensor import PackedTensor, from_array, from_values
 
 RNG = np.random.default_rng(20)
@@ -59,6 +60,9 @@ CASES: list[tuple[str, Any, Format, str, str]] = [
     ("mxfp4 out of range is not q8_0", lambda: mxfp4(exponents(150, 151)), gguf.Q8_0, REFUSED, "float16 cannot hold"),
     ("nf4 has levels of its own", lambda: nf4(), gguf.Q8_0, REFUSED, "same numbers"),
     ("groups of 32 that differ are no group of 128", symmetric, find("int4_g128"), REFUSED, "not that of its group"),
+    ("zeros between integers are no integers, though scales may round", lambda: float_zeros(7.5), gguf.Q8_0, REFUSED, "7.5"),
+    ("float zeros that are integers are", lambda: float_zeros(8), gguf.Q8_0, ROUNDED, "code - zero; scales rounds"),
+    ("a zero that is no number is no integer", lambda: float_zeros(np.nan), gguf.Q8_0, REFUSED, "nan"),
     ("rows that agree share a scale", lambda: channels(), find("int8_tensor"), EXACT, "codes copied"),
     (
         "rows that differ share none",
@@ -95,6 +99,14 @@ def channels(other: int | None = None) -> PackedTensor:
     shape, scales = (48, 8192), np.full((48, 1), 0.5, np.float16)
     scales[other if other is not None else slice(0)] = 0.25
     return from_values(find("int8_channel"), shape, {"codes": RNG.integers(-128, 128, shape).astype(np.int8), "scales": scales})
+
+
+def float_zeros(zero: float) -> PackedTensor:
+    """Make codes under zero points of float32, and scales that float16 does not hold."""
+    codes, params = RNG.integers(0, 16, SHAPE).astype(np.uint8), np.full(12, 0.1, np.float32)
+    return from_values(
+        hqq(4, 1, 64, 12, "float32"), SHAPE, {"codes": codes, "scales": params, "zeros": np.full(12, zero, np.float32)}
+    )
 
 
 def blocks(code: int = 1) -> PackedTensor:

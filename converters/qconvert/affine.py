@@ -10,6 +10,8 @@ from qformat.errors import NotExact
 from qformat.evaluate import F32
 from qformat.scheme import Integers, Levels, Op, Operand, Ref, Scheme
 
+MAX_ZERO = 1 << 16  # larger than any code that is stored
+
 
 @dataclass(frozen=True, slots=True)
 class Affine:
@@ -47,11 +49,21 @@ def zero_of(bias: F32, scale: F32) -> F32:
     with np.errstate(all="ignore"):
         zero = np.where(scale == 0, np.float32(0), np.rint(-bias / scale)).astype(np.float32)
         wrong = -zero * scale != bias
-    if wrong.any() or np.abs(zero).max(initial=0) > 1 << 16:
+    if wrong.any() or np.abs(zero).max(initial=0) > MAX_ZERO:
         where = int(np.argmax(wrong))
         value = float(bias.reshape(-1)[where])
         raise NotExact(f"bias {value!r} is no integer multiple of its scale", field="bias", found=value)
     return zero + np.float32(0)
+
+
+def whole(zero: F32) -> F32:
+    """Give zero points that can be subtracted from integer codes. Raises NotExact for one that is no integer."""
+    wrong = ~((np.rint(zero) == zero) & (np.abs(zero) <= MAX_ZERO))
+    if wrong.any():
+        where = int(np.argmax(wrong))
+        value = float(zero.reshape(-1)[where])
+        raise NotExact(f"zero {value!r} of group {where} of the rows is no integer", field="zeros", found=value)
+    return zero
 
 
 def _name(operand: Operand | None) -> str:

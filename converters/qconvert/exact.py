@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.affine import read_affine, zero_of
+from qconvert.affine import read_affine, whole, zero_of
 from qconvert.alphabets import match, numbers_of
 from qconvert.represent import represent
 from qconvert.second import Second, new_number, read_second, same_number
@@ -99,7 +99,8 @@ class Recast:
         if self.bias:
             if bias is None:
                 offset = self._offset()
-                bias = -((0.0 if zero is None else zero) + np.float32(offset)) * scale
+                with np.errstate(all="ignore"):
+                    bias = -((0.0 if zero is None else zero) + np.float32(offset)) * scale
                 bias = np.where(bias == 0, np.float32(0), bias)
                 found.reasons.append("bias = -zero * scale")
             self._store(self.bias, np.float32(0) - bias if self.is_subtracted else bias, first, found, rounding)
@@ -215,7 +216,7 @@ class Recast:
                 wide += offset
                 found.reasons.append(f"code + {offset}" if offset else "codes copied")
             elif zero is not None:
-                wide -= self._by_column(zero, codes.shape).astype(np.int32)
+                wide -= self._by_column(whole(zero), codes.shape).astype(np.int32)
                 zero = None
                 found.reasons.append("code - zero")
             else:

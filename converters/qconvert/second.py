@@ -63,4 +63,5 @@ def new_number(wanted: Second, dtype: str, scales: Iterable[F32]) -> np.float32:
     if not largest or (largest <= max(levels) and least >= min(levels)):
         return np.float32(1)
     power = math.ldexp(1.0, math.frexp(largest)[1] - math.frexp(max(levels))[1])
-    return np.float32(power if wanted.op is Op.MUL else 1 / power)
+    with np.errstate(over="ignore"):
+        return np.float32(power if wanted.op is Op.MUL else 1 / power)
