@@ -327,6 +327,23 @@ def test_check_counts_the_exponent_255(dialect: str, tmp_path: Path, capsys: pyt
     assert "the first at index 5 of the flattened array" in out
 
 
+def test_the_exponent_255_stays_in_its_dialect_even_where_another_has_the_same_bytes(tmp_path: Path) -> None:
+    """Both read it as NaN."""
+    folder = VECTORS / "hf" / "modelopt" / "mxfp4"
+    found = arrays(folder / "model.safetensors")
+    source = checkpoint(tmp_path / "a", found, json.loads((folder / "config.json").read_text()))
+    assert set(qconvert.plan(source, "torchao:mxfp4").counts()) <= {"same-bytes", "exact"}
+
+    name = next(name for name in found if "down_proj" in name and "scale" in name)
+    found[name].reshape(-1)[5] = 255
+    source = checkpoint(tmp_path / "b", found, json.loads((folder / "config.json").read_text()))
+
+    item = next(item for item in qconvert.plan(source, "torchao:mxfp4").items if item.name == DOWN)
+    assert (item.verdict.verdict, item.verdict.index) == ("refused", 5)
+    assert "scales[5] is the byte 255, which readers disagree on" in item.verdict.reason
+    assert qconvert.plan(source, "modelopt:mxfp4").counts() == {"same-bytes": 2}
+
+
 @pytest.mark.parametrize("field", ["weight_scale", "weight_scale_2"])
 def test_check_finds_scales_that_are_no_numbers(field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = arrays(NVFP4 / "model.safetensors")

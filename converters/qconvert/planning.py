@@ -17,7 +17,19 @@ from qconvert.dialects import DIALECTS, ggml
 from qconvert.dialects.refused import AS_ARRAYS
 from qconvert.imatrix import Entry
 from qconvert.targets import WIDER, Target, spell
-from qconvert.verdict import EXACT, ORDER, REFUSED, REQUANTIZE, ROUNDED, SAME_BYTES, Verdict, judge, row_multiple, same_parts
+from qconvert.verdict import (
+    EXACT,
+    ORDER,
+    REFUSED,
+    REQUANTIZE,
+    ROUNDED,
+    SAME_BYTES,
+    Verdict,
+    disputed_exponent,
+    judge,
+    row_multiple,
+    same_parts,
+)
 from qformat.bits import DTYPES
 from qformat.errors import QFormatError, show
 from qformat.formats import Format
@@ -113,13 +125,25 @@ def make_plan(model: Model, target: Target, progress: Callable[[int], None] | No
     items = []
     for name, tensor in model.items():
         try:
-            items.append(decide(name, tensor, target))
+            items.append(kept_apart(decide(name, tensor, target), model.packed_by.get(name, ""), target))
         except QFormatError as err:
             err.tensor, err.path = err.tensor or name, err.path or str(model.path)
             raise
         if progress is not None:
             progress(tensor.n_bytes)
     return Plan(target, tuple(items))
+
+
+def kept_apart(item: Item, dialect: str, target: Target) -> Item:
+    """Refuse what means the same by the same bytes in another dialect, and yet is read differently.
+
+    dialect : that the tensor was read in, where it is known
+    """
+    there = "" if target.dialect is None else target.dialect.name
+    if item.verdict.verdict != SAME_BYTES or not dialect or not there or dialect == there:
+        return item
+    verdict = disputed_exponent(item.tensor)
+    return item if verdict is None else replace(item, verdict=verdict)
 
 
 def is_chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:

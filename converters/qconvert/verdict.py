@@ -12,6 +12,7 @@ import numpy as np
 
 from qconvert.digest import canonical, plain_values
 from qconvert.exact import Recast
+from qformat.bits import DTYPES
 from qformat.errors import NotExact, QFormatError
 from qformat.formats import Format
 from qformat.scheme import Opaque, Plain
@@ -22,6 +23,7 @@ EXACT = "exact"
 ROUNDED = "rounded"
 REQUANTIZE = "requantize"
 REFUSED = "refused"
+NO_EXPONENT = 255
 ORDER = (SAME_BYTES, EXACT, ROUNDED, REQUANTIZE, REFUSED)
 
 
@@ -78,6 +80,18 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
 def same_parts(tensor: PackedTensor, form: Format) -> bool:
     """Tell whether a tensor already lies in a format's byte arrays, meaning the same, in whatever byte order."""
     return format_of(tensor).meaning == form.meaning
+
+
+def disputed_exponent(tensor: PackedTensor) -> Verdict | None:
+    """Refuse a tensor that holds the exponent byte 255, on which readers disagree; None where it does not."""
+    for param in tensor.scheme.params:
+        if DTYPES[param.dtype].kind == "float" and not DTYPES[param.dtype].mantissa:
+            wrong = tensor.param(param.name).view(np.uint8) == NO_EXPONENT
+            if wrong.any():
+                where = int(np.argmax(wrong))
+                reason = f"{param.name}[{where}] is the byte 255, which readers disagree on: it stays in its own dialect"
+                return Verdict(REFUSED, reason, param.name, where, float(NO_EXPONENT))
+    return None
 
 
 def row_multiple(form: Format) -> int:
