@@ -327,6 +327,16 @@ def test_check_counts_the_exponent_255(dialect: str, tmp_path: Path, capsys: pyt
     assert "the first at index 5 of the flattened array" in out
 
 
+@pytest.mark.parametrize("dialect", ["gptq/v2-4bit-g64-asym", "compressed-tensors/w4a16-g128-sym", "bitsandbytes/nf4-b64"])
+def test_a_single_file_comes_back_from_qfmt_with_all_that_it_says(dialect: str, tmp_path: Path) -> None:
+    one, kept, back = (tmp_path / name for name in ("one.safetensors", "kept.qfmt", "back.safetensors"))
+    target = {"gptq": "gptq", "bitsandbytes": "bnb"}.get(dialect.partition("/")[0], "compressed-tensors")
+    qconvert.convert(VECTORS / "hf" / dialect, one, to=target)
+    qconvert.convert(one, kept)
+    qconvert.convert(kept, back, to=target)
+    assert back.read_bytes() == one.read_bytes()
+
+
 def test_the_exponent_255_stays_in_its_dialect_even_where_another_has_the_same_bytes(tmp_path: Path) -> None:
     """Both read it as NaN."""
     folder = VECTORS / "hf" / "modelopt" / "mxfp4"

@@ -81,9 +81,17 @@ def configs(model: Model, plan: Plan) -> Mapping[str, Mapping[str, Any]]:
     if plan.target.dialect is None:
         return {CONFIG: {}} if CONFIG in model.assets and was_packed(plan) else {}
     weights = [Written(item.name, item.form, item.tensor, plan.target.kind) for item in plan.items]
-    source = parse_json(model.assets[CONFIG](), path=model.path, what=CONFIG) if CONFIG in model.assets else {}
     said = plan.target.dialect.config(weights)
-    return plan.target.dialect.carry(weights, source if isinstance(source, dict) else {}, said)
+    return plan.target.dialect.carry(weights, source_config(model), said)
+
+
+def source_config(model: Model) -> Mapping[str, Any]:
+    """Give what the source's config says, of a single file without one what its metadata says of packing."""
+    if CONFIG in model.assets:
+        found = parse_json(model.assets[CONFIG](), path=model.path, what=CONFIG)
+        return found if isinstance(found, dict) else {}
+    said = model.metadata.get(KEY)
+    return {KEY: parse_json(said.encode(), path=model.path, what=KEY)} if isinstance(said, str) else {}
 
 
 def strings_of(model: Model, items: Sequence[Item], said: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
