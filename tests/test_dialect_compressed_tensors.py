@@ -112,6 +112,19 @@ def test_one_file_says_in_its_metadata_what_a_config_would(path: Path, tmp_path:
             assert one[name].dequantize().tobytes() == tensor.dequantize().tobytes()
 
 
+@pytest.mark.parametrize("beside", [None, '{"producer": {"name": "modelopt"}}'])
+def test_a_lone_scale_of_float8_is_that_of_the_config_that_names_it(beside: str | None, tmp_path: Path) -> None:
+    codes = np.array([[1, -2, 3], [0.5, 0, 448]]).astype(ml_dtypes.float8_e4m3fn)
+    arrays = {f"{MODULE}.weight": codes, f"{MODULE}.weight_scale": np.array(0.25, np.float32)}
+    said = settings("float-quantized", num_bits=8, type="float", strategy="tensor", group_size=None)
+    source = checkpoint(tmp_path / "source", arrays, said)
+    if beside is not None:
+        (source / "hf_quant_config.json").write_text(beside)
+    with qconvert.open(source) as model:
+        assert model.dialects == ("compressed-tensors",)
+        assert model[f"{MODULE}.weight"].dequantize().tolist() == [[0.25, -0.5, 0.75], [0.125, 0, 112]]
+
+
 @pytest.mark.parametrize("bits", [3, 5, 6, 7])
 def test_fields_that_do_not_cross_words_are_told_by_the_width(bits: int, tmp_path: Path) -> None:
     n_out, per_word, half = 20, 32 // bits, 1 << bits - 1
@@ -349,6 +362,7 @@ WRONG: list[tuple[str, Edit, dict[str, Any], str]] = [
     ("no number", lambda a: {}, {"num_bits": "4"}, "num_bits '4', expected a number above 0"),
     ("group of none", lambda a: {}, {"group_size": 0}, "group_size 0, expected a number above 0"),
     ("other groups", lambda a: {}, {"group_size": 64}, "16 rows of 64 weights in groups of 64"),
+    ("ragged groups", lambda a: {"weight_scale": scales((N, 3))}, {"group_size": None}, "64 columns in 3 groups"),
     ("no zero points", lambda a: {}, {"symmetric": False}, "weight_zero_point is missing"),
     ("zero points", lambda a: {"weight_zero_point": np.ones((3, 2), np.int32)}, {}, "found int32 3 x 2, expected int32 2 x 2"),
     ("g_idx", lambda a: {"weight_g_idx": np.full(K, 2, np.int32)}, {}, "column 0 is of group 2, expected 0 to 1"),

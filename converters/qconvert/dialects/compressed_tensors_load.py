@@ -198,7 +198,11 @@ def _grid(module: Module, shape: Shape) -> Grid:
         module.expect("weight_scale", SCALES, grid.counts(n_out, n_in), f"blocks of {rows} x {cols} in {n_out} x {n_in}")
         return grid
     groups = module.expect("weight_scale", SCALES, (n_out, None), f"scales of {n_out} rows").shape[1]
-    size = module.number("group_size") or -(-n_in // max(1, groups))
+    size = module.number("group_size")
+    if size is None and groups and n_in % groups:
+        message = f"{n_in} columns in {groups} groups, expected a group_size in the config"
+        raise FileError(message, tensor=module.arrays["weight_scale"], field="group_size", found=groups)
+    size = size or n_in // max(1, groups)
     _scales(module, SCALES, shape, size)
     return ct.CHANNEL if groups == 1 else Grid(1, size)
 

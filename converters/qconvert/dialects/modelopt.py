@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from qconvert.dialects.compressed_tensors_config import settings_of
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
 from qconvert.dialects.geometry import columns
 from qformat.errors import FileError, UsageError
@@ -42,10 +43,11 @@ RANKS = {"fp8": 0}  # dimensions of a weight_scale that no other ecosystem has b
 def claim(shelf: Shelf) -> Iterator[Claim]:
     """Find modules with a weight and a weight_scale of element types that ModelOpt writes."""
     is_named = shelf.quantization.get("quant_method") == NAME or bool(shelf.side(SIDE))
+    not_here = "fp8" if settings_of(shelf) else ""  # compressed-tensors claims all of these where a config names it
     for module, arrays in shelf.modules(WEIGHT, SCALE):
         weight, scale = (shelf.infos[arrays[suffix]] for suffix in (WEIGHT, SCALE))
         kind = KINDS_OF.get((weight.dtype, scale.dtype), "")
-        if not kind or (not is_named and len(scale.shape) != RANKS.get(kind, RANK)):
+        if kind in ("", not_here) or (not is_named and len(scale.shape) != RANKS.get(kind, RANK)):
             continue  # another ecosystem's: BitNet has one scale for bytes, compressed-tensors [1] or [N, 1] for FP8
         for suffix in (SECOND, COLUMNS):
             if module + suffix in shelf.infos:
