@@ -188,6 +188,15 @@ def test_the_config_of_an_older_repository_lies_beside(tmp_path: Path) -> None:
         qconvert.open(folder)
 
 
+@pytest.mark.parametrize("said", [None, [], "NVFP4"])
+def test_a_config_beside_that_says_nothing_contradicts_nothing(said: object, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a", row_pairs())
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": said}))
+
+    with qconvert.open(folder) as model:
+        assert model.dialects == ("modelopt",)
+
+
 def altered(found: Arrays, name: str, array: NDArray[Any] | None) -> Arrays:
     """Replace one array, or leave it out."""
     return {key: value for key, value in found.items() if key != name} | ({} if array is None else {name: array})

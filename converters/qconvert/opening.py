@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -172,6 +173,7 @@ def shelf_of(file: CheckpointFile, assume: tuple[str, ...], shapes: Shapes) -> S
         said = parse_json(file.metadata[QUANTIZATION].encode(), path=file.checkpoint.path, what=QUANTIZATION)
         config[QUANTIZATION] = said if isinstance(said, dict) else {}
 
+    @cache  # asked for by every module
     def side(name: str) -> Mapping[str, Any]:
         return read_json_object(folder / name, name) if os.path.lexists(folder / name) else {}
 

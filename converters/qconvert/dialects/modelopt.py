@@ -102,8 +102,10 @@ def load(shelf: Shelf, kind: str, arrays: Mapping[str, str]) -> PackedTensor:
 
 def check_group(shelf: Shelf, scale: str, kind: str, tensor: PackedTensor) -> None:
     """Raise FileError where the config says another group size than the arrays have."""
-    of = shelf.quantization or shelf.side(SIDE).get("quantization", {})
-    said, found = of.get("group_size") if isinstance(of, Mapping) else None, columns(tensor)
+    of = shelf.quantization or shelf.side(SIDE).get("quantization")
+    if not isinstance(of, Mapping):
+        return
+    said, found = of.get("group_size"), columns(tensor)
     if kind != "fp8" and of.get("quant_algo") == ALGORITHMS[kind] and said not in (None, found or tensor.n_cols):
         message = f"groups of {found or tensor.n_cols} weights, expected {said!r} as the config says"
         raise FileError(message, tensor=scale, field="group_size", found=found, expected=said)
