@@ -398,3 +398,14 @@ def test_a_file_of_a_dialect_says_in_itself_how_it_is_packed(tmp_path: Path) -> 
     with qconvert.open(tmp_path / "a.safetensors") as model, qconvert.open(source) as whole:
         assert model[Q].scheme.name == "gptq:v2"
         assert model[Q].dequantize().tobytes() == whole[Q].dequantize().tobytes()
+
+
+def test_a_file_that_says_how_it_is_packed_is_believed_before_a_config_beside_it(tmp_path: Path) -> None:
+    source, said = tmp_path / "source", json.loads((GPTQ / "config.json").read_text())
+    checkpoint(source, arrays(GPTQ / "model.safetensors"), said)
+
+    qconvert.convert(source, source / "other.safetensors", to="gptq:v2")
+
+    with qconvert.open(GPTQ) as expected, qconvert.open(source / "other.safetensors") as model:
+        assert [odd.message for odd in model.oddities] == []
+        assert model[Q].dequantize().tobytes() == expected[Q].dequantize().tobytes()

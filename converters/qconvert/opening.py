@@ -167,9 +167,14 @@ def load_claim(path: Path, claim: Claim) -> PackedTensor:
 
 
 def shelf_of(file: CheckpointFile, assume: tuple[str, ...], shapes: Shapes) -> Shelf:
-    """See an open checkpoint as named arrays; what a folder's config says, a single file may say in its metadata."""
+    """See an open checkpoint as named arrays; what a folder's config says, a single file may say in its metadata.
+
+    Of a file that is opened by itself this counts, whatever config of another checkpoint lies beside it.
+    """
     folder, config = file.checkpoint.folder, dict(file.checkpoint.config or {})
-    if QUANTIZATION not in config and QUANTIZATION in file.metadata:
+    is_alone = file.checkpoint.path == file.checkpoint.shards[0]
+    if QUANTIZATION in file.metadata and (is_alone or QUANTIZATION not in config):
+        config.pop("quantization", None)
         said = parse_json(file.metadata[QUANTIZATION].encode(), path=file.checkpoint.path, what=QUANTIZATION)
         config[QUANTIZATION] = said if isinstance(said, dict) else {}
 
