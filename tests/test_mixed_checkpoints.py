@@ -337,6 +337,15 @@ def test_a_single_file_comes_back_from_qfmt_with_all_that_it_says(dialect: str, 
     assert back.read_bytes() == one.read_bytes()
 
 
+def test_a_pattern_that_is_not_read_leaves_no_module_to_defaults(tmp_path: Path) -> None:
+    folder = VECTORS / "hf" / "compressed-tensors" / "fp8-block128"
+    config = json.loads((folder / "config.json").read_text())
+    (group,) = config["quantization_config"]["config_groups"].values()
+    group["targets"] = [r"re:(?=model).*_proj$"]
+    with pytest.raises(FileError, match=r"pattern 're:\(\?=model\).*' may mean this module and is not read"):
+        qconvert.open(checkpoint(tmp_path / "a", arrays(folder / "model.safetensors"), config))
+
+
 def test_the_exponent_255_stays_in_its_dialect_even_where_another_has_the_same_bytes(tmp_path: Path) -> None:
     """Both read it as NaN."""
     folder = VECTORS / "hf" / "modelopt" / "mxfp4"

@@ -58,7 +58,7 @@ def claim(shelf: Shelf) -> Iterator[Claim]:
 
 def load(shelf: Shelf, arrays: Mapping[str, str]) -> PackedTensor:
     """Make the tensor of a module. Raises FileError where its arrays do not fit one another, or the config."""
-    check_bits(settings(shelf), BITS, arrays[".qweight"])
+    check_bits(shelf, BITS, arrays[".qweight"])
     kind = kind_of(shelf)
     if kind == "gemm":
         return load_gemm(shelf, arrays)
@@ -85,7 +85,7 @@ def load_gemm(shelf: Shelf, arrays: Mapping[str, str]) -> PackedTensor:
     shelf.expect(arrays[".qzeros"], ("int32",), (groups, n_words), f"{groups} groups of zero points of {n_out} rows")
     _check_shape(arrays[".qweight"], n_out, n_in * groups)
     dtype = shelf.infos[arrays[".scales"]].dtype
-    form = gemm(group_size(settings(shelf), n_in, groups, arrays[".scales"]), dtype)
+    form = gemm(group_size(shelf, n_in, groups, arrays[".scales"]), dtype)
     return bind(form, (n_out, n_in), shelf, _by_role(arrays), dtype)
 
 
@@ -150,7 +150,7 @@ def scaled_zeros(scales: NDArray[Any], zeros: NDArray[np.uint8]) -> NDArray[Any]
 
 def said_group(shelf: Shelf, n_in: int, array: str) -> tuple[int, int]:
     """Give the columns of a group as the config says them, and the words that zero points are filled up to."""
-    said = numbers_of(settings(shelf), GROUPS)
+    said = numbers_of(shelf, GROUPS)
     size = n_in if said[:1] == [-1] else said[0] if said else 0
     run = run_of(size)
     if not run or n_in % size:

@@ -77,16 +77,24 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The groups of a config, by what their targets are."""
+    """The groups of a config, by what their targets are; `unread`: the first pattern that is not among them."""
 
     names: Mapping[str, Json]
     patterns: tuple[tuple[str, Json], ...]
     by_class: Json
+    unread: str = ""
 
     def find(self, module: str) -> Json:
-        """Give the group of a module: named, by a pattern, or by its class; empty where none takes it."""
-        named = self.names.get(module)
-        return named or next((group for target, group in self.patterns if matches(target, module)), self.by_class)
+        """Give the group of a module: named, by a pattern, or by its class; empty where none takes it.
+
+        Raises FileError where a pattern that is not read may be the one that takes it.
+        """
+        named = self.names.get(module) or next((group for target, group in self.patterns if matches(target, module)), None)
+        if named is None and self.unread:
+            found = show(self.unread, quote=True, limit=60)
+            message = f"pattern {found} may mean this module and is not read, expected text, '.', '.*', classes and choices"
+            raise FileError(message, tensor=module, field="config_groups", found=self.unread)
+        return named or self.by_class
 
 
 def settings_of(shelf: Shelf) -> Json:
@@ -124,7 +132,9 @@ def read_groups(settings: Json) -> Groups:
                 by_class = by_class or group
             else:
                 names.setdefault(target, group)
-    return Groups(names, tuple(patterns[:MAX_PATTERNS]), by_class)
+    known = [(target, group) for target, group in patterns[:MAX_PATTERNS] if _runs(target)]
+    unread = next((target for target, _ in patterns if target not in dict(known)), "")
+    return Groups(names, tuple(known), by_class, unread)
 
 
 def matches(target: str, module: str) -> bool:

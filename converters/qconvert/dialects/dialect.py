@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qconvert.containers.safetensors_header import TensorInfo
 from qformat.arrays import ByteSource, View
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Json = Mapping[str, Any]
+T = TypeVar("T")
 WEIGHT = ".weight"
 METADATA = "__metadata__"  # in what a dialect says: the strings of the file itself
 MATRIX = 2  # axes
@@ -42,6 +43,7 @@ class Shelf:
     metadata : strings that the file itself holds
     assume   : what the user says of what files leave open: "gptq:v1"
     shapes   : logical shapes that the arrays do not hold, by name of the weight
+    made     : what `once` keeps
     """
 
     infos: Mapping[str, TensorInfo]
@@ -52,12 +54,20 @@ class Shelf:
     metadata: Mapping[str, str] = field(default_factory=dict)
     assume: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def quantization(self) -> Json:
         """What the config says of quantization; empty where it says nothing."""
         found = self.config.get("quantization_config")
         return found if isinstance(found, Mapping) else {}
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """Give what `make` gives; it is asked once for each key."""
+        if key not in self.made:
+            self.made[key] = make()
+        found: T = self.made[key]
+        return found
 
     def modules(self, *suffixes: str) -> Iterator[tuple[str, dict[str, str]]]:
         """Find modules that have arrays of all of these suffixes: the module's name, and its arrays by suffix.

@@ -53,11 +53,11 @@ def load(shelf: Shelf, arrays: Mapping[str, str]) -> PackedTensor:
     if not n_words or not n_out or not groups or zero_words * WORD % n_out:
         message = f"{zero_words} words of zero points for {n_out} rows in {groups} groups, expected whole fields"
         raise FileError(message, tensor=arrays[".qzeros"], found=zero_words, expected=n_out)
-    bits, kind, said = zero_words * WORD // n_out, kind_of(shelf), settings(shelf)
+    bits, kind = zero_words * WORD // n_out, kind_of(shelf)
     if bits not in BITS[kind]:
         message = f"fields of {bits} bits, expected one of {', '.join(map(str, BITS[kind]))} (gptq:{kind})"
         raise FileError(message, tensor=arrays[".qzeros"], found=bits, expected=BITS[kind])
-    check_bits(said, bits, arrays[".qzeros"])
+    check_bits(shelf, bits, arrays[".qzeros"])
     n_in, dtype = n_words * WORD // bits, shelf.infos[arrays[".scales"]].dtype
     for array, words, role in ((".qweight", n_words, "codes"), (".qzeros", zero_words, "zeros")):
         block = next(part.layout.n_bytes for part in gptq(kind, bits, 0).parts if part.role == role) * 8 // WORD
@@ -69,7 +69,7 @@ def load(shelf: Shelf, arrays: Mapping[str, str]) -> PackedTensor:
     if ".g_idx" in arrays:
         shelf.expect(arrays[".g_idx"], ("int32",), (n_in,), f"the group of each of {n_in} columns")
         found = run_of(shelf, arrays[".g_idx"], groups)
-    size = group_size(said, n_in, groups, arrays[".scales"], found or 0)
+    size = group_size(shelf, n_in, groups, arrays[".scales"], found or 0)
     if found is None and groups > 1:
         return bind(gptq(kind, bits, 0, dtype, (groups, n_in)), (n_out, n_in), shelf, stored, dtype)
     stored.pop("g_idx", None)

@@ -63,22 +63,22 @@ def modules(shelf: Shelf, name: str) -> Iterator[tuple[str, dict[str, str]]]:
             yield module, arrays
 
 
-def check_bits(said: Json, bits: int, array: str) -> None:
+def check_bits(shelf: Shelf, bits: int, array: str) -> None:
     """Raise FileError where a config names other bits than an array has."""
-    known = numbers_of(said, BITS)
+    known = numbers_of(shelf, BITS)
     if known and bits not in known:
         message = f"fields of {bits} bits, expected {known[0]} as the config says"
         raise FileError(message, tensor=array, field="bits", found=bits, expected=known[0])
 
 
-def group_size(said: Json, n_cols: int, n_groups: int, array: str, found: int = 0) -> int:
+def group_size(shelf: Shelf, n_cols: int, n_groups: int, array: str, found: int = 0) -> int:
     """Give the neighbouring columns of a group; 0: all of them.
 
     found : columns of a group as the arrays themselves say it; 0: they do not
 
     Raises FileError where the config names other groups, or nothing says how many columns the groups have.
     """
-    known = numbers_of(said, GROUPS)
+    known = numbers_of(shelf, GROUPS)
     wrong = next((size for size in known if size != -1 and size < 1), None)
     if wrong is not None:
         raise FileError(f"group_size {wrong}, expected -1 or more than 0", field="group_size", found=wrong)
@@ -117,8 +117,12 @@ def carry(name: str, weights: Sequence[Written], source: Json, said: Mapping[str
     return {"config.json": {QUANTIZATION: {**mine, **{key: value for key, value in old.items() if key not in known}}}}
 
 
-def numbers_of(said: Json, keys: Sequence[str]) -> list[int]:
-    """List what a config says by any of these keys: of all modules first, then of some."""
+def numbers_of(shelf: Shelf, keys: Sequence[str]) -> list[int]:
+    """List what a checkpoint's config says by any of these keys, each number once: of all modules first, then of some."""
+    return shelf.once(f"numbers of {keys[0]}", lambda: _numbers_of(settings(shelf), keys))
+
+
+def _numbers_of(said: Json, keys: Sequence[str]) -> list[int]:
     tables = [said[key] for key in OVERRIDES if isinstance(said.get(key), Mapping)]
     some = [entry for table in tables for entry in table.values() if isinstance(entry, Mapping)]
     of_some = [entry[key] for entry in some for key in keys if entry.get(key) is not None]
@@ -126,4 +130,4 @@ def numbers_of(said: Json, keys: Sequence[str]) -> list[int]:
     for value in found:
         if type(value) is not int:
             raise FileError(f"{keys[0]} is {value!r}, expected an integer", field=keys[0], found=value)
-    return found
+    return list(dict.fromkeys(found))

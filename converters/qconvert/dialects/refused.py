@@ -124,7 +124,7 @@ def refuse_orphans(shelf: Shelf, claimed: Collection[str]) -> None:
 
 
 def _say(refusal: Refusal) -> str:
-    return f"is {refusal.name}, which is not read: {refusal.why}"
+    return f"is {refusal.name}, which is not read: {refusal.why}; {HINT}"
 
 
 def _word(said: Any, key: str) -> Any:
