@@ -18,7 +18,7 @@ from qconvert.conversion import Refused
 
 import qformat
 from qformat import reference
-from qformat.errors import FileError, UsageError
+from qformat.errors import FileError, NotExact
 from qformat.formats.bitsandbytes import int8
 from qformat.tensor import from_values
 
@@ -404,5 +404,5 @@ def test_int8_of_no_module_is_not_written(tmp_path: Path) -> None:
     values = {"codes": np.zeros((2, 8), np.int8), "scales": np.ones((2, 1), np.float32)}
     qformat.save(tmp_path / "a.qfmt", {"lone": from_values(int8(), (2, 8), values)})
 
-    with pytest.raises(UsageError, match=r"tensor 'lone'.*<module>\.weight"):
+    with pytest.raises(NotExact, match=r"tensor 'lone'.*<module>\.weight"):
         qconvert.convert(tmp_path / "a.qfmt", tmp_path / "out", to="bnb:int8")

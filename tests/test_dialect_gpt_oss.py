@@ -197,5 +197,5 @@ def test_arrays_that_do_not_fit_are_refused(change: Change, message: str, tmp_pa
 def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
     held = {"m.weight": np.ones((2, 2), np.uint32), "m.scales": np.ones((2, 1), np.uint8)}  # NVFP4 of 16 columns
 
-    with pytest.raises((NotExact, UsageError), match="rows of 16"):
+    with pytest.raises((NotExact, UsageError), match="of shape 2 x 16"):
         qconvert.convert(checkpoint(tmp_path / "m", held), tmp_path / "made", to="gpt-oss")

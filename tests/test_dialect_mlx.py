@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qfmt.__main__ import main
 
 import qformat
-from qformat.errors import FileError, NotExact, UsageError
+from qformat.errors import FileError, NotExact
 from qformat.formats import gguf, gguf_k
 from qformat.tensor import from_values
 
@@ -321,6 +321,6 @@ def test_a_name_that_no_module_could_have_is_refused(tmp_path: Path) -> None:
     tensor = from_values(gguf.Q4_0, (2, 32), {"codes": np.zeros((2, 32), np.int8), "scales": np.ones((2, 1), np.float16)})
     qformat.save(tmp_path / "odd.qfmt", {"odd": tensor})
 
-    with pytest.raises(UsageError, match=r"tensor 'odd'.*mlx names weights '<module>.weight'"):
+    with pytest.raises(NotExact, match=r"tensor 'odd'.*mlx names weights '<module>.weight'"):
         qconvert.convert(tmp_path / "odd.qfmt", tmp_path / "mlx", to="mlx")
     assert not (tmp_path / "mlx").exists()

@@ -283,5 +283,5 @@ def test_stacks_and_odd_rows_have_no_place(shape: tuple[int, ...], tmp_path: Pat
     scales = np.full((codes.size // shape[-1], 2), 120, np.uint8).view(ml_dtypes.float8_e8m0fnu)
     qformat.save(tmp_path / "a.qfmt", {"m.weight": from_values(mx.MXFP4, shape, {"codes": codes, "scales": scales})})
 
-    with pytest.raises(NotExact, match=f"modelopt:mxfp4 holds no packed mxfp4 with rows of {shape[-1]}"):
+    with pytest.raises(NotExact, match=f"modelopt:mxfp4 holds no packed mxfp4 of shape .*{shape[-1]}"):
         qconvert.convert(tmp_path / "a.qfmt", tmp_path / "b", to="modelopt:mxfp4")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import qformat
 from qformat import reference
-from qformat.errors import FileError, UsageError
+from qformat.errors import FileError, NotExact
 from qformat.formats import gguf
 from qformat.scheme import Integers
 from qformat.tensor import from_values
@@ -310,5 +310,5 @@ def test_a_name_without_a_module_is_refused(tmp_path: Path) -> None:
     values = {"codes": np.zeros((2, 32), np.int8), "scales": np.ones((2, 1), np.float16)}
     qformat.save(tmp_path / "q.qfmt", {"odd": from_values(gguf.Q4_0, (2, 32), values)})
 
-    with pytest.raises(UsageError, match=r"torchao holds matrices named '<module>.weight'"):
+    with pytest.raises(NotExact, match=r"torchao holds matrices named '<module>.weight'"):
         qconvert.convert(tmp_path / "q.qfmt", tmp_path / "made", to="torchao")

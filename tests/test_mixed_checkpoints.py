@@ -16,6 +16,7 @@ from handmade_checkpoint import Stored, arrays, checkpoint, stored
 from numpy.typing import NDArray
 from qfmt.__main__ import main
 
+import qformat
 from qformat.errors import FileError, UsageError
 
 GPTQ = VECTORS / "hf" / "gptq" / "v1-4bit-g64-sym"
@@ -283,8 +284,8 @@ def test_what_is_assumed_decides_how_zero_points_are_read(tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("said", "error"),
     [
-        (["--assume", "gptq:v3"], "'gptq:v3' cannot be assumed: expected one of gptq:v1, gptq:v2, gptq:planar, dense"),
-        (["--assume", "evil"], "unknown dialect 'evil'"),
+        (["--assume", "gptq:v3"], "'gptq:v3' cannot be assumed: expected one of gptq:v1, gptq:v2, gptq:planar, awq:"),
+        (["--assume", "evil"], "'evil' cannot be assumed"),
         (["--shape", f"{Q}x=32,256"], "a shape is given for it, but there is no such tensor"),
     ],
 )
@@ -335,6 +336,32 @@ def test_a_single_file_comes_back_from_qfmt_with_all_that_it_says(dialect: str, 
     qconvert.convert(one, kept)
     qconvert.convert(kept, back, to=target)
     assert back.read_bytes() == one.read_bytes()
+
+
+@pytest.mark.parametrize("target", ["gptq", "awq", "compressed-tensors:pack"])
+def test_a_plan_refuses_what_has_no_arrays_in_a_dialect(target: str, tmp_path: Path) -> None:
+    weights = np.random.default_rng(3).standard_normal((16, 128)).astype(np.float32)
+    qformat.save(tmp_path / "o.qfmt", {"token_embd": qformat.quantize(weights, "uint4_g128")})
+    (item,) = qconvert.plan(tmp_path / "o.qfmt", target).items
+    assert item.verdict.verdict == "refused"
+    assert "holds matrices named '<module>.weight'" in item.verdict.reason
+
+
+def test_a_weight_without_a_module_is_an_array_like_any_other(tmp_path: Path) -> None:
+    held = {".weight": np.ones((4, 64), np.int8), ".weight_scale": np.ones((4, 1), np.float32)}
+    config = json.loads((VECTORS / "hf" / "compressed-tensors" / "int-w8a8-channel" / "config.json").read_text())
+    with pytest.raises(FileError, match=r"'\.weight_scale'"):
+        qconvert.open(checkpoint(tmp_path / "a", held, config))
+
+
+def test_what_an_older_config_says_is_kept(tmp_path: Path) -> None:
+    folder = VECTORS / "hf" / "gptq" / "v1-4bit-g64-sym"
+    config = json.loads((folder / "config.json").read_text())
+    said = config.pop("quantization_config")
+    source = checkpoint(tmp_path / "a", arrays(folder / "model.safetensors"), config)
+    (source / "quantize_config.json").write_text(json.dumps(said))
+    qconvert.convert(source, tmp_path / "out", to="gptq")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"] == said
 
 
 def test_a_pattern_that_is_not_read_leaves_no_module_to_defaults(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from qconvert.containers.gguf_types import GGUF_DENSE
 from qconvert.containers.gguf_values import KeyValue
 from qconvert.dialects import DIALECTS, ggml
+from qconvert.dialects.dialect import Written
 from qconvert.dialects.refused import AS_ARRAYS
 from qconvert.imatrix import Entry
 from qconvert.targets import WIDER, Target, spell
@@ -125,7 +126,8 @@ def make_plan(model: Model, target: Target, progress: Callable[[int], None] | No
     items = []
     for name, tensor in model.items():
         try:
-            items.append(kept_apart(decide(name, tensor, target), model.packed_by.get(name, ""), target))
+            item = kept_apart(decide(name, tensor, target), model.packed_by.get(name, ""), target)
+            items.append(housed(item, target))
         except QFormatError as err:
             err.tensor, err.path = err.tensor or name, err.path or str(model.path)
             raise
@@ -144,6 +146,17 @@ def kept_apart(item: Item, dialect: str, target: Target) -> Item:
         return item
     verdict = disputed_exponent(item.tensor)
     return item if verdict is None else replace(item, verdict=verdict)
+
+
+def housed(item: Item, target: Target) -> Item:
+    """Refuse what a dialect has a format for, but no arrays: a stack, another name than its weights have."""
+    if target.dialect is None or item.form.scheme.is_dense or item.verdict.verdict == REFUSED:
+        return item
+    try:
+        target.dialect.unbind(Written(item.name, item.form, item.tensor, target.kind))
+    except QFormatError as err:
+        return replace(item, verdict=Verdict(REFUSED, err.message, field=err.field))
+    return item
 
 
 def is_chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -221,7 +234,8 @@ def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
     by_size = sorted(fitting, key=lambda form: form.n_bytes(tensor.shape))
     items = [Item(name, tensor, form, judge(tensor, form), target.container) for form in by_size]
     if not items:
-        hint = f"{target.name} holds no packed {tensor.scheme.name} with rows of {tensor.n_cols}; use qfmt dequantize"
+        shape = " x ".join(map(str, tensor.shape))
+        hint = f"{target.name} holds no packed {tensor.scheme.name} of shape {shape}; use qfmt dequantize"
         return Item(name, tensor, format_of(tensor), Verdict(REFUSED, hint, field="shape"), target.container)
     best = _first(items)
     exact = [item.target for item in items if item.verdict.verdict in (SAME_BYTES, EXACT) and item is not best]
@@ -229,7 +243,7 @@ def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
         best = items[-1]  # the largest, and so the one with the least in the way
         way_out = f"; nearest: --to {best.target} --allow requantize" if can_requantize(tensor, best.form) else ""
         best = replace(best, verdict=replace(best.verdict, reason=best.verdict.reason + way_out))
-    return replace(best, others=tuple(exact))
+    return replace(best, others=tuple(dict.fromkeys(exact)))
 
 
 def _first(items: Iterable[Item]) -> Item:

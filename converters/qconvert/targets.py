@@ -83,7 +83,12 @@ def find_target(name: str) -> Target:
         if container in (dialect.name.replace("-", "_"), dialect.short) and kind in kinds:
             held = SAFETENSORS_HELD
             return Target(name.lower(), "safetensors", (), None, held, keeps=True, dialect=dialect, kind=kinds[kind])
-    raise UsageError(f"unknown target '{name}': expected {', '.join(names())}")
+    kinds_of = {word: dialect for dialect in DIALECTS for word in (dialect.name.replace("-", "_"), dialect.short) if word}
+    if container in kinds_of:
+        dialect = kinds_of[container]
+        raise UsageError(f"unknown target '{name}': expected {dialect.short or dialect.name}[:{'|'.join(dialect.kinds)}]")
+    families = ", ".join(dict.fromkeys(word.partition("[")[0] for word in names()))
+    raise UsageError(f"unknown target '{name}': expected one of {families}")
 
 
 def find_mixed(name: str) -> tuple[Target, Mix | None]:

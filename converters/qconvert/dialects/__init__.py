@@ -39,7 +39,7 @@ def claim_all(shelf: Shelf) -> Mapping[str, tuple[str, Claim]]:
     found: dict[str, tuple[str, Claim]] = {}
     owners: dict[str, str] = {}
     for dialect in DIALECTS:
-        for claim in dialect.claim(shelf):
+        for claim in (claim for claim in dialect.claim(shelf) if claim.arrays):  # "" is no module, ".weight" not its weight
             taken = next((array for array in claim.arrays if array in owners), None)
             if taken is not None or claim.name in found:
                 other = owners.get(taken or "", claim.name)
@@ -62,9 +62,8 @@ def find(name: str) -> Dialect:
 
 
 def check_assumed(assume: Sequence[str]) -> None:
-    """Raise UsageError for something assumed that no dialect leaves open: expected "dense", or a dialect's kind."""
+    """Raise UsageError for something assumed that no dialect leaves open: expected "dense", or a kind of one that does."""
+    known = [*(f"{dialect.name}:{kind}" for dialect in DIALECTS for kind in dialect.open), AS_ARRAYS]
     for word in assume:
-        name, _, kind = word.partition(":")
-        if word != AS_ARRAYS and kind not in find(name).kinds:
-            expected = [f"{name}:{kind}" for kind in find(name).kinds]
-            raise UsageError(f"'{word}' cannot be assumed: expected one of {', '.join([*expected, AS_ARRAYS])}", found=word)
+        if word not in known:
+            raise UsageError(f"'{word}' cannot be assumed: expected one of {', '.join(known)}", found=word)

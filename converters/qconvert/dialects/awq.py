@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, expect_matrix
 from qconvert.dialects.geometry import code_bits, columns, scale_group
 from qconvert.dialects.grouped import (
     GROUPS,
@@ -188,7 +188,7 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
 
 def unbind(weight: Written) -> Sequence[Array]:
     """Give the arrays of a weight."""
-    n_out, n_in = weight.shape
+    n_out, n_in = expect_matrix(weight, NAME)
     kind, scales = kind_of_form(weight.form), weight.form.scheme.param("scales")
     groups = scales.group.counts(n_out, n_in)[-1]
     names = [f"{weight.module}{suffix}" for suffix in (".qweight", ".qzeros", ".scales")]
@@ -248,4 +248,4 @@ def _check_shape(name: str, n_out: int, n_in: int) -> None:
         raise FileError(f"{n_out} rows of {n_in} weights, expected some", tensor=name, found=n_out * n_in)
 
 
-AWQ = Dialect(NAME, KINDS, claim, forms, unbind, config, carry=partial(carry, NAME))
+AWQ = Dialect(NAME, KINDS, claim, forms, unbind, config, open=KINDS, carry=partial(carry, NAME))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qconvert.dialects.compressed_tensors_config import NAME, kind_of, level_bits, read_groups, settings_of, write
 from qconvert.dialects.compressed_tensors_load import BYTES, RANK, ROLES, Module, load
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, expect_matrix
 from qconvert.dialects.geometry import code_bits, columns, scale_group
 from qformat.bits import DTYPES
 from qformat.formats.compressed_tensors import BITS, KINDS, MX, NVFP4, SCALES, SPARSE_BITS, TENSOR, pack, whole
@@ -107,6 +107,7 @@ def _ordered(tensor: PackedTensor) -> Iterator[Indexed]:
 
 def unbind(weight: Written) -> Sequence[Array]:
     """Give the arrays of a weight."""
+    expect_matrix(weight, NAME)
     kind = kind_of(weight.form)
     arrays = [_array(weight, kind, part) for part in weight.form.parts]
     if kind != "pack":

@@ -172,6 +172,7 @@ class Dialect:
              under METADATA, strings that the files of arrays themselves hold
     short  : as a target spells it, where that is another word: "bnb"
     doubts : reports what makes it doubtful that a claimed checkpoint is what its config says
+    open   : kinds that files may leave open, or say wrongly: what a user may assume
     carry  : gives the same once the source's config.json is known, with what that says and no weight tells of
     """
 
@@ -183,6 +184,7 @@ class Dialect:
     config: Callable[[Sequence[Written]], Mapping[str, Json]]
     short: str = ""
     doubts: Callable[[Shelf], Iterable[Oddity]] = lambda shelf: ()
+    open: tuple[str, ...] = ()
     carry: Callable[[Sequence[Written], Json, Mapping[str, Json]], Mapping[str, Json]] = lambda weights, source, said: said
 
 
@@ -193,9 +195,12 @@ def dense_modules(weights: Sequence[Written]) -> list[str]:
 
 def expect_matrix(weight: Written, dialect: str) -> tuple[int, int]:
     """Give rows and columns of a weight. Raises UsageError for a stack, and for a name that no module's weight has."""
-    if len(weight.shape) != MATRIX or not weight.name.endswith(WEIGHT):
-        message = f"shape {list(weight.shape)}, {dialect} holds matrices, named '<module>{WEIGHT}'"
+    if len(weight.shape) != MATRIX:
+        message = f"shape {list(weight.shape)}, {dialect} holds matrices"
         raise UsageError(message, tensor=weight.name, field="shape", found=weight.shape)
+    if not weight.name.endswith(WEIGHT) or weight.name == WEIGHT:
+        message = f"{dialect} holds matrices named '<module>{WEIGHT}'"
+        raise UsageError(message, tensor=weight.name, field="name", found=weight.name)
     return weight.shape[0], weight.shape[1]
 
 

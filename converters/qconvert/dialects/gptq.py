@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, expect_matrix
 from qconvert.dialects.geometry import code_bits, columns, is_symmetric, scale_group
 from qconvert.dialects.gptq_doubts import doubts as doubts_of
 from qconvert.dialects.grouped import SCALES, carry, check_bits, convention, dense_in_blocks, group_size, modules, settings
@@ -131,7 +131,7 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
 
 def unbind(weight: Written) -> Sequence[Array]:
     """Give the arrays of a weight."""
-    n_out, n_in = weight.shape
+    n_out, n_in = expect_matrix(weight, NAME)
     over, bits = weight.form.scheme.param("scales").group, code_bits(weight.form.scheme) or 0
     groups = over.counts(n_out, n_in)[-1]
     arrays = [
@@ -234,4 +234,4 @@ def doubts(shelf: Shelf) -> Iterator[Oddity]:
     return doubts_of(shelf, kind_of(shelf))
 
 
-GPTQ = Dialect(NAME, KINDS, claim, forms, unbind, config, doubts=doubts, carry=partial(carry, NAME))
+GPTQ = Dialect(NAME, KINDS, claim, forms, unbind, config, doubts=doubts, open=KINDS, carry=partial(carry, NAME))

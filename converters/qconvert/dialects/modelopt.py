@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from qconvert.dialects.compressed_tensors_config import settings_of
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, expect_matrix
 from qconvert.dialects.geometry import columns
 from qformat.errors import FileError, UsageError
 from qformat.formats.form import Format
@@ -132,10 +132,7 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
 
 def unbind(weight: Written) -> Sequence[Array]:
     """Give the arrays of a weight. Raises UsageError for a shape that they cannot have."""
-    kind, shape = kind_of(weight), weight.shape
-    if len(shape) != RANK:
-        raise UsageError(f"shape {list(shape)}, modelopt holds matrices", tensor=weight.name, field="shape", found=shape)
-    n_out, n_in = shape
+    kind, (n_out, n_in) = kind_of(weight), expect_matrix(weight, NAME)
     if n_in % 2 and kind in ("nvfp4", "mxfp4"):
         message = f"rows of {n_in} weights, expected whole bytes of two"
         raise UsageError(message, tensor=weight.name, field="shape", found=n_in)

@@ -14,6 +14,7 @@ from qconvert.containers.safetensors_write import write_safetensors
 from qconvert.containers.shards import INDEX_SUFFIX, Limits, index_json, plan_shards
 from qconvert.containers.strict_json import parse_json
 from qconvert.dialects.dialect import METADATA, Array, Dialect, Written
+from qconvert.dialects.grouped import BESIDE
 from qconvert.planning import Item, Plan
 from qconvert.sinks.placed import PlacedSink, PlannedFile
 from qconvert.verdict import SAME_BYTES
@@ -87,8 +88,13 @@ def configs(model: Model, plan: Plan) -> Mapping[str, Mapping[str, Any]]:
 
 def source_config(model: Model) -> Mapping[str, Any]:
     """Give what the source's config says, of a single file without one what its metadata says of packing."""
+    found: Any = {}
     if CONFIG in model.assets:
         found = parse_json(model.assets[CONFIG](), path=model.path, what=CONFIG)
+    older = next((name for name in BESIDE if name in model.assets), None)
+    if older is not None and isinstance(found, dict) and KEY not in found:
+        found = {**found, KEY: parse_json(model.assets[older](), path=model.path, what=older)}
+    if found:
         return found if isinstance(found, dict) else {}
     said = model.metadata.get(KEY)
     return {KEY: parse_json(said.encode(), path=model.path, what=KEY)} if isinstance(said, str) else {}
