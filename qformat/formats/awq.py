@@ -8,6 +8,7 @@
 Source: casper-hansen/AutoAWQ 0.2.9: awq/modules/linear/gemm.py, gemv.py, gemv_fast.py, awq/utils/packing_utils.py.
 """
 
+from qformat.bits import DTYPES
 from qformat.formats.form import Format, PartForm, scalar
 from qformat.layout import Bits, Field, Layout, Plane
 from qformat.scheme import Grid, Integers, Op, Param, Ref, Scheme, Step
@@ -25,13 +26,12 @@ BY_GROUP = Tiling("g n | i -> n (g i)")
 BLOCKS = Tiling("nb kb | n=4 k -> (nb n) (kb k)")
 PADDED_GROUPS = Tiling("gb w*2 n | g -> n (gb g)")
 STEPS = (Step(Op.SUB, Ref("zeros")), Step(Op.MUL, Ref("scales")))
-N_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 def gemm(group: int, dtype: str = "float16") -> Format:
     """Make the format of GEMM kernels; `group` columns share a scale of type `dtype`, 0: all."""
     codes, zeros = (_word(f"awq_gemm_{holds}", holds, INTERLEAVED) for holds in ("codes", "zeros"))
-    scales = PartForm("scales", scalar(dtype, N_BYTES[dtype], "scales"), BY_GROUP)
+    scales = PartForm("scales", scalar(dtype, DTYPES[dtype].bits // 8, "scales"), BY_GROUP)
     parts = (PartForm("codes", codes, ACROSS), PartForm("zeros", zeros, ACROSS_GROUPS), scales)
     return _format("awq:gemm", group, dtype, parts)
 

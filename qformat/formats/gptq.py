@@ -10,6 +10,7 @@ Source: ModelCloud/GPTQModel 7.7.0: gptqmodel/nn_modules/qlinear/__init__.py (pa
 
 from math import gcd
 
+from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.formats.form import Format, PartForm, scalar
 from qformat.layout import Bits, Field, Layout, Plane
@@ -42,11 +43,10 @@ def gptq(kind: str, bits: int, group: int, dtype: str = "float16", act_order: tu
     index = (Param("g_idx", "int32", Table(act_order[1])),) if act_order else ()
     params = (Param("scales", dtype, over), Param("zeros", "uint8", over), *index)
     scheme = Scheme(f"gptq:{kind}", Integers(0, (1 << bits) - 1), params, STEPS)
-    n_bytes = {"float16": 2, "bfloat16": 2, "float32": 4}[dtype]
     parts = (
         PartForm("codes", _words(kind, bits, "codes"), DOWN),
         PartForm("zeros", _words(kind, bits, "zeros"), ALONG),
-        PartForm("scales", scalar(dtype, n_bytes, "scales"), BY_GROUP),
+        PartForm("scales", scalar(dtype, DTYPES[dtype].bits // 8, "scales"), BY_GROUP),
         *(PartForm("g_idx", scalar("int32", 4, "g_idx"), FLAT) for _ in index),
     )
     return Format(scheme.name, scheme, parts)

@@ -11,6 +11,7 @@ modelopt/torch/export/quant_utils.py (pack_int4_in_uint8, to_quantized_weight).
 
 from dataclasses import replace
 
+from qformat.bits import DTYPES
 from qformat.formats.form import Format, PartForm, packed, parameter
 from qformat.formats.gguf import WITHOUT_MINUS_ZERO
 from qformat.formats.mx import MXFP4 as MX
@@ -18,7 +19,6 @@ from qformat.layout import Bits, Layout, Plane
 from qformat.scheme import Alphabet, Apply, Grid, Integers, Op, Param, Ref, Scheme, Step, levels
 from qformat.tiling import Tiling
 
-N_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 ROW_PAIRS = Layout("row_pairs", 2, 1, (Bits("codes", (Plane(0, 4),), 2, signed=True, holds="codes"),))
 SCALED = Step(Op.MUL, Ref("scales"))
 
@@ -49,14 +49,14 @@ def w4a16(group: int, dtype: str = "float16", columns: str = "") -> Format:
     """
     codes = PartForm("codes", ROW_PAIRS, Tiling("nb k | n -> (nb n) k"))
     scales = Param("scales", dtype, Grid(1, group))
-    return _form("w4a16-awq", Integers(-8, 7), (SCALED,), codes, {scales: N_BYTES[dtype]}, columns)
+    return _form("w4a16-awq", Integers(-8, 7), (SCALED,), codes, {scales: DTYPES[dtype].bits // 8}, columns)
 
 
 def _form(
     kind: str, alphabet: Alphabet, steps: tuple[Step, ...], codes: PartForm, stored: dict[Param, int], columns: str = ""
 ) -> Format:
     if columns:
-        stored = {**stored, Param("pre_quant_scale", columns, Grid(0, 1)): N_BYTES[columns]}
+        stored = {**stored, Param("pre_quant_scale", columns, Grid(0, 1)): DTYPES[columns].bits // 8}
     scheme = Scheme(f"modelopt:{kind}", alphabet, tuple(stored), steps, "pre_quant_scale" if columns else "")
     return Format(scheme.name, scheme, (codes, *(parameter(param, n_bytes) for param, n_bytes in stored.items())))
 

@@ -38,24 +38,17 @@ def command(
 ) -> None:
     """Convert SRC to DST, every tensor exactly, or write nothing."""
     from qconvert.containers.shards import Limits
-    from qconvert.conversion import Refused, convert
+    from qconvert.conversion import convert
 
-    from qfmt.verdicts import print_done, print_refused, print_report_json, write_receipt
+    from qfmt.verdicts import print_done, refusals, write_receipt
 
     limits = Limits(split_max_size, split_max_tensors)
     if receipt is not None and receipt.resolve() == dst.resolve():
         raise click.UsageError("the receipt has the name of the destination")
-    try:
-        with progress_bars() as progress:
-            report = convert(
-                src, dst, to, allow, compress, force, max_memory, progress=progress, limits=limits,
-                after=lambda done: write_receipt(receipt, done) if receipt else None,
-                receipt=receipt, **said,
-            )  # fmt: skip
-    except Refused as err:
-        if as_json:
-            print_report_json("convert", err.report)
-        else:
-            print_refused(err.report)
-        raise
+    with refusals("convert", as_json), progress_bars() as progress:
+        report = convert(
+            src, dst, to, allow, compress, force, max_memory, progress=progress, limits=limits,
+            after=lambda done: write_receipt(receipt, done) if receipt else None,
+            receipt=receipt, **said,
+        )  # fmt: skip
     print_done("convert", report, "qfmt verify", as_json)

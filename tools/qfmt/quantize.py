@@ -56,24 +56,16 @@ def command(
     from dataclasses import asdict
 
     from qconvert.containers.shards import Limits
-    from qconvert.conversion import Refused
     from qconvert.quantizing import quantize
 
-    from qfmt.verdicts import closing_line, print_notices, print_refused, print_report_json
+    from qfmt.verdicts import closing_line, print_notices, print_report_json, refusals
 
     limits = Limits(split_max_size, split_max_tensors)
-    try:
-        with progress_bars() as progress:
-            report, errors = quantize(
-                src, dst, to, rule, include, exclude, compress, force, max_memory,
-                progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits, **said,
-            )  # fmt: skip
-    except Refused as err:
-        if as_json:
-            print_report_json("quantize", err.report)
-        else:
-            print_refused(err.report)
-        raise
+    with refusals("quantize", as_json), progress_bars() as progress:
+        report, errors = quantize(
+            src, dst, to, rule, include, exclude, compress, force, max_memory,
+            progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits, **said,
+        )  # fmt: skip
     print_notices(report)
     rules = ", ".join(dict.fromkeys(item.rule for item in report.plan.items if item.rule))
     if as_json:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from qconvert.conversion import Report, describe_item
+from qconvert.conversion import Refused, Report, describe_item
 from qconvert.planning import Item, Plan
 
 from qfmt.text import finite, print_json, size, table
@@ -45,6 +46,19 @@ def print_done(command: str, report: Report, follow: str, as_json: bool) -> None
         print_report_json(command, report)
     else:
         click.echo(closing_line(report, report.paths[0], follow))
+
+
+@contextmanager
+def refusals(command: str, as_json: bool) -> Iterator[None]:
+    """Print the report of a conversion that is refused, and let its error go on."""
+    try:
+        yield
+    except Refused as err:
+        if as_json:
+            print_report_json(command, err.report)
+        else:
+            print_refused(err.report)
+        raise
 
 
 def print_refused(report: Report) -> None:

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from qconvert.dialects.bitsandbytes_state import DTYPES_OF_STATE, STATE, dtype_of, read_state, write_state
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules, expect_matrix
 from qconvert.dialects.geometry import columns, scale_group
 from qconvert.roles import category, runtime_name
 from qformat.bits import DTYPES
-from qformat.errors import FileError, UsageError, show
+from qformat.errors import FileError, show
 from qformat.formats import Format, matrix
 from qformat.formats.bitsandbytes import KINDS, N_LEVELS, N_SCALES, NESTED_BLOCK, TABLES, four_bit, int8, nested_of
 from qformat.formats.nf4 import BLOCK_SIZES
@@ -33,7 +33,6 @@ from qformat.tensor import PackedTensor, format_of
 NAME = "bitsandbytes"
 SCB, WEIGHT_FORMAT = ".SCB", ".weight_format"
 ROW = 0
-RANK = 2
 OUTPUT, EMBEDDING = "output", "token_embd"
 CARRIED = {
     "bnb_4bit_compute_dtype": str,
@@ -171,9 +170,7 @@ def unbind(weight: Written) -> Sequence[Array]:
     """Give the arrays of a weight. Raises UsageError for int8 codes that are no matrix, or no weight of a module."""
     form, shape, name = weight.form, weight.shape, weight.name
     if isinstance(form.scheme.alphabet, Integers):
-        if len(shape) != RANK or not name.endswith(WEIGHT):
-            message = f"shape {list(shape)}, bnb:int8 holds matrices, named '<module>{WEIGHT}'"
-            raise UsageError(message, tensor=name, field="shape", found=shape)
+        expect_matrix(weight, "bnb:int8")
         return [
             Array(name, "int8", shape, "codes"),
             Array(weight.module + SCB, "float32", shape[:-1], "scales"),

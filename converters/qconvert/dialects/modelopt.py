@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from qconvert.dialects.compressed_tensors_config import settings_of
-from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, expect_matrix
+from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules, expect_matrix
 from qconvert.dialects.geometry import columns
 from qformat.errors import FileError, UsageError
 from qformat.formats.form import Format
@@ -159,7 +159,7 @@ def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     facts = {weight.module: facts_of(weight) for weight in weights if not weight.form.scheme.is_dense}
     if not facts:
         return {}
-    dense = [w.module for w in weights if w.form.scheme.is_dense and w.name.endswith(WEIGHT) and len(w.shape) == RANK]
+    dense = dense_modules(weights)
     kinds = Counter(tuple(said.items()) for said in facts.values())
     said: dict[str, Any] = dict(next(iter(kinds)))
     if len(kinds) > 1:
