@@ -1,0 +1,1 @@
+"""Architectures of models: how a runtime names, arranges and describes what another calls otherwise."""
