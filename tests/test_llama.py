@@ -6,10 +6,11 @@ type: llama.cpp must compute from the packed file what it computes from the floa
 
 import hashlib
 import importlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gguf
@@ -262,6 +263,35 @@ def test_what_llama_cpp_refuses_is_told_with_its_own_words(llama: ModuleType, tm
 def test_more_tokens_than_the_context_has_are_refused(llama: ModuleType, tiny: Path) -> None:
     with llama.Llama(tiny, 8) as model, pytest.raises(llama.LlamaError, match=r"9 tokens at once, expected 1 to 8"):
         model.logits(range(9))
+
+
+def test_keys_and_values_are_kept_in_float32_where_that_is_asked_for(llama: ModuleType, tiny: Path) -> None:
+    with llama.Llama(tiny, 64) as usual, llama.Llama(tiny, 64, in_float32=True) as wide:
+        said = [[line for line in model.log if "flash_attn  " in line or " K (" in line] for model in (usual, wide)]
+        found = [model.logits(tiny_llama.PROMPT) for model in (usual, wide)]
+
+    assert [line.split("= ")[-1] for line, _ in said] == ["auto", "disabled"]
+    assert [re.findall(r"[KV] \((\w+)\)", line) for _, line in said] == [["f16", "f16"], ["f32", "f32"]]
+    assert 0 < difference(*found) < EIGHT_BITS
+
+
+def test_a_library_whose_parameters_lie_elsewhere_is_refused(llama: ModuleType) -> None:
+    defaults = llama.library().llama_context_default_params()
+    moved = llama.ContextParams.from_buffer_copy(bytes(4) + bytes(defaults)[:-4])
+    library = SimpleNamespace(llama_context_default_params=lambda: moved)
+
+    with pytest.raises(llama.LlamaError, match=r"of another version of the library: n_ctx 0, expected 512; n_batch 512, exp"):
+        llama.context_params(library)
+
+
+def test_log_probabilities_are_those_of_the_logits(llama: ModuleType, tiny: Path) -> None:
+    with llama.Llama(tiny, 64, in_float32=True) as model:
+        found = model.log_probabilities(range(4))
+        likeliest = [model.greedy(range(n), 1) for n in range(1, 5)]
+
+    assert found.shape == (4, tiny_llama.N_TOKENS)
+    assert np.abs(np.exp(found).sum(axis=1) - 1).max() < 1e-12  # 64 terms, each rounded to 2**-53 of itself
+    assert found.argmax(axis=1).tolist() == [tokens[0] for tokens in likeliest]
 
 
 def test_perplexity_is_counted_from_the_likelihood_of_each_token() -> None:

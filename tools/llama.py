@@ -2,9 +2,10 @@
 
 Calls the C functions that the xllamacpp wheel exports, through ctypes, on the CPU, so that the same file gives the same floats
 on every run. Knows nothing of qformat: what it loads is a file like any other. Of the structures passed by value only the
-fields that are set are declared; the rest stays as the library's own defaults gave it.
+fields up to the last one that is set are declared; the rest stays as the library's own defaults gave it. Where a field
+lies is checked by its default: a library in which one has moved is refused, not misread.
 
-Source: ggml-org/llama.cpp: include/llama.h.
+Source: ggml-org/llama.cpp: include/llama.h (llama_context_params), src/llama-context.cpp (llama_context_default_params).
 """
 
 from __future__ import annotations
@@ -40,15 +41,45 @@ class ModelParams(ctypes.Structure):
     _fields_ = (("rest", ctypes.c_ubyte * ROOM),)
 
 
-class ContextParams(ctypes.Structure):
-    """llama_context_params, by its first fields."""
+# llama_context_params, up to the last field that is set, with what the library gives where nothing is set.
+CONTEXT: tuple[tuple[str, Any, int | float | None], ...] = (
+    ("n_ctx", ctypes.c_uint32, 512),
+    ("n_batch", ctypes.c_uint32, 2048),
+    ("n_ubatch", ctypes.c_uint32, 512),
+    ("n_seq_max", ctypes.c_uint32, 1),
+    ("n_rs_seq", ctypes.c_uint32, 0),
+    ("n_outputs_max", ctypes.c_uint32, 0),
+    ("n_outputs_max_per_seq", ctypes.c_uint32, 1),
+    ("n_threads", ctypes.c_int32, 4),
+    ("n_threads_batch", ctypes.c_int32, 4),
+    ("ctx_type", ctypes.c_int32, 0),
+    ("rope_scaling_type", ctypes.c_int32, -1),
+    ("pooling_type", ctypes.c_int32, -1),
+    ("attention_type", ctypes.c_int32, -1),
+    ("flash_attn_type", ctypes.c_int32, -1),
+    ("rope_freq_base", ctypes.c_float, 0.0),
+    ("rope_freq_scale", ctypes.c_float, 0.0),
+    ("yarn_ext_factor", ctypes.c_float, -1.0),
+    ("yarn_attn_factor", ctypes.c_float, -1.0),
+    ("yarn_beta_fast", ctypes.c_float, -1.0),
+    ("yarn_beta_slow", ctypes.c_float, -1.0),
+    ("yarn_orig_ctx", ctypes.c_uint32, 0),
+    ("defrag_thold", ctypes.c_float, -1.0),
+    ("cb_eval", ctypes.c_void_p, None),
+    ("cb_eval_user_data", ctypes.c_void_p, None),
+    ("type_k", ctypes.c_int32, 1),
+    ("type_v", ctypes.c_int32, 1),
+)
 
-    _fields_ = (
-        ("n_ctx", ctypes.c_uint32),
-        ("n_batch", ctypes.c_uint32),
-        ("n_ubatch", ctypes.c_uint32),
-        ("rest", ctypes.c_ubyte * ROOM),
-    )
+
+class ContextParams(ctypes.Structure):
+    """llama_context_params."""
+
+    _fields_ = (*((name, kind) for name, kind, _ in CONTEXT), ("rest", ctypes.c_ubyte * ROOM))
+
+
+FLASH_ATTENTION_OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+F32 = 0  # GGML_TYPE_F32
 
 
 class Batch(ctypes.Structure):
@@ -89,16 +120,18 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_memory_clear": (None, (Handle, ctypes.c_bool)),
 }
 
-_said: list[str] = []
+_logged: list[tuple[int, str]] = []  # level, text; of the model loaded last
 
 
-def _keep_error(level: int, text: bytes, _: object) -> None:
-    """Keep what is logged as an error; everything else is dropped."""
-    if level == ERROR_LEVEL:
-        _said.append(text.decode("utf-8", "replace").strip())
+def _keep(level: int, text: bytes, _: object) -> None:
+    _logged.append((level, text.decode("utf-8", "replace").strip()))
 
 
-_listen = Log(_keep_error)  # named: the library holds a bare pointer to it
+def _errors() -> str:
+    return "; ".join(text for level, text in _logged if level == ERROR_LEVEL)
+
+
+_listen = Log(_keep)  # named: the library holds a bare pointer to it
 
 
 @cache
@@ -113,29 +146,52 @@ def library() -> Any:
     return loaded
 
 
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Compute logarithms of probabilities, each row by itself, in float64: (..., n_vocab)."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    made: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return made
+
+
+def context_params(loaded: Any) -> ContextParams:
+    """Give the library's own parameters. Raises LlamaError where one is not what it is here, which means that fields moved."""
+    params: ContextParams = loaded.llama_context_default_params()
+    given = [(name, getattr(params, name), expected) for name, _, expected in CONTEXT]
+    moved = [f"{name} {found}, expected {expected}" for name, found, expected in given if found != expected]
+    if moved:
+        raise LlamaError(f"llama_context_params of another version of the library: {'; '.join(moved)}")
+    return params
+
+
 class Llama:
     """A loaded model with a context of its own; a context manager."""
 
-    def __init__(self, path: Path, n_ctx: int, n_threads: int = 1) -> None:
+    def __init__(self, path: Path, n_ctx: int, n_threads: int = 1, in_float32: bool = False) -> None:
         """Load a GGUF file, or the first of its parts.
 
-        n_ctx : tokens that a sequence may have
+        n_ctx      : tokens that a sequence may have
+        in_float32 : keep keys and values in float32 and compute attention step by step, not as users run it: then float32
+                     weights are multiplied without rounding anything to 16 bits, and another runtime's floats compare
         Raises LlamaError with what llama.cpp says where it refuses.
         """
         self._lib = library()
         self._context = self._model = None
         self.n_ctx = n_ctx
-        _said.clear()
+        _logged.clear()
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), self._lib.llama_model_default_params())
         if not self._model:
-            raise LlamaError(f"{path.name}: {'; '.join(_said) or 'not loaded'}")
-        params = self._lib.llama_context_default_params()
+            raise LlamaError(f"{path.name}: {_errors() or 'not loaded'}")
+        params = context_params(self._lib)
+        if in_float32:
+            params.flash_attn_type, params.type_k, params.type_v = FLASH_ATTENTION_OFF, F32, F32
         params.n_ctx = params.n_batch = n_ctx
         params.n_ubatch = min(n_ctx, UBATCH)
         self._context = self._lib.llama_init_from_model(self._model, params)
         if not self._context:
             self.close()
-            raise LlamaError(f"{path.name}: {'; '.join(_said) or 'no context'}")
+            raise LlamaError(f"{path.name}: {_errors() or 'no context'}")
+        self.log = tuple(text for _, text in _logged)  # what the library said while it loaded
         self._lib.llama_set_n_threads(self._context, n_threads, n_threads)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
@@ -178,6 +234,10 @@ class Llama:
         self._decode(ids, every=True)
         return np.stack([self._row(index) for index in range(len(ids))])
 
+    def log_probabilities(self, ids: Sequence[int]) -> NDArray[np.float64]:
+        """Compute the logarithms of the probabilities of what follows every token of a sequence: (n_tokens, n_vocab)."""
+        return log_softmax(self.logits(ids))
+
     def _forget(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
@@ -190,7 +250,7 @@ class Llama:
             batch.logits = (ctypes.c_int8 * len(ids))(*[1] * len(ids))
         code = self._lib.llama_decode(self._context, batch)
         if code:
-            raise LlamaError(f"decoding {len(ids)} tokens ended with {code}: {'; '.join(_said)}")
+            raise LlamaError(f"decoding {len(ids)} tokens ended with {code}: {_errors()}")
 
     def _row(self, index: int) -> NDArray[np.float32]:
         return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, index), (self.n_vocab,))

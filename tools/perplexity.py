@@ -25,7 +25,7 @@ import gguf
 import numpy as np
 from demo import print_table
 from installed import SMOLLM2, package_file
-from llama import Llama
+from llama import Llama, log_softmax
 from numpy.typing import NDArray
 from qconvert.conversion import dequantize
 from qconvert.quantizing import quantize
@@ -60,11 +60,7 @@ def tokens(model: Llama) -> list[int]:
 
 def surprise(logits: Array, ids: list[int]) -> float:
     """Sum the negative log-likelihoods of tokens, each under its row of logits."""
-    total = 0.0
-    for row, token in zip(logits, ids, strict=True):
-        below = row.astype(np.float64) - row.max()
-        total += float(np.log(np.exp(below).sum()) - below[token])
-    return total
+    return -float(sum(log_softmax(row)[token] for row, token in zip(logits, ids, strict=True)))
 
 
 def write_twin(ours: Path, twin: Path, floats: Path) -> int:
