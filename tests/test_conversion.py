@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import qconvert
 from qconvert import conversion, destination, sinks
-from qconvert.conversion import Refused, dequantize
+from qconvert.conversion import dequantize
 from qconvert.digest import digest_tensor
 from qconvert.quantizing import quantize
+from qconvert.report import Refused
 from safetensors import safe_open
 from safetensors.numpy import save_file
 

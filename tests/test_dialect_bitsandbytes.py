@@ -14,7 +14,7 @@ from conftest import VECTORS
 from handmade_checkpoint import arrays as numbers
 from handmade_checkpoint import checkpoint, stored
 from numpy.typing import NDArray
-from qconvert.conversion import Refused
+from qconvert.report import Refused
 
 import qformat
 from qformat import reference

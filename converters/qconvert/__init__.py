@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qconvert.conversion import Report, convert, plan
+    from qconvert.conversion import convert, plan
     from qconvert.opening import open
     from qconvert.quantizing import quantize
+    from qconvert.report import Report
 
 __all__ = ["Report", "convert", "open", "plan", "quantize"]
 
-_HOMES = {"conversion": ("Report", "convert", "plan"), "opening": ("open",), "quantizing": ("quantize",)}
+_HOMES = {"conversion": ("convert", "plan"), "opening": ("open",), "quantizing": ("quantize",), "report": ("Report",)}
 
 
 def __getattr__(name: str) -> Any:

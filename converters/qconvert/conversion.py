@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.destination import check_folder, check_paths, check_space
-from qconvert.planning import Item, Plan, make_plan, notices
+from qconvert.items import Plan
+from qconvert.naming import AUTO, as_wanted
+from qconvert.planning import make_plan, notices
 from qconvert.prove import prove
+from qconvert.report import Refused, Report
 from qconvert.run import write_items
 from qconvert.sinks import open_sink
 from qconvert.targets import SAFETENSORS_DENSE, SUFFIXES, Target, find_target
@@ -35,36 +37,40 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a conversion did, or would have done.
+class Writing:
+    """How files are written.
 
-    plan     : every tensor's verdict
-    refused  : tensors that stand in the way; nothing was written if there are any
-    n_bytes  : size of the written file, 0 if none
-    seconds  : time taken
-    notices  : what a user should hear although nothing was lost
-    paths    : the files or the folder that were written, the one to open first
+    compress   : for `.qfmt`: "none", "scales" or "all"
+    force      : whether an existing destination is replaced
+    max_memory : bytes that may be held at a time, beyond the mapped source
+    workers    : threads; the file never depends on it
+    progress   : told stage, bytes done and bytes in all
+    limits     : what one of several files may hold
     """
 
-    plan: Plan
-    refused: tuple[Item, ...]
-    n_bytes: int
-    seconds: float
-    notices: tuple[str, ...] = ()
-    paths: tuple[Path, ...] = ()
+    compress: str = "none"
+    force: bool = False
+    max_memory: int = MAX_MEMORY
+    workers: int | None = None
+    progress: Progress = lambda what, done, total: None
+    limits: Limits = NO_LIMITS
 
 
-def plan(src: str | Path, to: str, assume: Sequence[str] = (), shapes: opening.Shapes = opening.NONE) -> Plan:
+def plan(
+    src: str | Path, to: str, assume: Sequence[str] = (), shapes: opening.Shapes = opening.NONE, names: str = AUTO
+) -> Plan:
     """Decide what a conversion would do; nothing is written.
 
     src     : any source of weights
     to      : target, as `qfmt` spells it
     assume, shapes : what the source leaves open: see `opening.open`
+    names   : by which tensors go into the target: see `naming.as_wanted`
     returns : per tensor the format it would take and the verdict; keeps the source open
 
     Raises FileError for a source that cannot be read, UsageError for an unknown target.
     """
-    return make_plan(opening.open(src, True, assume, shapes), find_target(to))
+    target = find_target(to)
+    return make_plan(as_wanted(opening.open(src, True, assume, shapes), target, names=names), target)
 
 
 def convert(
@@ -82,6 +88,7 @@ def convert(
     assume: Sequence[str] = (),
     shapes: opening.Shapes = opening.NONE,
     receipt: Path | None = None,
+    names: str = AUTO,
 ) -> Report:
     """Convert a checkpoint, exactly or not at all.
 
@@ -89,14 +96,11 @@ def convert(
     dst        : file to make, or what the names of several are made from; must not exist unless `force`
     to         : target; by default what the suffix of `dst` says
     allow      : "exact", or the worst verdict that is let pass: "rounded", "requantize"
-    compress   : for `.qfmt`: "none", "scales" or "all"
-    max_memory : bytes that may be held at a time, beyond the mapped source
-    workers    : threads; the file never depends on it
-    progress   : told stage, bytes done and bytes in all
     after      : given the report while the source is still open
     receipt    : file that `after` is going to write, which must be none of the source's
-    limits     : what one of several files may hold
     assume, shapes : what the source leaves open: see `opening.open`
+    names      : by which tensors go into the target: see `naming.as_wanted`
+    compress, force, max_memory, workers, progress, limits : how files are written: see `Writing`
 
     Raises NotExact, with the report's first refusal, when a tensor's verdict is not allowed; nothing is written then.
     Raises FileError, UsageError as `open` and the writers do.
@@ -105,9 +109,8 @@ def convert(
     with opening.open(src, True, assume, shapes) as model:
         if receipt is not None:
             check_target(model, True, receipt)  # an older receipt may be replaced
-        report = convert_model(
-            model, Path(dst), target, to is not None, allow, compress, force, max_memory, workers, progress, limits
-        )
+        writing = Writing(compress, force, max_memory, workers, progress, limits)
+        report = convert_model(model, Path(dst), target, writing, allow, names, is_named=to is not None)
         after(report)
         return report
 
@@ -116,27 +119,23 @@ def convert_model(
     model: Model,
     dst: Path,
     target: Target,
-    is_named: bool,
+    writing: Writing,
     allow: str = "exact",
-    compress: str = "none",
-    force: bool = False,
-    max_memory: int = MAX_MEMORY,
-    workers: int | None = None,
-    progress: Progress = lambda what, done, total: None,
-    limits: Limits = NO_LIMITS,
+    names: str = AUTO,
+    is_named: bool = True,
 ) -> Report:
     """Convert an open checkpoint; see `convert`.
 
     is_named : whether the user asked for the target by name, not by a suffix
     """
     started = time.monotonic()
-    check_early(model, force, dst, limits)
+    check_early(model, dst, writing)
     model.verify()
     if target.is_dense and not is_named:
         refuse_dense(model, target)
-    made = make_plan(model, target, counted("plan", model.n_bytes, progress))
-    report = carry_out(model, made, dst, allow, compress, max_memory, workers, progress, limits, force)
-    return replace(report, seconds=time.monotonic() - started)
+    view = as_wanted(model, target, dst, names)
+    made = make_plan(view, target, counted("plan", model.n_bytes, writing.progress))
+    return replace(carry_out(made, dst, writing, allow), seconds=time.monotonic() - started)
 
 
 def dequantize(
@@ -149,12 +148,14 @@ def dequantize(
     progress: Progress = lambda what, done, total: None,
     assume: Sequence[str] = (),
     shapes: opening.Shapes = opening.NONE,
+    names: str = AUTO,
 ) -> Report:
     """Decode the packed tensors of a checkpoint; dense ones stay as they are.
 
     dst   : a .qfmt, .gguf or .safetensors file; with no such suffix a folder with a safetensors file
     dtype : "f32", "f16" or "bf16", to which decoded weights are rounded once
     assume, shapes : what the source leaves open: see `opening.open`
+    names : by which tensors go into the target: see `naming.as_wanted`
 
     Raises NotExact for a weight that overflows `dtype`; FileError and UsageError as `convert` does.
     """
@@ -165,60 +166,37 @@ def dequantize(
     else:
         target = replace(find_target(f"{container}:{dtype}"), keeps=True)
     with opening.open(src, True, assume, shapes) as model:
-        return convert_model(model, path, target, True, ROUNDED, "none", force, max_memory, workers, progress)
+        return convert_model(model, path, target, Writing("none", force, max_memory, workers, progress), ROUNDED, names)
 
 
-def carry_out(
-    model: Model,
-    made: Plan,
-    dst: Path,
-    allow: str = REQUANTIZE,
-    compress: str = "none",
-    max_memory: int = MAX_MEMORY,
-    workers: int | None = None,
-    progress: Progress = lambda what, done, total: None,
-    limits: Limits = NO_LIMITS,
-    force: bool = False,
-) -> Report:
+def carry_out(made: Plan, dst: Path, writing: Writing, allow: str = REQUANTIZE) -> Report:
     """Write and prove a plan, unless it holds a verdict worse than `allow`."""
-    started = time.monotonic()
+    started, model = time.monotonic(), made.view.model
     if SUFFIXES.get(dst.suffix.lower(), made.target.container) != made.target.container:
         raise UsageError(f"destination ends in '{dst.suffix}', the target is {made.target.name}", path=dst)
     refused = tuple(item for item in made.items if worse(item.verdict.verdict, allow))
     if refused:
-        raise Refused(Report(made, refused, 0, time.monotonic() - started), model.path, allow)
+        raise Refused(Report(made, refused, 0, time.monotonic() - started), model.path)
     check_space(dst, made.n_bytes)
     paths: list[Path] = []
 
     def check(path: Path) -> None:
-        check_target(model, force, path)
+        check_target(model, writing.force, path)
         paths.append(path)
 
-    sink = open_sink(dst, model, made, compress, limits, check)
+    sink = open_sink(dst, made, writing.compress, writing.limits, check)
     try:
-        with ThreadPoolExecutor(max(1, workers or min(4, os.cpu_count() or 1))) as executor:
-            write_items(made.items, sink, executor, max_memory, counted("write", made.n_bytes, progress))
+        with ThreadPoolExecutor(max(1, writing.workers or min(4, os.cpu_count() or 1))) as executor:
+            written_bytes = counted("write", made.n_bytes, writing.progress)
+            write_items(made.items, sink, executor, writing.max_memory, written_bytes)
         hidden = sink.finish()
         with opening.open(hidden, assume=made.assume, shapes=made.shapes) as written:
-            prove(made, written, counted("prove", model.n_bytes, progress))
+            prove(made, written, counted("prove", model.n_bytes, writing.progress))
             n_bytes = written.n_bytes
         sink.commit()
     finally:
         sink.abort()
-    return Report(made, (), n_bytes, time.monotonic() - started, notices(model, made), tuple(paths))
-
-
-class Refused(NotExact):
-    """A conversion that was not allowed; carries the report. Its text is the first refusal."""
-
-    def __init__(self, report: Report, path: Path, allow: str) -> None:
-        self.report = report
-        first = report.refused[0]
-        verdict = first.verdict
-        more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
-        hint = "" if verdict.verdict == ORDER[-1] else f"; use --allow {verdict.verdict}"
-        message = f"{first.source} to {first.target}: {verdict.reason}{hint}{more}"
-        super().__init__(message, path=path, tensor=first.name, field=verdict.field, found=verdict.value)
+    return Report(made, (), n_bytes, time.monotonic() - started, notices(made), tuple(paths))
 
 
 def target_for(dst: Path, to: str | None) -> Target:
@@ -231,11 +209,11 @@ def target_for(dst: Path, to: str | None) -> Target:
     return replace(target, keeps=True)
 
 
-def check_early(model: Model, force: bool, dst: Path, limits: Limits) -> None:
+def check_early(model: Model, dst: Path, writing: Writing) -> None:
     """Refuse a destination before anything is planned, as far as its name is known by then."""
     check_folder(dst)
-    if not limits.are_set:
-        check_target(model, force, dst)
+    if not writing.limits.are_set:
+        check_target(model, writing.force, dst)
 
 
 def check_target(model: Model, force: bool, dst: Path) -> None:
@@ -272,21 +250,3 @@ def counted(what: str, total: int, progress: Progress) -> Callable[[int], None]:
         progress(what, min(done, total), total)
 
     return count
-
-
-def describe_item(item: Item) -> dict[str, Any]:
-    """Give one tensor's line of a report, as `plan --json` and `convert --json` print it."""
-    verdict = item.verdict
-    return {
-        "name": item.name,
-        "shape": list(item.tensor.shape),
-        "from": item.source,
-        "to": item.target,
-        "verdict": verdict.verdict,
-        "reason": verdict.reason,
-        "field": verdict.field,
-        "index": verdict.index,
-        "value": verdict.value,
-        "n_rounded": verdict.n_rounded,
-        "max_rel_error": verdict.max_rel_error,
-    }

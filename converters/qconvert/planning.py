@@ -6,21 +6,17 @@ unless the target names a dense type.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from qconvert.containers.gguf_types import GGUF_DENSE
-from qconvert.containers.gguf_values import KeyValue
-from qconvert.dialects import DIALECTS, ggml
+from qconvert.dialects import ggml
 from qconvert.dialects.dialect import Written
-from qconvert.dialects.refused import AS_ARRAYS
-from qconvert.imatrix import Entry
-from qconvert.targets import WIDER, Target, spell
+from qconvert.items import Item, Plan
+from qconvert.naming import NO_RUNTIME
+from qconvert.targets import WIDER, Target
 from qconvert.verdict import (
     EXACT,
-    ORDER,
     REFUSED,
     REQUANTIZE,
     ROUNDED,
@@ -31,109 +27,52 @@ from qconvert.verdict import (
     row_multiple,
     same_parts,
 )
+from qconvert.views import View
 from qformat.bits import DTYPES
 from qformat.errors import QFormatError, show
 from qformat.formats import Format
 from qformat.formats.dense import dense
-from qformat.model import Model
 from qformat.scheme import Opaque, Plain
-from qformat.store import part_bytes
 from qformat.tensor import PackedTensor, format_of
 
 MIN_MATRIX_RANK = 2
 BIAS = ("_bias", ".bias")
 NO_CONFIG = "the source has no config.json: what is written says how weights are packed, and nothing else of the model"
-NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will load this file"
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One tensor of a plan: the source, the format it takes, and the verdict.
-
-    others     : formats that would be exact as well
-    rule       : by which it is quantized; empty where it is not
-    importance : of its columns, for a rule that has a use for it
-    """
-
-    name: str
-    tensor: PackedTensor
-    form: Format
-    verdict: Verdict
-    container: str
-    others: tuple[str, ...] = ()
-    rule: str = ""
-    importance: Entry | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def source(self) -> str:
-        """The source's format in target spelling."""
-        return spelled(format_of(self.tensor), "qfmt")
-
-    @property
-    def target(self) -> str:
-        """The target's format in target spelling."""
-        return spelled(self.form, self.container)
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes that the tensor takes in the target."""
-        return sum(self.part_bytes().values())
-
-    def part_bytes(self) -> dict[str, int]:
-        """Bytes of each part in the target, by role."""
-        if self.verdict.verdict == SAME_BYTES:
-            return part_bytes(self.tensor)
-        return self.form.part_bytes(self.tensor.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All tensors of a conversion, in the source's order.
-
-    key_values : what a GGUF file is to say in place of the source's key-values of the same keys
-    """
-
-    target: Target
-    items: tuple[Item, ...]
-    key_values: tuple[KeyValue, ...] = ()
-
-    @property
-    def assume(self) -> tuple[str, ...]:
-        """What is so of the written files: arrays are as they lie, where none is packed, whatever a name may look like."""
-        return () if any(not item.form.scheme.is_dense for item in self.items) else (AS_ARRAYS,)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Logical shapes by name, for files that do not hold them."""
-        return {item.name: item.tensor.shape for item in self.items}
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all tensors in the target, headers and padding aside."""
-        return sum(item.n_bytes for item in self.items)
-
-    def counts(self) -> dict[str, int]:
-        """Count the tensors of each verdict, from same-bytes to refused."""
-        found = Counter(item.verdict.verdict for item in self.items)
-        return {verdict: found[verdict] for verdict in ORDER if found[verdict]}
-
-
-def make_plan(model: Model, target: Target, progress: Callable[[int], None] | None = None) -> Plan:
+def make_plan(view: View, target: Target, progress: Callable[[int], None] | None = None) -> Plan:
     """Decide what becomes of every tensor.
 
+    view     : the model, by the names that its tensors are to have
     progress : told the stored bytes of each tensor once it is decided
     """
-    items = []
+    items, model = [], view.model
     for name, tensor in model.items():
         try:
             item = kept_apart(decide(name, tensor, target), model.packed_by.get(name, ""), target)
-            items.append(housed(item, target))
+            items.append(traced(housed(item, target), view))
         except QFormatError as err:
             err.tensor, err.path = err.tensor or name, err.path or str(model.path)
             raise
         if progress is not None:
             progress(tensor.n_bytes)
-    return Plan(target, tuple(items))
+    return Plan(target, tuple(items), view)
+
+
+def traced(item: Item, view: View) -> Item:
+    """Say where an item's tensor comes from: what was done to it counts in its verdict."""
+    home = "safetensors" if view.model.container == "folder" else view.model.container
+    item, origin = replace(item, home=home), view.origins.get(item.name)
+    if origin is None:
+        return item
+    verdict = item.verdict
+    loss = origin.loss() if verdict.verdict in (SAME_BYTES, EXACT) else None
+    if loss is not None:
+        verdict = loss
+    elif origin.how:
+        level = EXACT if verdict.verdict == SAME_BYTES else verdict.verdict
+        verdict = replace(verdict, verdict=level, reason=f"{origin.how}; {verdict.reason}")
+    return replace(item, verdict=verdict, origin=origin)
 
 
 def kept_apart(item: Item, dialect: str, target: Target) -> Item:
@@ -196,19 +135,6 @@ def held(target: Target, form: Format, tensor: PackedTensor) -> Format | None:
     return form if (form.scheme.name in target.dense if form.scheme.is_dense else target.container == "qfmt") else None
 
 
-def spelled(form: Format, container: str) -> str:
-    """Name a format in target spelling, by the family that its layout belongs to."""
-    if form.scheme.is_dense:
-        short = {element: kind for kind, element in GGUF_DENSE.items()}
-        family = container if container != "qfmt" else "gguf" if form.name in short else "safetensors"
-        return f"{family}:{short.get(form.name, form.name)}"
-    if ":" in form.name or form.name in {
-        dialect.name for dialect in DIALECTS
-    }:  # a dialect's format bears the name of its target
-        return form.name
-    return spell(form, "gguf" if ggml.type_of(form) is not None else container)
-
-
 def _judged(name: str, tensor: PackedTensor, form: Format, target: Target, named: bool = False) -> Item:
     verdict = judge(tensor, form)
     if verdict.verdict == REFUSED and named and can_requantize(tensor, form):
@@ -236,7 +162,8 @@ def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
     if not items:
         shape = " x ".join(map(str, tensor.shape))
         hint = f"{target.name} holds no packed {tensor.scheme.name} of shape {shape}; use qfmt dequantize"
-        return Item(name, tensor, format_of(tensor), Verdict(REFUSED, hint, field="shape"), target.container)
+        stored, verdict = format_of(tensor), Verdict(REFUSED, hint, field="shape")
+        return Item(name, tensor, stored, verdict, target.container, unheld=target.name)
     best = _first(items)
     exact = [item.target for item in items if item.verdict.verdict in (SAME_BYTES, EXACT) and item is not best]
     if best.verdict.verdict == REFUSED:
@@ -260,8 +187,9 @@ def _first(items: Iterable[Item]) -> Item:
     return found
 
 
-def notices(model: Model, plan: Plan) -> tuple[str, ...]:
+def notices(plan: Plan) -> tuple[str, ...]:
     """Say what a user should hear although no value is lost: bits that no value depends on, and who can load the file."""
+    model = plan.view.model
     changed = [item for item in plan.items if not same_parts(item.tensor, item.form)]
     spare = [item.name for item in changed if item.tensor.residue()]
     found = [odd.message for odd in model.oddities] if model.packed_by else []
@@ -269,5 +197,6 @@ def notices(model: Model, plan: Plan) -> tuple[str, ...]:
     is_packed = any(not item.form.scheme.is_dense for item in plan.items)
     if plan.target.dialect is not None and is_packed and "config.json" not in model.assets:
         found.append(NO_CONFIG)
-    is_gguf = model.recipe is not None and model.recipe.facts["container"] == "gguf"
-    return (*found, NO_RUNTIME) if plan.target.container == "gguf" and not is_gguf else tuple(found)
+    if plan.view.missing:
+        found.append(f"{NO_RUNTIME}: {plan.view.missing}")
+    return (*found, *plan.view.notices)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from qconvert.digest import canonical, plain_values
-from qconvert.planning import Item, Plan
+from qconvert.items import Item, Plan
 from qconvert.run import Progress, byte_ranges, producer, row_ranges
 from qconvert.verdict import EXACT, same_parts
 from qformat.errors import NotExact

@@ -17,13 +17,17 @@ from qconvert import opening
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.shards import NO_LIMITS, Limits
-from qconvert.conversion import MAX_MEMORY, Progress, Report, carry_out, check_early
+from qconvert.conversion import MAX_MEMORY, Progress, Writing, carry_out, check_early
 from qconvert.imatrix import Entry, Imatrix, read_imatrix
+from qconvert.items import Item, Plan
 from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, find_mix, mix_of
-from qconvert.planning import MIN_MATRIX_RANK, Item, Plan, decide, is_chosen, is_float_matrix
+from qconvert.naming import AUTO, as_wanted
+from qconvert.planning import MIN_MATRIX_RANK, decide, is_chosen, is_float_matrix, traced
+from qconvert.report import Report
 from qconvert.roles import category, expert_of, kept_because, runtime_name, traits_of
 from qconvert.targets import SAFETENSORS_DENSE, Target, find_mixed, find_target, gguf_type
 from qconvert.verdict import REFUSED, REQUANTIZE, Verdict, judge, row_multiple
+from qconvert.views import View
 from qformat.errors import QFormatError, UsageError, show
 from qformat.formats import Format
 from qformat.formats.dense import dense
@@ -73,16 +77,18 @@ def quantize(
     limits: Limits = NO_LIMITS,
     assume: Sequence[str] = (),
     shapes: opening.Shapes = opening.NONE,
+    names: str = AUTO,
 ) -> tuple[Report, dict[str, ErrorReport]]:
     """Quantize the float matrices of a checkpoint; everything else stays as it is.
 
     to               : target with a packed type, "qfmt:mxfp4", "gguf:q4_k", or a mix of types, "gguf:q4_k_m"
     rule             : how scales and codes are chosen; the format's default if absent
-    include, exclude : globs of tensor names
+    include, exclude : globs of tensor names, as they are in the target
     tensor_types     : "GLOB=TYPE", before what the target says; the first that matches counts
     imatrix          : file of importances, for rules that have a use for them
     limits           : what one of several files may hold
     assume, shapes   : what the source leaves open: see `opening.open`
+    names            : by which tensors go into the target: see `naming.as_wanted`
     returns          : the report, and the error of every quantized tensor, measured on the written file
 
     Raises NotExact for rows that are no whole blocks; FileError and UsageError as `convert` does.
@@ -94,10 +100,11 @@ def quantize(
     if wish.imatrix is not None and path.exists() and path.samefile(wish.imatrix.path):
         raise UsageError("destination is the importance file", path=path)
     with opening.open(src, True, assume, shapes) as model:
-        check_early(model, force, path, limits)
+        writing = Writing(compress, force, max_memory, workers, progress, limits)
+        check_early(model, path, writing)
         model.verify()
-        made = plan_quantize(model, wish)
-        report = carry_out(model, made, path, REQUANTIZE, compress, max_memory, workers, progress, limits, force)
+        made = plan_quantize(as_wanted(model, target, path, names), wish)
+        report = carry_out(made, path, writing)
         report = replace(report, notices=(*report.notices, *said_of(made, wish)))
         chosen = [item for item in made.items if item.rule]
         with opening.open(report.paths[0], shapes=made.shapes) as written:
@@ -129,13 +136,13 @@ def read_override(text: str, target: Target) -> tuple[str, Format]:
     return glob, form
 
 
-def plan_quantize(model: Model, wish: Wish) -> Plan:
+def plan_quantize(view: View, wish: Wish) -> Plan:
     """Plan to quantize the float matrices of a model; whatever else it holds stays as it is.
 
     Raises UsageError where the target names no packed format, a rule does not exist, a glob of the overrides matches nothing
     that is quantized, or an importance has not the columns of its tensor.
     """
-    form, mix = wish.target.wanted, wish.mix
+    form, mix, model = wish.target.wanted, wish.mix, view.model
     if mix is None and (form is None or form.scheme.is_dense):
         message = f"target '{wish.target.name}' names no packed type to quantize to"
         raise UsageError(message, expected="e.g. qfmt:mxfp4, gguf:q4_0, gguf:q4_k_m")
@@ -146,7 +153,8 @@ def plan_quantize(model: Model, wish: Wish) -> Plan:
     for name, tensor in model.items():
         try:
             reason = kept(name, tensor, wish)
-            items.append(keep(name, tensor, wish, reason) if reason else quantized(name, tensor, *types[name], wish))
+            item = keep(name, tensor, wish, reason) if reason else quantized(name, tensor, *types[name], wish)
+            items.append(traced(item, view))
         except QFormatError as err:
             err.tensor, err.path = err.tensor or name, err.path or str(model.path)
             raise
@@ -155,7 +163,7 @@ def plan_quantize(model: Model, wish: Wish) -> Plan:
             message = f"no tensor to quantize matches '{glob}', of {len(types)}; a glob covers the whole name: '*attn_v*'"
             raise UsageError(message, path=model.path, found=glob)
     says = wish.target.container == "gguf" and any(item.rule for item in items)
-    return Plan(wish.target, tuple(items), said_by_file(wish) if says else ())
+    return Plan(wish.target, tuple(items), view, said_by_file(wish) if says else ())
 
 
 def choose_types(model: Model, wish: Wish) -> dict[str, tuple[Format, str]]:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
-from qconvert.conversion import MAX_MEMORY, Progress, Report, convert_model
+from qconvert.conversion import MAX_MEMORY, Progress, Writing, convert_model
 from qconvert.dialects.own import holder, own
+from qconvert.naming import OWN
 from qconvert.planning import is_chosen
+from qconvert.report import Report
 from qconvert.targets import SUFFIXES, find_target
 from qformat.errors import UsageError
 from qformat.model import Model
@@ -50,7 +52,8 @@ def repackage(
         if container == "safetensors" and all(tensor.scheme.is_dense or holder(tensor) for _, tensor in model.items()):
             target = replace(target, wanted=None, dialect=own(model.packed_by))
         chosen = choose(model, include, exclude)
-        return convert_model(chosen, path, target, False, "exact", "none", force, max_memory, workers, progress, limits)
+        writing = Writing("none", force, max_memory, workers, progress, limits)
+        return convert_model(chosen, path, target, writing, names=OWN, is_named=False)
 
 
 def choose(model: Model, include: Sequence[str], exclude: Sequence[str]) -> Model:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.exact import Recast
-from qconvert.planning import Item
+from qconvert.items import Item
 from qconvert.requantize import Requantizer
 from qconvert.sinks import Sink
 from qconvert.verdict import REQUANTIZE, ROUNDED, same_parts

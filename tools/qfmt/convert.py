@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars, source_options, split_options
+from qfmt.options import (
+    compress_option,
+    force_option,
+    json_option,
+    memory_option,
+    names_option,
+    progress_bars,
+    source_options,
+    split_options,
+)
 
 
 @click.command("convert")
@@ -16,6 +25,7 @@ from qfmt.options import compress_option, force_option, json_option, memory_opti
 @click.option("--to", metavar="TARGET", help="What to convert to; by default what the suffix of DST says.")
 @click.option("--allow", type=click.Choice(["exact", "rounded", "requantize"]), default="exact", help="Worst verdict let pass.")
 @click.option("--receipt", type=click.Path(path_type=Path), help="Write verdicts and value digests to this JSON file.")
+@names_option
 @source_options
 @split_options
 @compress_option
@@ -28,6 +38,7 @@ def command(
     to: str | None,
     allow: str,
     receipt: Path | None,
+    names: str,
     split_max_size: int | None,
     split_max_tensors: int | None,
     compress: str,
@@ -49,6 +60,6 @@ def command(
         report = convert(
             src, dst, to, allow, compress, force, max_memory, progress=progress, limits=limits,
             after=lambda done: write_receipt(receipt, done) if receipt else None,
-            receipt=receipt, **said,
+            receipt=receipt, names=names, **said,
         )  # fmt: skip
     print_done("convert", report, "qfmt verify", as_json)

@@ -50,6 +50,10 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing destination.")
+names_option = click.option(
+    "--names", type=click.Choice(["auto", "own", "runtime"]), default="auto", show_default=True,
+    help="Whose names tensors take: a runtime's if the model is known, their own, a runtime's or nothing.",
+)  # fmt: skip
 memory_option = click.option("--max-memory", type=Size(), default="1GiB", show_default=True, help="Memory to work in.")
 compress_option = click.option(
     "--compress", type=click.Choice(["none", "scales", "all"]), default="none", show_default=True, help="For .qfmt."

@@ -7,19 +7,22 @@ from typing import Any
 
 import click
 
-from qfmt.options import json_option, progress_bars, source_options
+from qfmt.options import json_option, names_option, progress_bars, source_options
 
 
 @click.command("plan")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.option("--to", required=True, metavar="TARGET", help="What to convert to, e.g. gguf, gguf:q8_0, qfmt, safetensors.")
+@names_option
 @source_options
 @json_option
-def command(src: Path, to: str, as_json: bool, said: dict[str, Any]) -> None:
+def command(src: Path, to: str, names: str, as_json: bool, said: dict[str, Any]) -> None:
     """Say for every tensor of SRC what TARGET can do for it; writes nothing."""
     from qconvert import opening
-    from qconvert.conversion import counted, describe_item
+    from qconvert.conversion import counted
+    from qconvert.naming import as_wanted
     from qconvert.planning import make_plan
+    from qconvert.report import describe_item
     from qconvert.targets import find_target
 
     from qfmt.text import print_json
@@ -28,7 +31,7 @@ def command(src: Path, to: str, as_json: bool, said: dict[str, Any]) -> None:
     target = find_target(to)
     with opening.open(src, **said) as model:
         with progress_bars() as progress:
-            plan = make_plan(model, target, counted("plan", model.n_bytes, progress))
+            plan = make_plan(as_wanted(model, target, names=names), target, counted("plan", model.n_bytes, progress))
         if as_json:
             print_json("plan", {"tensors": [describe_item(item) for item in plan.items], "totals": totals(plan)})
         else:

@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qfmt.options import compress_option, force_option, json_option, memory_option, progress_bars, source_options, split_options
+from qfmt.options import (
+    compress_option,
+    force_option,
+    json_option,
+    memory_option,
+    names_option,
+    progress_bars,
+    source_options,
+    split_options,
+)
 
 if TYPE_CHECKING:
-    from qconvert.conversion import Report
+    from qconvert.report import Report
 
     from qformat.rules import ErrorReport
 
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     help="Another type for tensors of these names; f32, f16, bf16 as well. The first that matches counts.",
 )  # fmt: skip
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance of columns, as llama-imatrix writes it.")
+@names_option
 @source_options
 @split_options
 @compress_option
@@ -44,6 +54,7 @@ def command(
     exclude: tuple[str, ...],
     tensor_types: tuple[str, ...],
     imatrix: Path | None,
+    names: str,
     split_max_size: int | None,
     split_max_tensors: int | None,
     compress: str,
@@ -64,7 +75,7 @@ def command(
     with refusals("quantize", as_json), progress_bars() as progress:
         report, errors = quantize(
             src, dst, to, rule, include, exclude, compress, force, max_memory,
-            progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits, **said,
+            progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits, names=names, **said,
         )  # fmt: skip
     print_notices(report)
     rules = ", ".join(dict.fromkeys(item.rule for item in report.plan.items if item.rule))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from qconvert.conversion import Refused, Report, describe_item
-from qconvert.planning import Item, Plan
+from qconvert.items import Item, Plan
+from qconvert.report import Refused, Report, describe_item
 
 from qfmt.text import finite, print_json, size, table
 

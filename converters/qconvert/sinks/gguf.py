@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.containers.gguf import Recipe
-from qconvert.containers.gguf_plan import Plan, PlannedTensor, plan_from_recipe, plan_gguf
+from qconvert.containers.gguf_plan import Plan as Places
+from qconvert.containers.gguf_plan import PlannedTensor, plan_from_recipe, plan_gguf
 from qconvert.containers.gguf_split import part_name, read_part_name, split_pairs, without_split
 from qconvert.containers.gguf_types import ARRAY, BOOL, GGUF_DENSE, STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.gguf_write import write_gguf
 from qconvert.containers.shards import Limits, divide
 from qconvert.dialects import ggml
+from qconvert.items import Item, Plan
 from qconvert.mixes import file_type_of
 from qconvert.opening import gguf_header
-from qconvert.planning import MIN_MATRIX_RANK, Item
+from qconvert.planning import MIN_MATRIX_RANK
 from qconvert.sinks.placed import Home, PlacedSink, PlannedFile
-from qconvert.verdict import SAME_BYTES
 from qformat import store
 from qformat.errors import NotExact, UsageError
 from qformat.file.hidden import Hidden
@@ -32,28 +33,21 @@ FILE_TYPE = "general.file_type"
 INT64, FLOAT64 = 11, 12
 
 
-def gguf_sink(
-    path: Path,
-    model: Model,
-    items: Sequence[Item],
-    said: Sequence[KeyValue],
-    limits: Limits,
-    check: Callable[[Path], None],
-) -> PlacedSink:
+def gguf_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path], None]) -> PlacedSink:
     """Begin a GGUF file, or as many parts as the limits ask for, all metadata in the first.
-
-    said : key-values in place of the source's of the same keys
 
     Source of what a part holds: ggml-org/llama.cpp: gguf-py/gguf/gguf_writer.py (add_shard_kv_data).
     """
+    items, model = plan.items, plan.view.model
     homes = [[((number, role), tensor) for role, tensor in tensors_of(item).items()] for number, item in enumerate(items)]
     # By weight: units of rows write to all tensors of one in turn, and one file is open at a time.
     divided = [[home for k in members for home in homes[k]] for members in divide([item.n_bytes for item in items], limits)]
     groups = [[tensor for _, tensor in held] for held in divided]
     names = part_names(path, len(groups)) if limits.are_set else ()
-    unchanged = not said and all(item.verdict.verdict == SAME_BYTES for item in items)
-    old = {pair.key: pair for pair in pairs_of(model)}
-    pairs = list((old | ({} if unchanged else file_type(old, items)) | {pair.key: pair for pair in said}).values())
+    unchanged = plan.is_unchanged and not plan.key_values
+    old = {pair.key: pair for pair in (*pairs_of(model), *plan.view.key_values)}
+    said = {pair.key: pair for pair in plan.key_values}
+    pairs = list((old | ({} if unchanged else file_type(old, items)) | said).values())
     plans = plan_parts(pairs, groups) if names else [plan_one(model, pairs, groups[0], unchanged)]
     files = [
         PlannedFile(name, partial(write_gguf, plan=plan), keys(plan, held))
@@ -85,7 +79,7 @@ def part_names(path: Path, count: int) -> tuple[str, ...]:
     return tuple(part_name(stem, number, count) for number in range(count)) if count > 1 else ()
 
 
-def plan_one(model: Model, pairs: Sequence[KeyValue], tensors: Sequence[PlannedTensor], unchanged: bool) -> Plan:
+def plan_one(model: Model, pairs: Sequence[KeyValue], tensors: Sequence[PlannedTensor], unchanged: bool) -> Places:
     """Plan one file: by the very header of the source where nothing changes, else by key-values and new records."""
     header, recipe = gguf_header(model), model.recipe
     if header is not None and recipe is not None and unchanged and header.byte_order == "<":
@@ -95,7 +89,7 @@ def plan_one(model: Model, pairs: Sequence[KeyValue], tensors: Sequence[PlannedT
     return plan_gguf(pairs, tensors)
 
 
-def plan_parts(pairs: Sequence[KeyValue], groups: Sequence[Sequence[PlannedTensor]]) -> list[Plan]:
+def plan_parts(pairs: Sequence[KeyValue], groups: Sequence[Sequence[PlannedTensor]]) -> list[Places]:
     """Plan the parts of a split file, each with these tensors."""
     n_tensors = sum(map(len, groups))
     return [
@@ -121,7 +115,7 @@ def tensors_of(item: Item) -> dict[str, PlannedTensor]:
     return found
 
 
-def keys(plan: Plan, homes: Sequence[tuple[Home, PlannedTensor]]) -> dict[Home, int]:
+def keys(plan: Places, homes: Sequence[tuple[Home, PlannedTensor]]) -> dict[Home, int]:
     """Find the number, in a file's plan, of each part of a tensor."""
     numbers = {info.name: number for number, info in enumerate(plan.tensors)}
     return {home: numbers[name] for home, (name, *_) in homes}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from qconvert.planning import Item
+from qconvert.items import Plan
 from qformat import store
 from qformat.file.metadata import Typed
 from qformat.file.write import Writer
-from qformat.model import Model
 
 
-def qfmt_sink(path: Path, model: Model, items: Sequence[Item], compress: str) -> Writer:
+def qfmt_sink(path: Path, plan: Plan, compress: str) -> Writer:
     """Begin a `.qfmt` file; it keeps the source's recipe."""
+    items, model = plan.items, plan.view.model
     specs = [store.tensor_spec(item.name, item.form, item.tensor.shape, item.tensor.dtype, item.part_bytes()) for item in items]
     assets = {name: read() for name, read in model.assets.items()}
     recipe = model.recipe

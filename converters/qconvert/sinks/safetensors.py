@@ -15,7 +15,7 @@ from qconvert.containers.shards import INDEX_SUFFIX, Limits, index_json, plan_sh
 from qconvert.containers.strict_json import parse_json
 from qconvert.dialects.dialect import METADATA, Array, Dialect, Written
 from qconvert.dialects.grouped import BESIDE
-from qconvert.planning import Item, Plan
+from qconvert.items import Item, Plan
 from qconvert.sinks.placed import PlacedSink, PlannedFile
 from qconvert.verdict import SAME_BYTES
 from qformat.errors import NotExact
@@ -31,13 +31,13 @@ KEYS = (KEY, "quantization", "compression_config")  # by which a config speaks o
 OF_PACKING = ("hf_quant_config.json", "quanto_qmap.json", "quantize_config.json", "quant_config.json")
 
 
-def safetensors_sink(path: Path, model: Model, plan: Plan, limits: Limits, check: Callable[[Path], None]) -> PlacedSink:
+def safetensors_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path], None]) -> PlacedSink:
     """Begin a safetensors file, or a folder with it where the destination has no such suffix.
 
     Where the limits make several, an index names them; of a file, all lie where it would. The header of one is the source's
     own where nothing changes, else planned anew.
     """
-    items = plan.items
+    items, model = plan.items, plan.view.model
     is_file = path.suffix.lower() == ".safetensors"
     stem = path.stem if is_file else STEM
     arrays = {item.name: arrays_of(item, plan.target.dialect) for item in items}

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.containers.shards import Limits
-from qconvert.planning import Plan
+from qconvert.items import Plan
 from qconvert.sinks.gguf import gguf_sink
 from qconvert.sinks.qfmt import qfmt_sink
 from qconvert.sinks.safetensors import safetensors_sink
 from qformat.errors import UsageError
-from qformat.model import Model
 
 # Told every path that is about to appear, before anything is made; raises where it must not.
 Check = Callable[[Path], None]
@@ -41,7 +40,7 @@ class Sink(Protocol):
         """Remove whatever was written; does nothing after `commit`."""
 
 
-def open_sink(path: Path, model: Model, plan: Plan, compress: str, limits: Limits, check: Check) -> Sink:
+def open_sink(path: Path, plan: Plan, compress: str, limits: Limits, check: Check) -> Sink:
     """Begin the files of a plan.
 
     path   : of the one file, or the name that those of several are made from
@@ -51,10 +50,10 @@ def open_sink(path: Path, model: Model, plan: Plan, compress: str, limits: Limit
     """
     container = plan.target.container
     if container == "gguf":
-        return gguf_sink(path, model, plan.items, plan.key_values, limits, check)
+        return gguf_sink(path, plan, limits, check)
     if container == "safetensors":
-        return safetensors_sink(path, model, plan, limits, check)
+        return safetensors_sink(path, plan, limits, check)
     if limits.are_set:
         raise UsageError("a .qfmt is one file, expected gguf or safetensors where a file's size is limited", path=path)
     check(path)
-    return qfmt_sink(path, model, plan.items, compress)
+    return qfmt_sink(path, plan, compress)

@@ -1,0 +1,67 @@
+"""By which names a model goes into a target: its own, or those that a runtime knows.
+
+The one place where a model becomes a view of itself. Which names an architecture has is known to `architectures` alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qconvert import architectures
+from qconvert.targets import SUFFIXES, Target
+from qconvert.views import View
+from qformat.errors import NotExact, UsageError
+from qformat.model import Model
+
+AUTO, OWN, RUNTIME = "auto", "own", "runtime"
+NAMES = (AUTO, OWN, RUNTIME)
+FAMILIES = ("hf", "gguf")
+NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will load this file"
+KEPT = "its names are kept, as is asked for"
+
+
+def as_wanted(model: Model, target: Target, dst: Path | None = None, names: str = AUTO) -> View:
+    """See a model by the names that it is to have in a target.
+
+    dst   : destination; a folder if absent, where the target is one of safetensors
+    names : "auto": those of the target's runtimes, if these names and this architecture are known; "own": as they are;
+            "runtime": those of the target's runtimes, or nothing
+
+    Raises NotExact where "runtime" names cannot be had, UsageError for another word.
+    """
+    if names not in NAMES:
+        raise UsageError(f"names '{names}', expected one of {', '.join(NAMES)}", expected=NAMES)
+    wanted = family_wanted(target, dst)
+    if names == RUNTIME and not wanted:
+        raise NotExact(f"no runtime will load this file: {target.name} in one file has names of its own", path=model.path)
+    if not wanted or (architectures.family_of(model) or _by_container(model)) == wanted:
+        return View(model)
+    view = View(model, missing=KEPT) if names == OWN else architectures.view(model, wanted)
+    if view.missing and names == RUNTIME:
+        raise NotExact(f"no runtime will load this file: {view.missing}", path=model.path, field="names")
+    return view
+
+
+def family_wanted(target: Target, dst: Path | None) -> str:
+    """Give whose names a target's runtimes know: "gguf", "hf", or of a file that no runtime loads by itself nothing."""
+    if target.container != "safetensors":
+        return "gguf" if target.container == "gguf" else ""
+    return "" if dst is not None and SUFFIXES.get(dst.suffix.lower()) else "hf"
+
+
+def renamed(model: Model, family: str) -> View:
+    """See a model by the names of a family, "hf" or "gguf"; by its own where these are "own".
+
+    Raises NotExact where it cannot be said by them.
+    """
+    if family == OWN or architectures.family_of(model) == family:
+        return View(model)
+    view = architectures.view(model, family)
+    if view.missing:
+        raise NotExact(f"cannot go by {family} names: {view.missing}", path=model.path, field="names")
+    return view
+
+
+def _by_container(model: Model) -> str:
+    """Give the family of a model whose names tell nothing: that of the file that it came from."""
+    return "gguf" if model.recipe is not None and model.recipe.facts["container"] == "gguf" else "hf"

@@ -1,0 +1,67 @@
+"""What a conversion did, or would not do: the report, the refusal, and a tensor's line of either.
+
+Only says; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qconvert.items import Item, Plan
+from qconvert.verdict import ORDER
+from qformat.errors import NotExact
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a conversion did, or would have done.
+
+    plan     : every tensor's verdict
+    refused  : tensors that stand in the way; nothing was written if there are any
+    n_bytes  : size of the written file, 0 if none
+    seconds  : time taken
+    notices  : what a user should hear although nothing was lost
+    paths    : the files or the folder that were written, the one to open first
+    """
+
+    plan: Plan
+    refused: tuple[Item, ...]
+    n_bytes: int
+    seconds: float
+    notices: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
+
+
+class Refused(NotExact):
+    """A conversion that was not allowed; carries the report. Its text is the first refusal."""
+
+    def __init__(self, report: Report, path: Path) -> None:
+        self.report = report
+        first = report.refused[0]
+        verdict = first.verdict
+        more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
+        hint = "" if verdict.verdict == ORDER[-1] else f"; use --allow {verdict.verdict}"
+        message = f"{first.source} to {first.target}: {verdict.reason}{hint}{more}"
+        super().__init__(message, path=path, tensor=first.name, field=verdict.field, found=verdict.value)
+
+
+def describe_item(item: Item) -> dict[str, Any]:
+    """Give one tensor's line of a report, as `plan --json` and `convert --json` print it."""
+    verdict, origin = item.verdict, item.origin
+    return {
+        "name": item.name,
+        "source_names": [item.name] if origin is None else list(origin.names),
+        "how": "" if origin is None else origin.how,
+        "shape": list(item.tensor.shape),
+        "from": item.source,
+        "to": item.target,
+        "verdict": verdict.verdict,
+        "reason": verdict.reason,
+        "field": verdict.field,
+        "index": verdict.index,
+        "value": verdict.value,
+        "n_rounded": verdict.n_rounded,
+        "max_rel_error": verdict.max_rel_error,
+    }
