@@ -23,6 +23,7 @@ class QFormatError(Exception):
     path     : file or folder at fault
     tensor   : tensor at fault
     field    : header field, parameter or plane at fault
+    index    : flat index within that parameter, or of a weight
     offset   : byte offset in the file at `path`
     expected : what the format or the target asks for
     found    : what was there
@@ -35,6 +36,7 @@ class QFormatError(Exception):
         path: str | Path | None = None,
         tensor: str | None = None,
         field: str | None = None,
+        index: int | None = None,
         offset: int | None = None,
         expected: object = None,
         found: object = None,
@@ -43,6 +45,7 @@ class QFormatError(Exception):
         self.path = None if path is None else str(path)
         self.tensor = tensor
         self.field = field
+        self.index = index
         self.offset = offset
         self.expected = expected
         self.found = found
