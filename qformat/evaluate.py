@@ -62,10 +62,10 @@ class Operands:
             with np.errstate(all="ignore"):  # infinities and NaN in stored scales are values like any other
                 return OPERATIONS[operand.op](self.spread(left, wide, run), self.spread(right, narrow, run)), run
         if isinstance(operand, Lookup):
-            index, run = self._rows(operand.index, first, last)
+            index, run = self.by_row(operand.index, first, last)
             table = as_float32(self.read(operand.table, 0, None), self.scheme.param(operand.table).dtype)
             return table.reshape(-1)[index], run
-        stored, run = self._rows(operand.name, first, last)
+        stored, run = self.by_row(operand.name, first, last)
         return as_float32(stored, self.scheme.param(operand.name).dtype), run
 
     def spread(self, array: F32, run: int, narrower: int) -> F32:
@@ -75,7 +75,7 @@ class Operands:
         columns = np.arange(-(-self.n_cols // narrower)) * narrower // run
         return array[:, columns]
 
-    def _rows(self, name: str, first: int, last: int) -> tuple[NDArray[Any], int]:
+    def by_row(self, name: str, first: int, last: int) -> tuple[NDArray[Any], int]:
         """Give a stored parameter for rows [first, last), and how many columns share each value."""
         group = self.scheme.param(name).group
         n_cols = self.n_cols

@@ -1,0 +1,79 @@
+"""Lines of bytes picked out of several runs of them, in any order: a source of bytes like any other.
+
+Decides how lines that lie near one another are read together, so that a range costs little more than itself. What a line
+is, and why lines move, is decided by `rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    from qformat.deferred import np
+
+SKIPPED_BYTES = 1 << 14  # between lines that are still read at once: less than another read takes
+
+# Gives lines [first, last) of a run: (last - first, bytes of a line) uint8.
+ReadLines: TypeAlias = "Callable[[int, int], NDArray[np.uint8]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Picked lines, one after the other.
+
+    runs       : give lines of each run
+    begins     : (n_runs + 1,) int64, the number of each run's first line when all are counted through, and of all lines
+    picked     : (n_picked,) int64, numbers of lines counted through all runs; any may come again
+    line_bytes : bytes of a line
+    """
+
+    runs: tuple[ReadLines, ...]
+    begins: NDArray[np.int64]
+    picked: NDArray[np.int64]
+    line_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all picked lines."""
+        return int(self.picked.size) * self.line_bytes
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Give bytes [start, stop); a view where the lines lie together."""
+        if stop <= start:
+            return np.empty(0, np.uint8)
+        first, last = start // self.line_bytes, -(-stop // self.line_bytes)
+        data = self._lines(self.picked[first:last]).reshape(-1)
+        return data[start - first * self.line_bytes : stop - first * self.line_bytes]
+
+    def _lines(self, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+        is_sorted = bool((wanted[1:] >= wanted[:-1]).all())
+        order = None if is_sorted else np.argsort(wanted, kind="stable")
+        ascending = wanted if order is None else wanted[order]
+        out: NDArray[np.uint8] | None = None
+        for low, high, run in self._together(ascending):
+            lines = ascending[low:high] - self.begins[run]
+            at = int(lines[0])
+            found = self.runs[run](at, int(lines[-1]) + 1)
+            if len(found) != high - low or not np.array_equal(lines, np.arange(at, at + len(found))):
+                found = found[lines - at]
+            if order is None and high - low == len(wanted):
+                return found
+            out = np.empty((len(wanted), self.line_bytes), np.uint8) if out is None else out
+            out[slice(low, high) if order is None else order[low:high]] = found
+        assert out is not None  # there are lines
+        return out
+
+    def _together(self, ascending: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+        """Cut ascending lines where the next is far, or of another run: first, last, run."""
+        of_run = np.searchsorted(self.begins, ascending, "right") - 1
+        is_cut = (np.diff(ascending) - 1) * self.line_bytes > SKIPPED_BYTES
+        cuts = np.flatnonzero(is_cut | (np.diff(of_run) != 0)) + 1
+        edges = [0, *cuts.tolist(), len(ascending)]
+        for low, high in pairwise(edges):
+            yield low, high, int(of_run[low])
