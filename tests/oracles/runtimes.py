@@ -1,0 +1,77 @@
+"""One model under two runtimes: transformers reads a folder, llama.cpp a GGUF file, both in float32 and of the same tokens.
+
+llama.cpp keeps keys and values in float32 and computes attention step by step: nothing is rounded to 16 bits anywhere. What is
+left are sums in another order, and sines, exponentials and square roots of other libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from conftest import ROOT
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+N_CTX = 128
+# Of log-probabilities.
+BOUND = 1e-3
+
+Rows = NDArray[np.float64]
+
+
+@cache
+def tool(name: str) -> ModuleType:
+    """Give a script below tools/ as a module."""
+    sys.path.append(str(ROOT / "tools"))
+    return __import__(name)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """Let transformers load a folder, in float32 and with its plain attention. Every array must be one that the model has."""
+    model, said = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(said.values()), said
+    model.generation_config.eos_token_id = None  # end marks are tokens like any other
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def logits(model: PreTrainedModel, ids: Sequence[int]) -> NDArray[np.float32]:
+    """Compute the logits after every token with transformers: (n_tokens, n_vocab)."""
+    with torch.no_grad():
+        found: NDArray[np.float32] = model(torch.tensor([ids])).logits[0].numpy()
+    return found
+
+
+def greedy(model: PreTrainedModel, prompt: Sequence[int], n_tokens: int) -> list[int]:
+    """Let transformers give the tokens that follow a prompt, each the likeliest."""
+    given = torch.tensor([prompt])
+    with torch.no_grad():
+        made = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=n_tokens, do_sample=False)
+    tokens: list[int] = made[0, len(prompt) :].tolist()
+    return tokens
+
+
+def check_same(folder: Path, file: Path, prompts: Sequence[Sequence[int]], n_tokens: int) -> float:
+    """Check that both runtimes say the same: tokens, and log-probabilities within the bound.
+
+    prompts : token ids
+    returns : the greatest difference of two log-probabilities
+    """
+    model, worst = load(folder), 0.0
+    with tool("llama").Llama(file, N_CTX, n_threads=2, in_float32=True) as peer:
+        for prompt in prompts:
+            made = peer.greedy(prompt, n_tokens)
+            assert made == greedy(model, prompt, n_tokens)
+            ids = [*prompt, *made]
+            expected: Rows = tool("llama").log_softmax(logits(model, ids))
+            worst = max(worst, float(np.abs(peer.log_probabilities(ids) - expected).max()))
+    assert worst <= BOUND
+    return worst
