@@ -1,0 +1,72 @@
+"""A model by other names, put together: which names there must be, which tensors a name stands for.
+
+Must not know architectures, nor which way a model is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qconvert.views import Origin, View
+from qformat.errors import UsageError
+from qformat.model import Model
+from qformat.tensor import PackedTensor, format_of
+
+CHUNK = 1 << 24  # bytes compared at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A tensor of a view: what makes it, and where it comes from."""
+
+    load: Callable[[], PackedTensor]
+    origin: Origin
+
+
+def check_names(model: Model, what: str, groups: Iterable[tuple[tuple[str, ...], bool]], others: Set[str]) -> None:
+    """Refuse a model that lacks a tensor, or has one that nothing is known of.
+
+    what   : the architecture's name, for the message
+    groups : names that belong together, and whether a model may be without them
+    others : names that do not matter
+    """
+    known = set(others)
+    for names, is_optional in groups:
+        known.update(names)
+        missing = next((name for name in names if name not in model), None)
+        if missing is not None and not (is_optional and not any(name in model for name in names)):
+            raise UsageError(f"tensor '{missing}' of {what} is missing")
+    stranger = next((name for name in model if name not in known), None)
+    if stranger is not None:
+        raise UsageError(f"tensor '{stranger}' is none of {what}")
+
+
+def view_of(
+    model: Model, made: Mapping[str, Made], metadata: Mapping[str, Any], assets: Mapping[str, Callable[[], bytes]]
+) -> View:
+    """Make the view of a model that has these tensors, metadata and assets."""
+    first = {name: next(iter(tensor.origin.names), "") for name, tensor in made.items()}
+    packed_by = {name: model.packed_by[source] for name, source in first.items() if source in model.packed_by}
+    seen = replace(
+        model,
+        names=made,
+        load=lambda name: made[name].load(),
+        read_metadata=lambda: metadata,
+        assets=assets,
+        read_recipe=lambda: None,
+        packed_by=packed_by,
+    )
+    return View(seen, {name: tensor.origin for name, tensor in made.items()})
+
+
+def same_bytes(one: PackedTensor, other: PackedTensor) -> bool:
+    """Tell whether two tensors are stored alike, byte for byte."""
+    if one.shape != other.shape or format_of(one).meaning != format_of(other).meaning:
+        return False
+    return all(
+        (mine.source.read(start, start + CHUNK) == theirs.source.read(start, start + CHUNK)).all()
+        for mine, theirs in zip(one.parts, other.parts, strict=True)
+        for start in range(0, mine.source.n_bytes, CHUNK)
+    )

@@ -1,0 +1,182 @@
+"""Tensors of one family made of those of the other: rows in another order, shares, stacks, values moved by a constant.
+
+Reads what a declaration says of one pair of names, in both directions. Rows are moved and nothing is decoded, save what a
+GGUF file holds as floats only. Must not know whole models.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.architectures.architecture import EXPERT, Tensor
+from qconvert.architectures.flipping import flip
+from qconvert.roles import kept_because
+from qconvert.verdict import ROUNDED, Verdict
+from qformat.bits import DTYPES
+from qformat.errors import UsageError
+from qformat.order import strides
+from qformat.rows import rearrange
+from qformat.scheme import Plain
+from qformat.tensor import PackedTensor, from_array
+
+Sizes = Mapping[str, object]
+_KEY = re.compile(r"\{([^}]+)\}")
+_SIZE = re.compile(r"=(\d+)")
+MATRIX = 2  # axes
+
+
+def to_gguf(tensor: Tensor, sources: Sequence[PackedTensor], part: int, name: str, sizes: Sizes) -> PackedTensor:
+    """Make a tensor of a GGUF file.
+
+    sources : those of the checkpoint that the declaration names
+    part    : which of the declaration's tensors of a GGUF file
+    name    : of that tensor
+    sizes   : values of the file's keys
+
+    Raises UsageError where the rows are not as many as the declaration says.
+    """
+    flipped = [flip(source) if tensor.flipped and source.scheme.is_dense else source for source in sources]
+    n_parts = len(tensor.known) or 1
+    made = _moved(tensor, flipped, part, n_parts, _shape_there(tensor, flipped, n_parts), sizes, forward=True)
+    if tensor.plus:
+        return from_array(added(made, tensor.plus))
+    return _as_float(made) if kept_because(name) is not None or len(made.shape) < MATRIX else made
+
+
+def to_hf(tensor: Tensor, sources: Sequence[PackedTensor], part: int, sizes: Sizes) -> PackedTensor:
+    """Make a tensor of a checkpoint.
+
+    sources : those of the GGUF file that the declaration names
+    part    : which of the declaration's tensors of a checkpoint
+
+    Raises UsageError where the rows are not as many as the declaration says.
+    """
+    n_parts = _first(sources).shape[0] if EXPERT in tensor.name and _first(sources).shape else 1
+    made = _moved(tensor, sources, part, n_parts, _shape_here(tensor, sources), sizes, forward=False)
+    if tensor.flipped and made.scheme.is_dense:
+        made = flip(made)
+    return from_array(added(made, -tensor.plus)) if tensor.plus else made
+
+
+def added(tensor: PackedTensor, term: float) -> NDArray[np.float32]:
+    """Give every value in float32 with a term added."""
+    values: NDArray[np.float32] = tensor.dequantize()
+    return values + np.float32(term)
+
+
+def loss(tensor: PackedTensor, term: float) -> Verdict | None:
+    """Say what is lost of values where a term is added in float32 and taken off again; None where nothing is."""
+    values = tensor.dequantize().reshape(-1)
+    back = (values + np.float32(term)) - np.float32(term)
+    wrong = np.flatnonzero((back != values) & ~np.isnan(values))
+    if not wrong.size:
+        return None
+    index = int(wrong[0])
+    with np.errstate(all="ignore"):
+        errors = np.abs(back[wrong].astype(np.float64) / values[wrong] - 1)
+    reason = f"{term:+g} in float32 rounds"
+    return Verdict(ROUNDED, reason, "values", index, float(values[index]), int(wrong.size), float(np.nanmax(errors)))
+
+
+def describe(tensor: Tensor, part: int, n_sources: int, forward: bool) -> str:
+    """Say in a few words what was done beside renaming; nothing if nothing was."""
+    said = []
+    if EXPERT in tensor.name:
+        said.append(f"stack of {n_sources}" if forward else f"expert {part} of a stack")
+    if len(tensor.known) > 1:
+        said.append(f"rows {part}::{len(tensor.known)}" if forward else f"rows of {len(tensor.known)} interleaved")
+    elif tensor.order:
+        said.append("rows of each head " + ("paired" if forward else "in halves"))
+    if tensor.plus:
+        said.append(f"{tensor.plus if forward else -tensor.plus:+g}")
+    return ", ".join(said)
+
+
+def _moved(
+    tensor: Tensor,
+    sources: Sequence[PackedTensor],
+    part: int,
+    n_parts: int,
+    shape: tuple[int, ...],
+    sizes: Sizes,
+    forward: bool,
+) -> PackedTensor:
+    """Take the share of all rows that a part has, in the order of the side that it is for."""
+    if not tensor.order and len(sources) == 1 and n_parts == 1:
+        return sources[0]
+    if tensor.is_bias:
+        sources = [_vector(source) for source in sources]
+    n_rows = sum(source.n_cols if tensor.is_bias else source.n_rows for source in sources)
+    where = _positions(tensor.order, n_rows, sizes)
+    rows = np.argsort(where) if forward else where
+    share = n_rows // n_parts
+    picked = rows[part * share : (part + 1) * share]
+    if not tensor.is_bias:
+        return rearrange(sources, picked, shape)
+    return replace(rearrange(sources, picked, (share,)), shape=shape)
+
+
+def _positions(order: str, n_rows: int, sizes: Sizes) -> NDArray[np.int64]:
+    """Give, for every row of a checkpoint, its number among those of a GGUF file."""
+    if not order or not n_rows:
+        return np.arange(n_rows, dtype=np.int64)
+    sized = _KEY.sub(lambda found: str(sizes[found[1]]), order)
+    known = math.prod(map(int, _SIZE.findall(sized)))
+    found = strides(sized.replace("{}", str(n_rows // known if known else 0)), n_rows, 1)
+    where = np.full((), found.base, np.int64)
+    for size, step in zip(found.sizes, found.steps, strict=True):
+        where = where[..., None] + np.arange(size, dtype=np.int64) * step
+    return where.reshape(-1)
+
+
+def _shape_there(tensor: Tensor, sources: Sequence[PackedTensor], n_parts: int) -> tuple[int, ...]:
+    """Give the shape of a GGUF file's tensor."""
+    shape = _first(sources).shape
+    if EXPERT in tensor.name:
+        return (len(sources), *shape)
+    return _scaled(shape, 1 if tensor.is_bias else MATRIX, 1, n_parts)
+
+
+def _shape_here(tensor: Tensor, sources: Sequence[PackedTensor]) -> tuple[int, ...]:
+    """Give the shape of a checkpoint's tensor."""
+    shape = _first(sources).shape
+    if EXPERT in tensor.name:
+        return shape[1:]
+    return _scaled(shape, 1 if tensor.is_bias else MATRIX, len(sources), 1)
+
+
+def _scaled(shape: tuple[int, ...], axis: int, times: int, over: int) -> tuple[int, ...]:
+    """Multiply and divide the axis that is this far from the end."""
+    if times == over:
+        return shape
+    if len(shape) < axis or shape[-axis] * times % over:
+        raise UsageError(f"shape {list(shape)} is not to be cut into {over} along its rows", field="shape")
+    return (*shape[:-axis], shape[-axis] * times // over, *shape[len(shape) - axis + 1 :])
+
+
+def _first(sources: Sequence[PackedTensor]) -> PackedTensor:
+    if any(source.shape != sources[0].shape for source in sources):
+        shapes = ", ".join(str(list(shape)) for shape in dict.fromkeys(source.shape for source in sources))
+        raise UsageError(f"tensors that belong together have shapes {shapes}", field="shape")
+    return sources[0]
+
+
+def _vector(source: PackedTensor) -> PackedTensor:
+    """See a dense tensor of any shape as a vector."""
+    if not source.scheme.is_dense:
+        raise UsageError(f"a bias is {source.scheme.name}, expected an array", field="scheme")
+    return replace(source, shape=(source.n_weights,))
+
+
+def _as_float(tensor: PackedTensor) -> PackedTensor:
+    """Give a tensor as float32, which holds the values of every shorter float."""
+    alphabet = tensor.scheme.alphabet
+    if isinstance(alphabet, Plain) and (alphabet.dtype == "float32" or DTYPES[alphabet.dtype].kind != "float"):
+        return tensor
+    return from_array(tensor.dequantize())

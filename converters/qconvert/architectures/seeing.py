@@ -1,0 +1,26 @@
+"""A model by the names of a family, where its architecture is known and all its tensors are there."""
+
+from __future__ import annotations
+
+from qconvert.architectures.catalogue import GGUF, family_of
+from qconvert.architectures.forward import as_gguf
+from qconvert.views import View
+from qformat.errors import QFormatError
+from qformat.model import Model
+
+
+def view(model: Model, family: str) -> View:
+    """See a model by the names of a family.
+
+    family  : "gguf" or "hf"
+    returns : a view whose tensors are made when they are asked for; where a model is of no known architecture, or
+              incomplete, the model as it is, and `missing` says why
+    """
+    if family_of(model) == family:
+        return View(model)
+    try:
+        if family == GGUF:
+            return as_gguf(model)
+    except QFormatError as err:
+        return View(model, missing=f"field '{err.field}': {err.message}" if err.field else err.message)
+    return View(model, missing="no architecture is known")
