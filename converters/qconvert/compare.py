@@ -1,14 +1,44 @@
-"""Comparing two checkpoints value by value, whatever they are kept in."""
+"""Comparing values: which weights of two tensors differ, and by how much, whatever either is kept in.
+
+Decides what equal means: the same number, with one zero and one NaN, in float32, or in a wider type where float32 does not
+contain an element type. Two tensors of one such type are compared by their bytes, as their value digests are. Works tile by
+tile; must not know names, files or what a user wants to count.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from qconvert.digest import RAW, canonical, plain_values
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.digest import RAW, plain_values
 from qformat.errors import NotExact, about
 from qformat.model import Model
 from qformat.scheme import Plain
 from qformat.tensor import PackedTensor
+
+Array = NDArray[Any]
+F32 = "float32"
+
+# In what values are compared, the first that holds both sides, and the element types that each adds to those of float32.
+HOLDS = {F32: (), "float64": ("float64", "int32", "uint32"), "complex64": ("complex64",), "object": RAW}
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """How far the weights of one tensor are from another's, computed in float64.
+
+    n_different : weights that are not equal
+    max_abs     : largest |b - a|; NaN where one of them is NaN and the other not; 0 where all are equal
+    max_rel     : largest |b - a| / |a|; infinite where a is zero or infinite, NaN as above
+    """
+
+    n_different: int = 0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
 
 
 def compare_values(one: Model, other: Model) -> int:
@@ -34,19 +64,72 @@ def first_difference(one: PackedTensor, other: PackedTensor) -> str | None:
     """Say where two tensors differ first; None where they are equal, signed zeros and NaN payloads aside."""
     if one.shape != other.shape:
         return f"shape {one.shape}, the other has {other.shape}"
-    raw = [t.scheme.alphabet.dtype for t in (one, other) if isinstance(t.scheme.alphabet, Plain)]
-    is_raw = len(raw) == 2 and raw[0] == raw[1] and raw[0] in RAW  # values that float32 does not contain
-    for first, last in one.tiles():
-        rows = slice(first, last)
-        if is_raw:
-            mine, theirs = one.codes(rows), other.codes(rows)
-            differs = np.ascontiguousarray(mine).view(np.uint8) != np.ascontiguousarray(theirs).view(np.uint8)
-            differs = differs.reshape(*mine.shape, -1).any(axis=-1)
-        else:
-            mine, theirs = canonical(plain_values(one, rows)), canonical(plain_values(other, rows))
-            differs = mine.view(np.uint32) != theirs.view(np.uint32)
-        if differs.any():
-            at = int(np.argmax(differs))
-            index = first * one.n_cols + at
-            return f"weight {index} is {mine.reshape(-1)[at]!s}, the other has {theirs.reshape(-1)[at]!s}"
+    for first, mine, theirs, places in _differing(one, other):
+        index = first * one.n_cols + int(places[0])
+        return f"weight {index} is {mine[places[0]]!s}, the other has {theirs[places[0]]!s}"
     return None
+
+
+def deviation(one: PackedTensor, other: PackedTensor) -> Deviation:
+    """Say how many weights of `other` are not those of `one`, and how far off they are.
+
+    one, other : of one shape
+
+    Raises UsageError where one of them cannot be decoded.
+    """
+    n_different, max_abs, max_rel = 0, 0.0, 0.0
+    for _, mine, theirs, places in _differing(one, other):
+        off, rel = _distances(mine[places], theirs[places])
+        n_different += places.size
+        max_abs, max_rel = (float(np.maximum(old, new.max())) for old, new in ((max_abs, off), (max_rel, rel)))
+    return Deviation(n_different, max_abs, max_rel)
+
+
+def _differing(one: PackedTensor, other: PackedTensor) -> Iterator[tuple[int, Array, Array, NDArray[np.intp]]]:
+    """Walk over tiles in which weights differ: first row, values of both, flat, and places of the weights that differ."""
+    if not one.n_weights:
+        return
+    kinds = _element(one), _element(other)
+    is_raw = kinds[0] == kinds[1] and kinds[0] in RAW
+    wide = kinds[0] if is_raw else next(name for name, held in HOLDS.items() if all(k == F32 or k in held for k in kinds))
+    for first, last in one.tiles():
+        mine, theirs = (_read(tensor, slice(first, last), wide) for tensor in (one, other))
+        places = np.flatnonzero(_words(mine) != _words(theirs)) if is_raw else _unequal(mine, theirs)
+        if places.size:
+            yield first, mine, theirs, places
+
+
+def _element(tensor: PackedTensor) -> str:
+    """Name the element type in which a tensor's values are defined."""
+    alphabet = tensor.scheme.alphabet
+    return alphabet.dtype if isinstance(alphabet, Plain) and alphabet.dtype in RAW else F32
+
+
+def _read(tensor: PackedTensor, rows: slice, wide: str) -> Array:
+    """Give the values of rows, flat, in a type that holds them; as Python's numbers where that is "object"."""
+    values = tensor.codes(rows) if _element(tensor) in RAW else plain_values(tensor, rows)
+    return np.ascontiguousarray(values).reshape(-1).astype(wide, copy=False)
+
+
+def _unequal(mine: Array, theirs: Array) -> NDArray[np.intp]:
+    """Give the places where numbers differ: -0 equals +0, and NaN equals NaN."""
+    with np.errstate(invalid="ignore"):  # a signaling NaN
+        places = np.flatnonzero(mine != theirs)
+        a, b = mine[places], theirs[places]
+        found: NDArray[np.intp] = places[(a == a) | (b == b)]
+    return found
+
+
+def _words(values: Array) -> Array:
+    return values.view(f"u{values.itemsize}")
+
+
+def _distances(mine: Array, theirs: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give |b - a|, and that relative to |a|, of values that differ."""
+    wide = {"f": "float64", "c": "complex128"}.get(mine.dtype.kind, "object")  # integers of 64 bits keep their differences
+    a, b = (values.astype(wide) for values in (mine, theirs))
+    with np.errstate(all="ignore"):
+        off, scale = (np.abs(found).astype(np.float64) for found in (b - a, a))
+        rel = np.where((scale == 0) | np.isinf(scale), np.inf, off / scale)
+    rel[off == 0], rel[np.isnan(off)] = 0.0, np.nan  # no number apart: zeros of two signs in a type that is compared by bytes
+    return off, rel

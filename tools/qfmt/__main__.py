@@ -23,6 +23,7 @@ COMMANDS = {
     "merge": "parts in, one file out",
     "split": "one file in, parts out",
     "extract": "a file of a few tensors",
+    "diff": "two checkpoints compared: structure, bytes, decoded values",
     "check": "soundness of structure and values",
     "verify": "digests; with --against, values of two files",
     "hash": "value digest of every tensor and of the whole",
