@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qconvert.architectures.backward import as_hf
 from qconvert.architectures.catalogue import GGUF, family_of
 from qconvert.architectures.forward import as_gguf
 from qconvert.views import View
@@ -19,8 +20,6 @@ def view(model: Model, family: str) -> View:
     if family_of(model) == family:
         return View(model)
     try:
-        if family == GGUF:
-            return as_gguf(model)
+        return as_gguf(model) if family == GGUF else as_hf(model)
     except QFormatError as err:
         return View(model, missing=f"field '{err.field}': {err.message}" if err.field else err.message)
-    return View(model, missing="no architecture is known")

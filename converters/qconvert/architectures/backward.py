@@ -1,0 +1,106 @@
+"""A GGUF file by the names of a checkpoint, with the config that transformers asks for.
+
+Source: huggingface/transformers 5.23.0: configuration_utils.py, models/*/configuration_*.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from qconvert.architectures import rewriting
+from qconvert.architectures.architecture import EMBEDDING, OUTPUT
+from qconvert.architectures.catalogue import ARCHITECTURE, CONFIG, of_metadata
+from qconvert.architectures.config import LLAMA3, SCALING, plain_config, read_facts, write_config
+from qconvert.architectures.forward import THETA, expected
+from qconvert.architectures.made import Made, check_names, view_of
+from qconvert.architectures.names import Pair
+from qconvert.architectures.rope import TENSOR as ROPE_FREQS
+from qconvert.architectures.rope import scaling_from
+from qconvert.containers.gguf_values import Scalar
+from qconvert.views import Origin, View
+from qformat.errors import UsageError
+from qformat.model import Model
+from qformat.tensor import PackedTensor
+
+DTYPES = ("float32", "float16", "bfloat16")
+MATRIX = 2  # axes
+TOKENS = (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))  # as a config calls them, and as a GGUF file does
+TOKEN_IDS = {f"{name}_token_id": f"tokenizer.ggml.{key}_token_id" for name, key in TOKENS}
+# Of the file and of how it was made, not of the model.
+OF_FILE = ("general.architecture", "general.type", "general.file_type", "general.quantization_version", "general.alignment")
+
+
+def as_hf(model: Model) -> View:
+    """See a GGUF file as a checkpoint.
+
+    Raises FileError, UsageError where its metadata or its tensors are not those of an architecture that is known.
+    """
+    metadata = model.metadata
+    arch = of_metadata(metadata)
+    if arch is None:
+        raise UsageError(f"architecture {metadata.get(ARCHITECTURE)!r} is not known")
+    config = write_config(arch, metadata)
+    facts = read_facts(arch, plain_config(config))
+    pairs, _ = expected(model, arch, facts)
+    groups = [(pair.gguf, pair.tensor.optional or pair.tensor.name == OUTPUT) for pair in pairs]
+    check_names(model, arch.name, groups, {ROPE_FREQS} if LLAMA3 in arch.scalings else set())
+    made: dict[str, Made] = {}
+    for pair in pairs:
+        if all(name in model for name in pair.gguf):
+            made |= tensors_of(model, pair, facts)
+    notices = []
+    if ROPE_FREQS in model:
+        scaling = scaling_from(model[ROPE_FREQS].dequantize().reshape(-1), float(facts.get("rope.freq_base", THETA)))
+        if scaling is None:
+            notices.append(f"'{ROPE_FREQS}' scales frequencies as no usual rope_scaling does: the config does not say so")
+        else:
+            config[SCALING] = dict(scaling)
+    config |= {flag: name in made for flag, name in arch.flags.items()}
+    config |= of_tensors(model, pairs, made)
+    config |= {field: int(metadata[key]) for field, key in TOKEN_IDS.items() if isinstance(metadata.get(key), int)}
+    if dropped := [key for key in metadata if key.startswith("general.") and key not in OF_FILE]:
+        notices.append(f"a checkpoint has no place for {', '.join(dropped)}")
+    view = view_of(model, made, {"format": "pt"}, assets(config, metadata))
+    return replace(view, notices=tuple(notices))
+
+
+def tensors_of(model: Model, pair: Pair, facts: Mapping[str, Scalar]) -> dict[str, Made]:
+    """Give the tensors of a checkpoint that a pair names."""
+
+    def sources() -> list[PackedTensor]:
+        return [model[name] for name in pair.gguf]
+
+    def load(part: int) -> PackedTensor:
+        return rewriting.to_hf(pair.tensor, sources(), part, len(pair.hf), facts)
+
+    plus = pair.tensor.plus
+    lost = (lambda: rewriting.loss(sources()[0], -plus)) if plus else (lambda: None)
+    return {
+        name: Made(
+            partial(load, part), Origin(pair.gguf, rewriting.describe(pair.tensor, part, len(pair.gguf), forward=False), lost)
+        )
+        for part, name in enumerate(pair.hf)
+    }
+
+
+def of_tensors(model: Model, pairs: list[Pair], made: Mapping[str, Made]) -> dict[str, Any]:
+    """Say what the tensors tell: whether there is an output, how many tokens there are, and which floats weights are."""
+    matrices = [tensor for _, tensor in model.items() if len(tensor.shape) >= MATRIX]
+    is_dense = all(tensor.scheme.is_dense for tensor in matrices)
+    commonest = Counter(tensor.scheme.name for tensor in matrices if tensor.scheme.name in DTYPES).most_common(1)
+    return {
+        "tie_word_embeddings": OUTPUT not in made,
+        "vocab_size": made[EMBEDDING].load().shape[0],
+        "torch_dtype": commonest[0][0] if commonest and is_dense else DTYPES[0],
+    }
+
+
+def assets(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Callable[[], bytes]]:
+    """Give the files of a folder: the config, and those of a tokenizer if there is one."""
+    text = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    return {CONFIG: lambda: text}
