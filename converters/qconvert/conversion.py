@@ -18,6 +18,7 @@ from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.destination import check_folder, check_paths, check_space
 from qconvert.items import Plan
 from qconvert.naming import AUTO, as_wanted
+from qconvert.nearest import advise
 from qconvert.planning import make_plan, notices
 from qconvert.prove import prove
 from qconvert.report import Refused, Report
@@ -70,7 +71,7 @@ def plan(
     Raises FileError for a source that cannot be read, UsageError for an unknown target.
     """
     target = find_target(to)
-    return make_plan(as_wanted(opening.open(src, True, assume, shapes), target, names=names), target)
+    return advise(make_plan(as_wanted(opening.open(src, True, assume, shapes), target, names=names), target))
 
 
 def convert(
@@ -134,7 +135,7 @@ def convert_model(
     if target.is_dense and not is_named:
         refuse_dense(model, target)
     view = as_wanted(model, target, dst, names)
-    made = make_plan(view, target, counted("plan", model.n_bytes, writing.progress))
+    made = make_plan(view, target, counted("plan", model.n_bytes, writing.progress), allow)
     return replace(carry_out(made, dst, writing, allow), seconds=time.monotonic() - started)
 
 
@@ -174,8 +175,9 @@ def carry_out(made: Plan, dst: Path, writing: Writing, allow: str = REQUANTIZE) 
     started, model = time.monotonic(), made.view.model
     if SUFFIXES.get(dst.suffix.lower(), made.target.container) != made.target.container:
         raise UsageError(f"destination ends in '{dst.suffix}', the target is {made.target.name}", path=dst)
-    refused = tuple(item for item in made.items if worse(item.verdict.verdict, allow))
-    if refused:
+    if any(worse(item.verdict.verdict, allow) for item in made.items):
+        made = advise(made, allow)
+        refused = tuple(item for item in made.items if worse(item.verdict.verdict, allow))
         raise Refused(Report(made, refused, 0, time.monotonic() - started), model.path)
     check_space(dst, made.n_bytes)
     paths: list[Path] = []

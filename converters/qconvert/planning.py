@@ -29,7 +29,7 @@ from qconvert.verdict import (
 )
 from qconvert.views import View
 from qformat.bits import DTYPES
-from qformat.errors import QFormatError, show
+from qformat.errors import QFormatError, about, show
 from qformat.formats import Format
 from qformat.formats.dense import dense
 from qformat.scheme import Opaque, Plain
@@ -40,23 +40,31 @@ BIAS = ("_bias", ".bias")
 NO_CONFIG = "the source has no config.json: what is written says how weights are packed, and nothing else of the model"
 
 
-def make_plan(view: View, target: Target, progress: Callable[[int], None] | None = None) -> Plan:
+def make_plan(view: View, target: Target, progress: Callable[[int], None] | None = None, allow: str = "exact") -> Plan:
     """Decide what becomes of every tensor.
 
     view     : the model, by the names that its tensors are to have
     progress : told the stored bytes of each tensor once it is decided
+    allow    : the worst verdict that will be let pass: where that is "requantize", what no format holds is quantized anew
     """
     items, model = [], view.model
     for name, tensor in model.items():
-        try:
-            item = kept_apart(decide(name, tensor, target), model.packed_by.get(name, ""), target)
-            items.append(traced(housed(item, target), view))
-        except QFormatError as err:
-            err.tensor, err.path = err.tensor or name, err.path or str(model.path)
-            raise
+        with about(model.path, name):
+            item = settle(name, tensor, target, model.packed_by.get(name, ""))
+            if item.verdict.verdict == REFUSED and allow == REQUANTIZE and can_requantize(item):
+                item = housed(requantized(item), target)
+            items.append(traced(item, view))
         if progress is not None:
             progress(tensor.n_bytes)
     return Plan(target, tuple(items), view)
+
+
+def settle(name: str, tensor: PackedTensor, target: Target, dialect: str = "") -> Item:
+    """Choose the format of one tensor, judge it, and see that the target has a place for it.
+
+    dialect : that the tensor was read in, where it is known
+    """
+    return housed(kept_apart(decide(name, tensor, target), dialect, target), target)
 
 
 def traced(item: Item, view: View) -> Item:
@@ -136,16 +144,20 @@ def held(target: Target, form: Format, tensor: PackedTensor) -> Format | None:
 
 
 def _judged(name: str, tensor: PackedTensor, form: Format, target: Target, named: bool = False) -> Item:
-    verdict = judge(tensor, form)
-    if verdict.verdict == REFUSED and named and can_requantize(tensor, form):
-        verdict = replace(verdict, verdict=REQUANTIZE)
-    return Item(name, tensor, form, verdict, target.container, rule=form.rule if verdict.verdict == REQUANTIZE else "")
+    item = Item(name, tensor, form, judge(tensor, form), target.container)
+    return requantized(item) if item.verdict.verdict == REFUSED and named and can_requantize(item) else item
 
 
-def can_requantize(tensor: PackedTensor, form: Format) -> bool:
-    """Tell whether a tensor could be quantized anew into a format: it has values, and a rule, and rows of whole blocks."""
-    has_values = not isinstance(tensor.scheme.alphabet, Opaque)
-    return has_values and bool(form.rule) and tensor.n_cols % row_multiple(form) == 0
+def requantized(item: Item) -> Item:
+    """Plan to quantize a tensor anew, by the default rule of the format that does not hold it as it is."""
+    return replace(item, verdict=replace(item.verdict, verdict=REQUANTIZE), rule=item.form.rule)
+
+
+def can_requantize(item: Item) -> bool:
+    """Tell whether a tensor could be quantized anew into its format: it has values, and a rule, and rows of whole blocks."""
+    form, has_values = item.form, not isinstance(item.tensor.scheme.alphabet, Opaque)
+    fits = not item.unheld and not form.scheme.is_dense and item.tensor.n_cols % row_multiple(form) == 0
+    return has_values and fits and bool(form.rule)
 
 
 def _widen(name: str, tensor: PackedTensor, target: Target) -> Item:
@@ -165,11 +177,9 @@ def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
         stored, verdict = format_of(tensor), Verdict(REFUSED, hint, field="shape")
         return Item(name, tensor, stored, verdict, target.container, unheld=target.name)
     best = _first(items)
-    exact = [item.target for item in items if item.verdict.verdict in (SAME_BYTES, EXACT) and item is not best]
     if best.verdict.verdict == REFUSED:
-        best = items[-1]  # the largest, and so the one with the least in the way
-        way_out = f"; nearest: --to {best.target} --allow requantize" if can_requantize(tensor, best.form) else ""
-        best = replace(best, verdict=replace(best.verdict, reason=best.verdict.reason + way_out))
+        return items[-1]  # the largest, and so the one with the least in the way
+    exact = [item.target for item in items if item.verdict.verdict in (SAME_BYTES, EXACT) and item is not best]
     return replace(best, others=tuple(dict.fromkeys(exact)))
 
 

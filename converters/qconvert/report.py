@@ -43,8 +43,18 @@ class Refused(NotExact):
         verdict = first.verdict
         more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
         hint = "" if verdict.verdict == ORDER[-1] else f"; use --allow {verdict.verdict}"
-        message = f"{first.source} to {first.target}: {verdict.reason}{hint}{more}"
+        message = f"{first.source} to {first.target}: {explain(first)}{hint}{more}"
         super().__init__(message, path=path, tensor=first.name, field=verdict.field, found=verdict.value)
+
+
+def explain(item: Item) -> str:
+    """Say why a tensor has its verdict: with what rounds, what else would be exact, and what would work instead."""
+    verdict, found = item.verdict, item.verdict.reason
+    if verdict.n_rounded:
+        first = f"first {verdict.field}[{verdict.index}] = {verdict.value!r}"
+        found += f" ({verdict.n_rounded}, at most {verdict.max_rel_error:.2g} relative; {first})"
+    found += f"; also exact as {', '.join(item.others)}" if item.others else ""
+    return found + (f"; nearest: {item.nearest}" if item.nearest else "")
 
 
 def describe_item(item: Item) -> dict[str, Any]:
@@ -64,4 +74,6 @@ def describe_item(item: Item) -> dict[str, Any]:
         "value": verdict.value,
         "n_rounded": verdict.n_rounded,
         "max_rel_error": verdict.max_rel_error,
+        "others": list(item.others),
+        "nearest": item.nearest,
     }

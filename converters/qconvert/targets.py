@@ -8,7 +8,7 @@ looks at a tensor's data. A mix of types is a target for quantizing alone: `find
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qconvert.containers.gguf_types import GGUF_DENSE
@@ -29,6 +29,7 @@ SAFETENSORS_HELD = tuple(element for element in DTYPES if element not in OWN)
 GGUF_PACKED = tuple(form for form in formats.GGUF if all(field.holds for field in form.parts[0].layout.parts))
 # The order in which a dense tensor is tried where its own element type has no place: the first that holds every value.
 WIDER = ("float16", "bfloat16", "float32", "int8", "int16", "int32", "int64", "float64")
+BLOCKS = 256  # weights that are whole blocks of every GGUF type
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,20 @@ def gguf_type(kind: str) -> Format:
         return known[kind]
     what = f"'gguf:{kind}' is a mix, for qfmt quantize alone" if find_mix(kind) else f"unknown target 'gguf:{kind}'"
     raise UsageError(f"{what}: expected one of {', '.join(known)}", found=kind)
+
+
+def siblings(target: Target) -> Iterator[Target]:
+    """Give the targets of one container or dialect that name a type or a kind, the smallest types first."""
+    if target.dialect is not None:
+        kinds = target.dialect.kinds or ("",)
+        yield from (find_target(_spell(target.dialect.short or target.dialect.name, kind)) for kind in kinds)
+        return
+    family = SAFETENSORS_DENSE if target.container == "safetensors" else GGUF_DENSE if target.container == "gguf" else ()
+    if target.is_dense:
+        yield from (find_target(_spell(target.container, kind)) for kind in SAFETENSORS_DENSE if kind in family)
+    elif target.container == "gguf":
+        by_size = sorted(GGUF_PACKED, key=lambda form: form.n_bytes((1, BLOCKS)))
+        yield from (find_target(_spell("gguf", form.name)) for form in by_size)
 
 
 def names() -> tuple[str, ...]:

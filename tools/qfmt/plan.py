@@ -21,6 +21,7 @@ def command(src: Path, to: str, names: str, as_json: bool, said: dict[str, Any])
     from qconvert import opening
     from qconvert.conversion import counted
     from qconvert.naming import as_wanted
+    from qconvert.nearest import advise
     from qconvert.planning import make_plan
     from qconvert.report import describe_item
     from qconvert.targets import find_target
@@ -31,7 +32,7 @@ def command(src: Path, to: str, names: str, as_json: bool, said: dict[str, Any])
     target = find_target(to)
     with opening.open(src, **said) as model:
         with progress_bars() as progress:
-            plan = make_plan(as_wanted(model, target, names=names), target, counted("plan", model.n_bytes, progress))
+            plan = advise(make_plan(as_wanted(model, target, names=names), target, counted("plan", model.n_bytes, progress)))
         if as_json:
             print_json("plan", {"tensors": [describe_item(item) for item in plan.items], "totals": totals(plan)})
         else:

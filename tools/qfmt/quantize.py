@@ -90,8 +90,9 @@ def command(
 
 def print_choices(report: Report, errors: dict[str, ErrorReport]) -> None:
     """Print a line for every matrix: what it became, what that cost, and why."""
+    from qconvert.report import explain
+
     from qfmt.text import table
-    from qfmt.verdicts import reason
 
     rows = []
     for item in report.plan.items:
@@ -101,5 +102,5 @@ def print_choices(report: Report, errors: dict[str, ErrorReport]) -> None:
             continue
         else:
             cost = ("", "", "", "")
-        rows.append((item.name, item.target, *cost, reason(item)))
-    table(("tensor", "to", "max abs", "rms", "SQNR dB", "bits/weight", "reason"), rows, right=(2, 3, 4, 5))
+        rows.append((item.name, item.target, *cost, explain(item)))
+    table(("tensor", "to", "max abs", "rms", "SQNR dB", "bits/weight", "reason"), rows, right=(2, 3, 4, 5), whole=(6,))

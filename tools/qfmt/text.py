@@ -11,6 +11,7 @@ import click
 
 from qformat.errors import show
 
+CELL, SENTENCE = 100, 1000  # characters
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -34,9 +35,12 @@ def count(n: int) -> str:
     return str(n)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> None:
-    """Print aligned columns; `right` names those that are aligned to the right."""
-    text = [[show(str(cell), limit=100) for cell in row] for row in [header, *rows]]
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = (), whole: Sequence[int] = ()
+) -> None:
+    """Print aligned columns; `right` names those that are aligned to the right, `whole` those that are sentences."""
+    limits = [SENTENCE if i in whole else CELL for i in range(len(header))]
+    text = [[show(str(cell), limit=limit) for cell, limit in zip(row, limits, strict=True)] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in text) for i in range(len(header))]
     for row in text:
         cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 from qconvert.items import Item, Plan
-from qconvert.report import Refused, Report, describe_item
+from qconvert.report import Refused, Report, describe_item, explain
 
 from qfmt.text import finite, print_json, size, table
 
@@ -24,8 +24,8 @@ def totals(plan: Plan) -> dict[str, Any]:
 
 def print_plan(plan: Plan) -> None:
     """Print a line for every tensor, then the sums."""
-    rows = [(item.name, shape(item), item.source, item.target, item.verdict.verdict, reason(item)) for item in plan.items]
-    table(("tensor", "shape", "from", "to", "verdict", "reason"), rows)
+    rows = [(item.name, shape(item), item.source, item.target, item.verdict.verdict, explain(item)) for item in plan.items]
+    table(("tensor", "shape", "from", "to", "verdict", "reason"), rows, whole=(5,))
     click.echo(f"\n{counts(plan)}, {size(plan.n_bytes)}")
 
 
@@ -63,8 +63,8 @@ def refusals(command: str, as_json: bool) -> Iterator[None]:
 
 def print_refused(report: Report) -> None:
     """Print the tensors that stand in the way, the first of them where there are many."""
-    rows = [(i.name, shape(i), i.source, i.target, i.verdict.verdict, reason(i)) for i in report.refused[:MOST_REFUSED]]
-    table(("tensor", "shape", "from", "to", "verdict", "reason"), rows)
+    rows = [(i.name, shape(i), i.source, i.target, i.verdict.verdict, explain(i)) for i in report.refused[:MOST_REFUSED]]
+    table(("tensor", "shape", "from", "to", "verdict", "reason"), rows, whole=(5,))
     if len(report.refused) > MOST_REFUSED:
         click.echo(f"and {len(report.refused) - MOST_REFUSED} more; --json lists them all")
 
@@ -106,11 +106,3 @@ def counts(plan: Plan) -> str:
 def shape(item: Item) -> str:
     """Write a shape as 576 x 1536."""
     return " x ".join(map(str, item.tensor.shape)) or "scalar"
-
-
-def reason(item: Item) -> str:
-    """Give the reason, with the count of what rounds and what else would be exact."""
-    verdict = item.verdict
-    rounded = f" ({verdict.n_rounded}, at most {verdict.max_rel_error:.2g} relative)" if verdict.n_rounded else ""
-    others = f"; also exact as {', '.join(item.others)}" if item.others else ""
-    return f"{verdict.reason}{rounded}{others}"

@@ -1,0 +1,55 @@
+"""What would work instead, for a tensor that a target does not hold exactly.
+
+Tries the other types of the same container, or kinds of the same dialect, on the tensor's own values; says nothing that was
+not tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qconvert.items import Item, Plan
+from qconvert.planning import can_requantize, settle
+from qconvert.targets import Target, siblings
+from qconvert.verdict import EXACT, ORDER, REQUANTIZE, ROUNDED, SAME_BYTES
+from qformat.errors import QFormatError
+
+LISTED = 20  # of the tensors in the way are looked at: as many as a report prints
+AS_IT_IS = "exact as qfmt"
+
+
+def advise(plan: Plan, allow: str = EXACT) -> Plan:
+    """Say for the first tensors of a plan that are worse than what is allowed what would work instead."""
+    worse = [n for n, item in enumerate(plan.items) if ORDER.index(item.verdict.verdict) > ORDER.index(allow)]
+    items, found = list(plan.items), dict[tuple[str, str], str]()
+    for number in worse[:LISTED]:
+        item = items[number]
+        kind = (item.source, item.target)
+        found[kind] = nearest(item, plan.target, found.get(kind, ""))
+        items[number] = replace(item, nearest=found[kind])
+    return replace(plan, items=tuple(items))
+
+
+def nearest(item: Item, target: Target, first: str = "") -> str:
+    """Say what would hold a tensor: exactly, else with a parameter rounded, else quantized anew, else as it is.
+
+    first : what was found for a tensor of the same format, tried before all else
+    """
+    rounded: tuple[float, str] | None = None
+    anew = item.target if can_requantize(item) else ""
+    tried = sorted(siblings(target), key=lambda one: not first.endswith(f" {one.name}"))
+    for other in tried:
+        try:
+            found = settle(item.name, item.tensor, other)
+        except QFormatError:
+            continue
+        verdict = found.verdict
+        if verdict.verdict in (SAME_BYTES, EXACT):
+            return f"exact {'with' if other.dialect else 'as'} {other.name}"
+        if verdict.verdict == ROUNDED and (rounded is None or verdict.max_rel_error < rounded[0]):
+            rounded = verdict.max_rel_error, f"{other.name} with --allow rounded"
+        if item.verdict.verdict != REQUANTIZE and can_requantize(found):
+            anew = other.name
+    if rounded is not None:
+        return rounded[1]
+    return f"{anew} with --allow {REQUANTIZE}" if anew else AS_IT_IS
