@@ -94,12 +94,12 @@ def _compare(compared: tuple[str, ...], mine: Facts, theirs: Facts, notices: tup
 
 
 def _changed(key: str, mine: Fact, theirs: Fact) -> Changed:
-    """Show two values; of arrays of one length, the first element that differs."""
-    if mine.elements is None or theirs.elements is None:
-        return Changed(key, mine.text, theirs.text)
-    pairs = enumerate(zip_longest(mine.elements(), theirs.elements(), fillvalue=None))
-    at, both = next(((at, both) for at, both in pairs if repr(both[0]) != repr(both[1])), (0, (None, None)))
-    return Changed(key, *(f"{fact.text}, [{at}] is {_shown(value)}" for fact, value in zip((mine, theirs), both, strict=True)))
+    """Show two values; of arrays, the first element that differs as well."""
+    if mine.elements is not None and theirs.elements is not None:
+        for at, (one, other) in enumerate(zip_longest(mine.elements(), theirs.elements())):
+            if repr(one) != repr(other):
+                return Changed(key, f"{mine.text}, [{at}] is {_shown(one)}", f"{theirs.text}, [{at}] is {_shown(other)}")
+    return Changed(key, mine.text, theirs.text)
 
 
 def _said(model: Model, header: Header | None) -> Facts:
