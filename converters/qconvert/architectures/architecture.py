@@ -85,6 +85,7 @@ class Architecture:
     tied      : whether a config that does not say so shares the embedding with the output
     scalings  : kinds of rotary scaling that a GGUF file can say; "llama3" as a tensor
     doubts    : says what of a config a runtime does otherwise
+    derived   : gives fields of a config that follow from others
     """
 
     name: str
@@ -97,6 +98,7 @@ class Architecture:
     tied: bool = False
     scalings: tuple[str, ...] = ("default", "linear", "yarn")
     doubts: Callable[[Config], str] = lambda config: ""
+    derived: Callable[[Config], Config] = lambda config: {}
 
     @property
     def is_stacked(self) -> bool:

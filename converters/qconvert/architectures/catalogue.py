@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from qconvert.architectures.architecture import Architecture, Config
+from qconvert.architectures.gemma3 import GEMMA3
+from qconvert.architectures.gpt_oss import GPT_OSS
 from qconvert.architectures.llama import LLAMA
+from qconvert.architectures.qwen2 import QWEN2
+from qconvert.architectures.qwen3 import QWEN3, QWEN3_MOE
 from qconvert.containers.strict_json import parse_json
 from qconvert.opening import gguf_header
 from qformat.model import Model
 
-ALL = (LLAMA,)
+ALL = (LLAMA, QWEN2, QWEN3, QWEN3_MOE, GEMMA3, GPT_OSS)
 CONFIG = "config.json"
 ARCHITECTURE = "general.architecture"
 GGUF, HF = "gguf", "hf"

@@ -81,6 +81,8 @@ def write_config(arch: Architecture, metadata: Mapping[str, Any]) -> dict[str, A
         key = f"{arch.name}.{fact.key}"
         value = metadata.get(key)
         if value is None:
+            if fact.default is not None or fact.required:
+                raise FileError("the key is missing", field=key)
             continue
         if fact.words is not None:
             value = next((word for word, theirs in fact.words.items() if theirs == value), NONE if value == NONE else value)
@@ -90,7 +92,7 @@ def write_config(arch: Architecture, metadata: Mapping[str, Any]) -> dict[str, A
         scaling.setdefault("rope_type", LINEAR)
         if scaling["rope_type"] == NONE or (scaling["rope_type"] == LINEAR and "factor" not in scaling):
             del config[SCALING]
-    return _merged(config, arch.fixed)
+    return _merged({**config, **arch.derived(config)}, arch.fixed)
 
 
 def float_of(value: float) -> float:
