@@ -149,14 +149,13 @@ def unbind(weight: Written) -> Sequence[Array]:
 
 def config(weights: Sequence[Written]) -> Mapping[str, Json]:
     """Say what most packed weights have in common, and of each other one what it has."""
-    packed = {weight: facts_of(weight.form) for weight in weights if not weight.form.scheme.is_dense}
+    some = [weight for weight in weights if not weight.form.scheme.is_dense]
+    packed = {prefix_of(weight.name, len(weight.shape)).removesuffix("."): facts_of(weight.form) for weight in some}
     if not packed:
         return {}
     most = Counter(packed.values()).most_common(1)[0][0]
     said: dict[str, Any] = said_as(most)
-    for weight, facts in packed.items():
-        if facts != most:
-            said[prefix_of(weight.name, len(weight.shape)).removesuffix(".")] = said_as(facts)
+    said |= {module: said_as(facts) for module, facts in packed.items() if facts != most}
     return {"config.json": {"quantization": said, "quantization_config": said}, METADATA: {"format": NAME}}
 
 
