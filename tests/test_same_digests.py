@@ -88,3 +88,14 @@ def test_the_rows_of_q_and_k_lie_otherwise_in_a_gguf_file(
     assert own["blk.0.attn_v.weight"] == expected["model.layers.0.self_attn.v_proj.weight"]
     assert own["blk.0.attn_q.weight"] != expected["model.layers.0.self_attn.q_proj.weight"]
     assert own["blk.0.attn_k.weight"] != expected["model.layers.0.self_attn.k_proj.weight"]
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if not target.startswith("gguf")])
+def test_a_folder_made_of_the_gguf_file_has_them_too(
+    target: str, folder: Path, expected: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts(capsys, "convert", folder / "q4_0.gguf", tmp_path / "back", "--to", target)
+    found = facts(capsys, "hash", tmp_path / "back")["tensors"]
+
+    assert {name: digest for name, digest in found.items() if name in expected} == expected
+    assert len(found) == N_PACKED + 9
