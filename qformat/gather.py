@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     from qformat.deferred import np
 
-SKIPPED_BYTES = 1 << 14  # between lines that are still read at once: less than another read takes
+SKIPPED_BYTES = 1 << 12  # between lines that are still read at once: a page, which comes from a disk as a whole
 
 # Gives lines [first, last) of a run: (last - first, bytes of a line) uint8.
 ReadLines: TypeAlias = "Callable[[int, int], NDArray[np.uint8]]"

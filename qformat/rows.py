@@ -211,17 +211,23 @@ def _agree(tensors: Sequence[PackedTensor]) -> None:
     """Refuse tensors that do not mean the same."""
     mine = tensors[0].scheme
     for theirs in (tensor.scheme for tensor in tensors[1:]):
-        if _meaning(mine) == _meaning(theirs):
-            continue
-        others = {param.name: param for param in theirs.params}
-        for param in mine.params:
-            other = others.get(param.name, param)
-            if other.dtype != param.dtype:
-                message = f"'{param.name}' is {param.dtype} in one tensor and {other.dtype} in another of the same rows"
-                raise NotExact(message, field=param.name, found=other.dtype, expected=param.dtype)
-        message = f"rows of {mine.name} and rows of {theirs.name} cannot stand in one tensor"
-        raise NotExact(message, field="scheme", found=theirs.name, expected=mine.name)
+        if (mine.alphabet, mine.params, mine.steps, mine.input_scale) != (
+            theirs.alphabet, theirs.params, theirs.steps, theirs.input_scale,
+        ):  # fmt: skip
+            field, one, other = _difference(mine, theirs)
+            raise NotExact(f"{one} and {other} cannot stand in one tensor", field=field, found=other, expected=one)
 
 
-def _meaning(scheme: Scheme) -> tuple[object, ...]:
-    return scheme.alphabet, scheme.params, scheme.steps, scheme.input_scale
+def _difference(mine: Scheme, theirs: Scheme) -> tuple[str, str, str]:
+    """Say in what two schemes differ: a field, and what it is in each of them."""
+    others = {param.name: param for param in theirs.params}
+    for param in mine.params if mine.name == theirs.name else ():
+        other = others.get(param.name, param)
+        if other.dtype != param.dtype:
+            return param.name, f"{mine.name} with {param.dtype} {param.name}", f"{theirs.name} with {other.dtype}"
+        if other.group != param.group:
+            return param.name, f"{mine.name} with {param.name} for {param.group}", f"{theirs.name} with {other.group}"
+    names = [", ".join(param.name for param in scheme.params) for scheme in (mine, theirs)]
+    if mine.name == theirs.name and names[0] != names[1]:
+        return "scheme", f"{mine.name} with {names[0] or 'no parameters'}", f"{theirs.name} with {names[1] or 'none'}"
+    return "scheme", f"rows of {mine.name}", f"rows of {theirs.name}"
