@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qformat import formats, reference
-from qformat.arrays import Memory
+from qformat.arrays import ByteSource, Memory
 from qformat.errors import NotExact, UsageError
 from qformat.formats import Format
 from qformat.formats.bitsandbytes import four_bit
@@ -59,7 +59,7 @@ every_format = pytest.mark.parametrize("form", EVERY, ids=lambda form: f"{form.n
 def make(form: Format, shape: tuple[int, ...] = (N, K), seed: int = 0) -> PackedTensor:
     """Make a tensor of random bytes; what several tensors must share is the same whatever the seed."""
     rng, shared = np.random.default_rng(seed), np.random.default_rng(99)
-    sources = {}
+    sources: dict[str, ByteSource] = {}
     for role, n_bytes in form.part_bytes(shape).items():
         data = (shared if "map" in role else rng).integers(0, 256, n_bytes, dtype=np.uint8)
         if role == "g_idx":
@@ -307,11 +307,11 @@ def test_making_reads_nothing_and_reading_rows_reads_those() -> None:
     order = np.random.default_rng(3).permutation(2 * n_rows)
     moved = rearrange(tensors, order, (2 * n_rows, K))
     assert [source.n_read for source in sources] == [0, 0]
-    moved.dequantize(rows=slice(1000, 1100))
+    moved.codes(slice(1000, 1100))
     assert sum(source.n_read for source in sources) <= 100 * (144 + SKIPPED_BYTES)
-    turned = rearrange(tensors[:1], np.arange(n_rows).reshape(-1, 2, 60).transpose(0, 2, 1).reshape(-1), (n_rows, K))
     before = sources[0].n_read
-    turned.dequantize(rows=slice(0, 1200))
+    turned = rearrange(tensors[:1], np.arange(n_rows).reshape(-1, 2, 60).transpose(0, 2, 1).reshape(-1), (n_rows, K))
+    turned.codes(slice(1200, 2400))
     assert sources[0].n_read - before == 1200 * 144
 
 
