@@ -15,22 +15,21 @@ from typing import Any
 from qconvert.architectures import rewriting
 from qconvert.architectures.architecture import EMBEDDING, OUTPUT
 from qconvert.architectures.catalogue import ARCHITECTURE, CONFIG, of_metadata
-from qconvert.architectures.config import LLAMA3, SCALING, plain_config, read_facts, write_config
+from qconvert.architectures.config import LLAMA3, SCALING, TOKEN_IDS, plain_config, read_facts, write_config
 from qconvert.architectures.forward import THETA, expected
 from qconvert.architectures.made import Made, check_names, view_of
 from qconvert.architectures.names import Pair
 from qconvert.architectures.rope import TENSOR as ROPE_FREQS
 from qconvert.architectures.rope import scaling_from
+from qconvert.architectures.tokenizer import to_hf
 from qconvert.containers.gguf_values import Scalar
 from qconvert.views import Origin, View
-from qformat.errors import UsageError
+from qformat.errors import QFormatError, UsageError
 from qformat.model import Model
 from qformat.tensor import PackedTensor
 
 DTYPES = ("float32", "float16", "bfloat16")
 MATRIX = 2  # axes
-TOKENS = (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))  # as a config calls them, and as a GGUF file does
-TOKEN_IDS = {f"{name}_token_id": f"tokenizer.ggml.{key}_token_id" for name, key in TOKENS}
 # Of the file and of how it was made, not of the model.
 OF_FILE = ("general.architecture", "general.type", "general.file_type", "general.quantization_version", "general.alignment")
 
@@ -43,7 +42,8 @@ def as_hf(model: Model) -> View:
     metadata = model.metadata
     arch = of_metadata(metadata)
     if arch is None:
-        raise UsageError(f"architecture {metadata.get(ARCHITECTURE)!r} is not known")
+        name = metadata.get(ARCHITECTURE)
+        raise UsageError(f"architecture {name!r} is not known" if name else f"no '{ARCHITECTURE}' says what it is")
     config = write_config(arch, metadata)
     facts = read_facts(arch, plain_config(config))
     pairs, _ = expected(model, arch, facts)
@@ -65,7 +65,7 @@ def as_hf(model: Model) -> View:
     config |= {field: int(metadata[key]) for field, key in TOKEN_IDS.items() if isinstance(metadata.get(key), int)}
     if dropped := [key for key in metadata if key.startswith("general.") and key not in OF_FILE]:
         notices.append(f"a checkpoint has no place for {', '.join(dropped)}")
-    view = view_of(model, made, {"format": "pt"}, assets(config, metadata))
+    view = view_of(model, made, {"format": "pt"}, assets(config, metadata, notices))
     return replace(view, notices=tuple(notices))
 
 
@@ -100,7 +100,11 @@ def of_tensors(model: Model, pairs: list[Pair], made: Mapping[str, Made]) -> dic
     }
 
 
-def assets(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Callable[[], bytes]]:
-    """Give the files of a folder: the config, and those of a tokenizer if there is one."""
-    text = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    return {CONFIG: lambda: text}
+def assets(config: Mapping[str, Any], metadata: Mapping[str, Any], notices: list[str]) -> dict[str, Callable[[], bytes]]:
+    """Give the files of a folder: the config, and those of a tokenizer if there is one that can be said."""
+    files = {CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"}
+    try:
+        files |= to_hf(metadata)
+    except QFormatError as err:
+        notices.append(f"the tokenizer is left out: {err}")
+    return {name: partial(bytes, data) for name, data in files.items()}

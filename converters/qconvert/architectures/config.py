@@ -21,6 +21,8 @@ SCALING, THETA, LOCAL_THETA = "rope_scaling", "rope_theta", "rope_local_base_fre
 FULL, SLIDING = "full_attention", "sliding_attention"
 DEFAULT, LINEAR, LLAMA3, NONE = "default", "linear", "llama3", "none"
 MAX_COUNT = (1 << 32) - 1
+_TOKENS = (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))  # as a config calls them, and as a GGUF file does
+TOKEN_IDS = {f"{name}_token_id": f"tokenizer.ggml.{key}_token_id" for name, key in _TOKENS}
 
 
 def plain_config(config: Config) -> dict[str, Any]:

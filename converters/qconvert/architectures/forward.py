@@ -12,20 +12,22 @@ from functools import partial
 from qconvert.architectures import rewriting
 from qconvert.architectures.architecture import EMBEDDING, OUTPUT, Architecture, Config
 from qconvert.architectures.catalogue import ARCHITECTURE, config_of, of_config
-from qconvert.architectures.config import key_values, plain_config, read_facts
+from qconvert.architectures.config import MAX_COUNT, TOKEN_IDS, key_values, plain_config, read_facts
 from qconvert.architectures.made import Made, check_names, same_bytes, view_of
 from qconvert.architectures.names import Pair, pairs_of, skipped_names
 from qconvert.architectures.rope import TENSOR as ROPE_FREQS
 from qconvert.architectures.rope import rope_factors
+from qconvert.architectures.tokenizer import to_gguf
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import GGUFArray, KeyValue, Scalar, key_value
 from qconvert.views import Origin, View
-from qformat.errors import UsageError
+from qformat.errors import QFormatError, UsageError
 from qformat.model import Model
 from qformat.tensor import PackedTensor, from_array
 
 QUANTIZATION_VERSION = 2  # of ggml's blocks
 TOKENIZER, VOCABULARY = "tokenizer.ggml.model", "vocab_size"
+MAX_EXPERTS = 512  # of a layer, in llama.cpp
 THETA = 10000.0  # where a config says none
 
 
@@ -37,7 +39,8 @@ def as_gguf(model: Model) -> View:
     config = plain_config(config_of(model))
     arch = of_config(config)
     if arch is None:
-        raise UsageError(f"architecture {config.get('model_type')!r} is not known")
+        kind = config.get("model_type")
+        raise UsageError(f"architecture {kind!r} is not known" if kind else "no config.json says what architecture it is")
     facts = read_facts(arch, config)
     pairs, skipped = expected(model, arch, facts)
     is_tied = bool(config.get("tie_word_embeddings", arch.tied))
@@ -53,7 +56,10 @@ def as_gguf(model: Model) -> View:
     for pair in pairs:
         if all(name in model and name not in skipped for name in pair.hf):
             made |= tensors_of(model, pair, facts)
-    said = {pair.key: pair for pair in (*general(model, arch), *key_values(arch, facts), *vocabulary(model, arch, config))}
+    tokens = vocabulary(model, arch, config, notices)
+    said: dict[str, KeyValue] = {}
+    for each in (*general(model, arch), *key_values(arch, facts), *tokens):
+        said.setdefault(each.key, each)
     plain = {key: pair.value for key, pair in said.items() if not isinstance(pair.value, GGUFArray)}
     return replace(view_of(model, made, plain, {}), key_values=tuple(said.values()), notices=tuple(notices))
 
@@ -61,13 +67,13 @@ def as_gguf(model: Model) -> View:
 def expected(model: Model, arch: Architecture, facts: Mapping[str, Scalar]) -> tuple[list[Pair], set[str]]:
     """List the tensors that a model has by what is said of it, and those that do not matter.
 
-    Raises UsageError for more layers or experts than there are tensors.
+    Raises UsageError for more layers or experts than there can be.
     """
-    counts = {"layers": int(facts["block_count"]), "experts": int(facts.get("expert_count", 0)) if arch.is_stacked else 0}
-    for what, count in counts.items():
-        if count > len(model):
-            raise UsageError(f"{count} {what}, but {len(model)} tensors")
-    return pairs_of(arch, *counts.values()), skipped_names(arch, counts["layers"])
+    n_layers, n_experts = int(facts["block_count"]), int(facts["expert_count"]) if arch.is_stacked else 1
+    for what, count, most in (("layers", n_layers, len(model)), ("experts", n_experts, MAX_EXPERTS)):
+        if not 0 < count <= most:
+            raise UsageError(f"{count} {what}, expected 1 to {most}")
+    return pairs_of(arch, n_layers, n_experts), skipped_names(arch, n_layers)
 
 
 def rotary(arch: Architecture, config: Config, facts: Mapping[str, Scalar]) -> dict[str, Made]:
@@ -111,11 +117,23 @@ def general(model: Model, arch: Architecture) -> list[KeyValue]:
     ]
 
 
-def vocabulary(model: Model, arch: Architecture, config: Config) -> list[KeyValue]:
-    """Say how many tokens there are, and what they are if files tell."""
+def vocabulary(model: Model, arch: Architecture, config: Config, notices: list[str]) -> list[KeyValue]:
+    """Say how many tokens there are, and what they are if files tell; a tokenizer that cannot be said is left out."""
     n_tokens = model[EMBEDDING].shape[0]
-    said: list[KeyValue] = []
-    return [
-        key_value(f"{arch.name}.{VOCABULARY}", UINT32, n_tokens),
-        *(said or [key_value(TOKENIZER, STRING, "none")]),
-    ]
+    said = [key_value(f"{arch.name}.{VOCABULARY}", UINT32, n_tokens)]
+    try:
+        return [*said, *to_gguf(model.assets, config, n_tokens), *token_ids(config)]
+    except QFormatError as err:
+        notices.append(f"the tokenizer is left out: {err}")
+        return [*said, key_value(TOKENIZER, STRING, "none"), *token_ids(config)]
+
+
+def token_ids(config: Config) -> list[KeyValue]:
+    """Give the ids of the tokens that a config names, for a file without a tokenizer; of several the first."""
+    found = []
+    for field, key in TOKEN_IDS.items():
+        value = config.get(field)
+        first = next(iter(value), None) if isinstance(value, list) else value
+        if isinstance(first, int) and not isinstance(first, bool) and 0 <= first <= MAX_COUNT:
+            found.append(key_value(key, UINT32, first))
+    return found

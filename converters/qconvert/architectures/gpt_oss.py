@@ -15,6 +15,7 @@ from qconvert.architectures.architecture import (
     NORM,
     OUTPUT,
     Architecture,
+    Config,
     Fact,
     Tensor,
     rope_facts,
@@ -22,6 +23,15 @@ from qconvert.architectures.architecture import (
 
 _EXPERTS = IN_LAYER + "mlp.experts."
 _GATE_UP = "expert={expert_count} row={} part=2 -> part expert row"
+
+
+def doubts(config: Config) -> str:
+    """Say that llama.cpp rounds the bounds between which frequencies are scaled, as published models do not."""
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling.get("truncate") is False:
+        return "rope_scaling.truncate is false: llama.cpp rounds the bounds of the scaling, results differ a little"
+    return ""
+
 
 GPT_OSS = Architecture(
     "gpt-oss",
@@ -55,4 +65,5 @@ GPT_OSS = Architecture(
         Fact("expert_feed_forward_length", ("intermediate_size",), required=True),
     ),
     fixed={"hidden_act": "silu", "attention_bias": True, "rope_scaling": {"truncate": False}},
+    doubts=doubts,
 )

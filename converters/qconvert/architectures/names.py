@@ -24,7 +24,7 @@ class Pair:
     gguf: tuple[str, ...]
 
 
-def pairs_of(arch: Architecture, n_layers: int, n_experts: int = 0) -> list[Pair]:
+def pairs_of(arch: Architecture, n_layers: int, n_experts: int) -> list[Pair]:
     """List all tensors that a model of an architecture can have, in the order in which they are written.
 
     n_experts : of a layer, where each has tensors of its own
