@@ -21,16 +21,16 @@ from qconvert.naming import AUTO, as_wanted
 from qconvert.nearest import advise
 from qconvert.planning import make_plan, notices
 from qconvert.prove import prove
-from qconvert.report import Refused, Report
+from qconvert.receipt import Asked, make_receipt, write_receipt
+from qconvert.report import Refused, Report, worse
 from qconvert.run import write_items
 from qconvert.sinks import open_sink
 from qconvert.targets import SAFETENSORS_DENSE, SUFFIXES, Target, find_target
-from qconvert.verdict import ORDER, REQUANTIZE, ROUNDED
+from qconvert.verdict import REQUANTIZE, ROUNDED
 from qformat.errors import NotExact, UsageError
 from qformat.formats.dense import dense
 from qformat.model import Model
 
-ALLOW = ("exact", ROUNDED, REQUANTIZE)
 MAX_MEMORY = 1 << 30
 
 # Told what is being done ("plan", "write", "prove"), and bytes done and in all.
@@ -84,7 +84,6 @@ def convert(
     max_memory: int = MAX_MEMORY,
     workers: int | None = None,
     progress: Progress = lambda what, done, total: None,
-    after: Callable[[Report], None] = lambda report: None,
     limits: Limits = NO_LIMITS,
     assume: Sequence[str] = (),
     shapes: opening.Shapes = opening.NONE,
@@ -97,8 +96,7 @@ def convert(
     dst        : file to make, or what the names of several are made from; must not exist unless `force`
     to         : target; by default what the suffix of `dst` says
     allow      : "exact", or the worst verdict that is let pass: "rounded", "requantize"
-    after      : given the report while the source is still open
-    receipt    : file that `after` is going to write, which must be none of the source's
+    receipt    : JSON file of verdicts and digests to write, from which `receipt.check_receipt` derives all anew
     assume, shapes : what the source leaves open: see `opening.open`
     names      : by which tensors go into the target: see `naming.as_wanted`
     compress, force, max_memory, workers, progress, limits : how files are written: see `Writing`
@@ -109,10 +107,14 @@ def convert(
     target = target_for(Path(dst), to)
     with opening.open(src, True, assume, shapes) as model:
         if receipt is not None:
-            check_target(model, True, receipt)  # an older receipt may be replaced
+            check_receipt_place(model, receipt, Path(dst))
         writing = Writing(compress, force, max_memory, workers, progress, limits)
         report = convert_model(model, Path(dst), target, writing, allow, names, is_named=to is not None)
-        after(report)
+        if receipt is not None:
+            is_folder = SUFFIXES.get(Path(dst).suffix.lower()) is None
+            asked = Asked(target.name, target.keeps, is_folder, allow, names, tuple(assume), shapes)
+            with opening.open(report.paths[0], assume=report.plan.assume, shapes=report.plan.shapes) as written:
+                write_receipt(receipt, make_receipt(asked, report.plan, model, written))
         return report
 
 
@@ -224,6 +226,13 @@ def check_target(model: Model, force: bool, dst: Path) -> None:
         check_paths(src, dst, force)
 
 
+def check_receipt_place(model: Model, receipt: Path, dst: Path) -> None:
+    """Refuse a receipt in the place of the source or of the destination; an older receipt may be replaced."""
+    check_target(model, True, receipt)
+    if receipt.resolve() == dst.resolve():
+        raise UsageError("the receipt has the name of the destination", path=receipt)
+
+
 def refuse_dense(model: Model, target: Target) -> None:
     """Refuse to turn packed weights into dense ones because of a suffix alone."""
     for name, tensor in model.items():
@@ -233,13 +242,6 @@ def refuse_dense(model: Model, target: Target) -> None:
                 " (qfmt, gguf) or the dense one with --to, or use qfmt dequantize"
             )
             raise NotExact(message, path=model.path, tensor=name, field="scheme")
-
-
-def worse(verdict: str, allow: str) -> bool:
-    """Tell whether a verdict is worse than the worst that is allowed. Raises UsageError for an unknown `allow`."""
-    if allow not in ALLOW:
-        raise UsageError(f"allow '{allow}', expected one of {', '.join(ALLOW)}")
-    return ORDER.index(verdict) > ORDER.index(allow)
 
 
 def counted(what: str, total: int, progress: Progress) -> Callable[[int], None]:

@@ -17,6 +17,7 @@ AUTO, OWN, RUNTIME = "auto", "own", "runtime"
 NAMES = (AUTO, OWN, RUNTIME)
 FAMILIES = ("hf", "gguf")
 NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will load this file"
+ARCHITECTURE, CONFIG = "general.architecture", "config.json"
 KEPT = "its names are kept, as is asked for"
 
 
@@ -60,6 +61,20 @@ def renamed(model: Model, family: str) -> View:
     if view.missing:
         raise NotExact(f"cannot go by {family} names: {view.missing}", path=model.path, field="names")
     return view
+
+
+def runtime_of(target: Target, view: View) -> tuple[str, str]:
+    """Name the runtime that will load what is written, or say why none will: one of the two is empty."""
+    model = view.model
+    if view.missing:
+        return "", view.missing
+    if target.container == "gguf":
+        says = any(pair.key == ARCHITECTURE for pair in view.key_values) or ARCHITECTURE in model.metadata
+        return ("llama.cpp", "") if says else ("", f"nothing says '{ARCHITECTURE}'")
+    if target.container == "safetensors":
+        of_model = CONFIG in model.assets
+        return (target.dialect.name if target.dialect else "transformers", "") if of_model else ("", f"there is no {CONFIG}")
+    return "", "a .qfmt file is for keeping weights"
 
 
 def _by_container(model: Model) -> str:

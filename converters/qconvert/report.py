@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.items import Item, Plan
-from qconvert.verdict import ORDER
-from qformat.errors import NotExact
+from qconvert.naming import runtime_of
+from qconvert.verdict import EXACT, ORDER, REQUANTIZE, ROUNDED
+from qformat.errors import NotExact, UsageError
+
+ALLOW = (EXACT, ROUNDED, REQUANTIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +80,17 @@ def describe_item(item: Item) -> dict[str, Any]:
         "others": list(item.others),
         "nearest": item.nearest,
     }
+
+
+def totals(plan: Plan) -> dict[str, Any]:
+    """Give the sums of a plan, and who will load what it makes: the runtime's name, or why there is none."""
+    runtime, reason = runtime_of(plan.target, plan.view)
+    sums = {"n_tensors": len(plan.items), "n_bytes": plan.n_bytes, "verdicts": plan.counts()}
+    return {**sums, "runtime": runtime, "no_runtime": reason}
+
+
+def worse(verdict: str, allow: str) -> bool:
+    """Tell whether a verdict is worse than the worst that is allowed. Raises UsageError for an unknown `allow`."""
+    if allow not in ALLOW:
+        raise UsageError(f"allow '{allow}', expected one of {', '.join(ALLOW)}")
+    return ORDER.index(verdict) > ORDER.index(allow)

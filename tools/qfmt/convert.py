@@ -51,7 +51,7 @@ def command(
     from qconvert.containers.shards import Limits
     from qconvert.conversion import convert
 
-    from qfmt.verdicts import print_done, refusals, write_receipt
+    from qfmt.verdicts import print_done, refusals
 
     limits = Limits(split_max_size, split_max_tensors)
     if receipt is not None and receipt.resolve() == dst.resolve():
@@ -59,7 +59,6 @@ def command(
     with refusals("convert", as_json), progress_bars() as progress:
         report = convert(
             src, dst, to, allow, compress, force, max_memory, progress=progress, limits=limits,
-            after=lambda done: write_receipt(receipt, done) if receipt else None,
             receipt=receipt, names=names, **said,
         )  # fmt: skip
     print_done("convert", report, "qfmt verify", as_json)

@@ -12,12 +12,17 @@ from qfmt.options import json_option, source_options
 
 @click.command("hash")
 @click.argument("src", type=click.Path(path_type=Path))
+@click.option(
+    "--names", type=click.Choice(["own", "hf", "gguf"]), default="own", show_default=True,
+    help="By whose names, and in whose order of rows, tensors are read.",
+)  # fmt: skip
 @source_options
 @json_option
-def command(src: Path, as_json: bool, said: dict[str, Any]) -> None:
+def command(src: Path, names: str, as_json: bool, said: dict[str, Any]) -> None:
     """Print the value digest of every tensor of SRC, and of the whole."""
     from qconvert import opening
     from qconvert.digest import digest_all, digest_tensor
+    from qconvert.naming import renamed
 
     from qfmt.text import print_json
     from qformat.errors import about, show
@@ -25,7 +30,7 @@ def command(src: Path, as_json: bool, said: dict[str, Any]) -> None:
     with opening.open(src, **said) as model:
         model.verify()
         digests = {}
-        for name, tensor in model.items():
+        for name, tensor in renamed(model, names).model.items():
             with about(src, name):
                 digests[name] = digest_tensor(tensor)
     whole = digest_all(digests).hex()

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
+from qconvert.containers.strict_json import finite
 
 from qfmt.options import force_option, json_option, progress_bars
-from qfmt.text import finite, print_json, table
+from qfmt.text import print_json, table
 from qformat.errors import FileError, UsageError, show
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ def command(src: Path, to: str, names: str, as_json: bool, said: dict[str, Any])
     from qconvert.naming import as_wanted
     from qconvert.nearest import advise
     from qconvert.planning import make_plan
-    from qconvert.report import describe_item
+    from qconvert.report import describe_item, totals
     from qconvert.targets import find_target
 
     from qfmt.text import print_json
-    from qfmt.verdicts import print_plan, totals
+    from qfmt.verdicts import print_plan
 
     target = find_target(to)
     with opening.open(src, **said) as model:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import click
+from qconvert.containers.strict_json import finite
 
 from qformat.errors import show
 
@@ -50,14 +50,3 @@ def table(
 def print_json(command: str, facts: dict[str, Any]) -> None:
     """Print facts as JSON with the command's schema; NaN and infinities as strings."""
     click.echo(json.dumps({"schema": f"qfmt.{command}/1", **finite(facts)}, indent=1, allow_nan=False))
-
-
-def finite(value: Any) -> Any:
-    """Replace what JSON cannot hold: NaN and infinities by their names."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value

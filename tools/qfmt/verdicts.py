@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,23 +9,20 @@ from typing import Any
 
 import click
 from qconvert.items import Item, Plan
-from qconvert.report import Refused, Report, describe_item, explain
+from qconvert.report import Refused, Report, describe_item, explain, totals
 
-from qfmt.text import finite, print_json, size, table
+from qfmt.text import print_json, size, table
 
 MOST_REFUSED = 20
-
-
-def totals(plan: Plan) -> dict[str, Any]:
-    """Give the sums of a plan."""
-    return {"n_tensors": len(plan.items), "n_bytes": plan.n_bytes, "verdicts": plan.counts()}
 
 
 def print_plan(plan: Plan) -> None:
     """Print a line for every tensor, then the sums."""
     rows = [(item.name, shape(item), item.source, item.target, item.verdict.verdict, explain(item)) for item in plan.items]
     table(("tensor", "shape", "from", "to", "verdict", "reason"), rows, whole=(5,))
-    click.echo(f"\n{counts(plan)}, {size(plan.n_bytes)}")
+    sums = totals(plan)
+    loads = f"for {sums['runtime']}" if sums["runtime"] else f"no runtime will load it: {sums['no_runtime']}"
+    click.echo(f"\n{counts(plan)}, {size(plan.n_bytes)}; {loads}")
 
 
 def print_report_json(command: str, report: Report, extra: Mapping[str, Any] | None = None) -> None:
@@ -79,23 +75,6 @@ def closing_line(report: Report, dst: Path, follow: str) -> str:
     """Say in one line what was done, and what to type next."""
     files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
     return f"{counts(report.plan)}; {size(report.n_bytes)}{files} in {report.seconds:.1f} s; next: {follow} {dst}"
-
-
-def write_receipt(path: Path, report: Report) -> None:
-    """Write the receipt: every tensor's verdict and value digest, and the digest of the whole."""
-    from qconvert.digest import digest_all, digest_tensor
-
-    digests = {item.name: digest_tensor(item.tensor) for item in report.plan.items}
-    tensors = [{**describe_item(item), "digest": digests[item.name].hex()} for item in report.plan.items]
-    facts = {
-        "schema": "qfmt.receipt/1",
-        "target": report.plan.target.name,
-        "tensors": tensors,
-        "totals": totals(report.plan),
-        "notices": list(report.notices),
-        "digest": digest_all(digests).hex(),
-    }
-    path.write_text(json.dumps(finite(facts), indent=1) + "\n")
 
 
 def counts(plan: Plan) -> str:

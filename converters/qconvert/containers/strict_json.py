@@ -9,9 +9,10 @@ It must not know what the text means: headers, indexes and configs are read by t
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 from qformat.errors import FileError, show
 
@@ -72,6 +73,17 @@ def json_kind(value: object) -> str:
     """
     kinds = {type(None): "null", bool: "a truth value", str: "a string", list: "a list", dict: "an object"}
     return kinds.get(type(value), "a number")
+
+
+def finite(value: Any) -> Any:
+    """Replace what JSON cannot hold: NaN and infinities by their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def _structure_problem(data: bytes) -> str | None:
