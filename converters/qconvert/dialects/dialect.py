@@ -29,6 +29,9 @@ T = TypeVar("T")
 WEIGHT = ".weight"
 METADATA = "__metadata__"  # in what a dialect says: the strings of the file itself
 MATRIX = 2  # axes
+PACKING_KEYS = ("quantization_config", "quantization", "compression_config")  # by which a config speaks of packed weights
+# Files that speak of nothing else: ModelOpt's, optimum-quanto's, AutoGPTQ's, llm-awq's.
+PACKING_FILES = ("hf_quant_config.json", "quanto_qmap.json", "quantize_config.json", "quant_config.json")
 
 
 @dataclass(frozen=True)

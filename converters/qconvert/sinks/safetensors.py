@@ -13,7 +13,7 @@ from qconvert.containers.safetensors_header import TensorInfo, parse_header
 from qconvert.containers.safetensors_write import write_safetensors
 from qconvert.containers.shards import INDEX_SUFFIX, Limits, index_json, plan_shards
 from qconvert.containers.strict_json import parse_json
-from qconvert.dialects.dialect import METADATA, Array, Dialect, Written
+from qconvert.dialects.dialect import METADATA, PACKING_FILES, PACKING_KEYS, Array, Dialect, Written
 from qconvert.dialects.grouped import BESIDE
 from qconvert.items import Item, Plan
 from qconvert.sinks.placed import PlacedSink, PlannedFile
@@ -26,9 +26,6 @@ STEM = "model"
 TENSOR_NAMES = "tensor_names"  # torchao's, under which the metadata lists tensors and describes each by its name
 CONFIG = "config.json"
 KEY = "quantization_config"
-KEYS = (KEY, "quantization", "compression_config")  # by which a config speaks of packed weights
-# Files that speak of nothing else: ModelOpt's, optimum-quanto's, AutoGPTQ's, llm-awq's.
-OF_PACKING = ("hf_quant_config.json", "quanto_qmap.json", "quantize_config.json", "quant_config.json")
 
 
 def safetensors_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path], None]) -> PlacedSink:
@@ -58,7 +55,7 @@ def safetensors_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Pa
         whole = [array for _, array in held if not array.role]
         keys = {(number, array.role): array.name for number, array in held if array.role}
         files.append(PlannedFile(name, partial(begin, how=how, whole=whole), keys))
-    beside = {} if is_file else beside_of(model, said, OF_PACKING if was_packed(plan) else ())
+    beside = {} if is_file else beside_of(model, said, PACKING_FILES if was_packed(plan) else ())
     if len(files) > 1:
         index = {name: [a.name for member in members for a in arrays[member]] for name, members in shards.items()}
         beside[f"{stem}{INDEX_SUFFIX}"] = index_json(index, sum(sizes.values()))
@@ -125,7 +122,7 @@ def beside_of(model: Model, said: Mapping[str, Mapping[str, Any]], without: Sequ
     beside = {name: read() for name, read in model.assets.items() if is_beside(name) and name not in without}
     for name, changes in ((name, changes) for name, changes in said.items() if name != METADATA):
         old = parse_json(beside[name], path=model.path, what=name) if name in beside else {}
-        kept = {key: value for key, value in old.items() if key not in KEYS} if isinstance(old, dict) else {}
+        kept = {key: value for key, value in old.items() if key not in PACKING_KEYS} if isinstance(old, dict) else {}
         beside[name] = json.dumps({**kept, **changes}, indent=2).encode() + b"\n"
     return beside
 
