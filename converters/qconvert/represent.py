@@ -28,7 +28,7 @@ def represent(
     """
     element = DTYPES[dtype]
     if element.kind in ("int", "uint"):
-        low, high = bounds or _integer_range(element.kind, element.bits)
+        low, high = bounds or integer_range(dtype)
         with np.errstate(all="ignore"):
             rounded = np.clip(np.nan_to_num(np.rint(array)), low, high)
         return rounded.astype(numpy_dtype(dtype)), rounded.astype(np.float32)
@@ -37,6 +37,12 @@ def represent(
     with np.errstate(all="ignore"):
         stored = array.astype(numpy_dtype(dtype))
     return stored, as_float32(stored, dtype)
+
+
+def integer_range(dtype: str) -> tuple[int, int]:
+    """Give the lowest and highest integer of an integer type."""
+    bits = DTYPES[dtype].bits
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if DTYPES[dtype].kind == "int" else (0, (1 << bits) - 1)
 
 
 def _nearest_level(array: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -51,7 +57,3 @@ def _nearest_level(array: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any]
     if nan.size:
         stored = np.where(np.isnan(array), np.uint8(nan[0]), stored)
     return stored.view(numpy_dtype(dtype)), levels[stored]
-
-
-def _integer_range(kind: str, bits: int) -> tuple[int, int]:
-    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if kind == "int" else (0, (1 << bits) - 1)

@@ -33,8 +33,8 @@ class Verdict:
 
     verdict       : one of `ORDER`
     reason        : how the values are kept, or why they cannot be
-    field         : parameter at fault
-    index         : flat index of the first offender within that parameter, or weight index for a code
+    field         : parameter at fault: of the target where it cannot hold a value, else of the source; "codes" or "value"
+    index         : flat index of the first offender within that parameter, or of the weight for a code or value
     value         : its value
     n_rounded     : parameters (or dense weights) that had to round
     max_rel_error : largest relative error among them
@@ -69,12 +69,10 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
         found = f"rows of {tensor.n_cols} weights, expected a multiple of {row_multiple(form)} ({form.name} block)"
         return Verdict(REFUSED, found, field="shape", value=float(tensor.n_cols))
     try:
-        return _judge_codes(tensor, form, rounding=False)
-    except NotExact as strict:
-        try:
-            return _judge_codes(tensor, form, rounding=True)
-        except NotExact:
-            return _refused(strict)
+        return disputed_exponent(tensor) or _judge_codes(tensor, form)
+    except NotExact as err:
+        value = float(err.found) if isinstance(err.found, int | float) else None
+        return Verdict(REFUSED, err.message, err.field, err.index, value)
 
 
 def same_parts(tensor: PackedTensor, form: Format) -> bool:
@@ -100,11 +98,12 @@ def row_multiple(form: Format) -> int:
     return max(blocks, default=1)
 
 
-def _judge_codes(tensor: PackedTensor, form: Format, rounding: bool) -> Verdict:
+def _judge_codes(tensor: PackedTensor, form: Format) -> Verdict:
+    """Derive every row, and compare the decodes of those where nothing had to round."""
     recast = Recast(tensor, form)
     n_rounded, worst, offender, reasons = 0, 0.0, None, {}
     for first, last in tensor.tiles(together=recast.together):
-        derived = recast.derive(first, last, rounding)
+        derived = recast.derive(first, last, rounding=True)
         reasons.update(dict.fromkeys(derived.reasons))
         n_rounded += derived.n_rounded
         worst = max(worst, derived.max_rel_error)
@@ -128,7 +127,7 @@ def _check_values(tensor: PackedTensor, form: Format, first: int, last: int, val
         value = float(mine.reshape(-1)[where])
         index = first * tensor.n_cols + where
         message = f"weight {index} is {value!r}, in {form.name} it would be {float(theirs.reshape(-1)[where])!r}"
-        raise NotExact(message, field="value", found=value, expected=index)
+        raise NotExact(message, field="value", index=index, found=value)
 
 
 def _judge_dense(tensor: PackedTensor, dtype: str) -> Verdict:
@@ -155,8 +154,3 @@ def _judge_dense(tensor: PackedTensor, dtype: str) -> Verdict:
     if worst == np.inf or not np.isfinite(worst):
         return Verdict(REFUSED, f"{dtype} cannot hold {offender[2]!r}", *offender)
     return Verdict(ROUNDED, f"values round to {dtype}", *offender, n_rounded, worst)
-
-
-def _refused(err: NotExact) -> Verdict:
-    value = float(err.found) if isinstance(err.found, int | float) else None
-    return Verdict(REFUSED, err.message, err.field, None, value)
