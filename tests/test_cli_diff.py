@@ -174,3 +174,37 @@ def test_one_flipped_bit_of_a_real_layer_is_found_in_any_container(
         found = facts(capsys, other, flipped, "--values")
         wrong = {t["name"]: [t[key] for key in NUMBERS] for t in found["tensors"] if t["status"] != "same"}
         assert wrong == {name: [1, abs(after - before), abs(after - before) / abs(before)]}
+
+
+def test_a_checkpoint_and_its_gguf_file_are_the_same_model(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, made = vectors / "hf" / "tiny-llama" / "bf16", tmp_path / "tiny.gguf"
+    qconvert.convert(source, made)
+
+    found = facts(capsys, source, made, "--values")
+
+    with qconvert.open(source) as model:
+        assert [t["name"] for t in found["tensors"]] == list(model)
+    assert {(t["equal"], t["n_different"]) for t in found["tensors"]} == {(True, 0)}
+    assert found["notices"][0] == f"{made} is seen under HF names"
+
+
+def test_a_weight_of_a_query_is_found_in_the_row_that_a_checkpoint_has_it(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, name = vectors / "hf" / "tiny-llama" / "bf16", "model.layers.1.self_attn.q_proj.weight"
+    shutil.copytree(source, tmp_path / "changed")
+    with qconvert.open(source) as model:
+        row = model[name].parts[0].source.read(5 * 512, 6 * 512).tobytes()  # of 256 weights of two bytes
+    (shard,) = (path for path in (tmp_path / "changed").glob("*.safetensors") if row in path.read_bytes())
+    data = bytearray(shard.read_bytes())
+    data[data.index(row) + 1] ^= 0x80  # the sign of its first weight
+    shard.write_bytes(data)
+    qconvert.convert(source, tmp_path / "tiny.gguf")
+
+    found = facts(capsys, tmp_path / "changed", tmp_path / "tiny.gguf", "--values")
+
+    value = abs(float(np.frombuffer(bytes([0, 0, *row[:2]]), np.float32)[0]))
+    wrong = {t["name"]: [t[key] for key in NUMBERS] for t in found["tensors"] if t["status"] != "same"}
+    assert wrong == {name: [1, 2 * value, 2.0]}

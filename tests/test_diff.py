@@ -313,6 +313,12 @@ PAIRS = {
         made.kv_array("k", made.I8, [1]), made.kv_array("k", made.I8, [1, 2]),
         ("[i8] of 1, [1] is None", "[i8] of 2, [1] is 2"),
     ),
+    "elements that are no text": (
+        made.kv_array("k", made.STR, [b"\xff"]), made.kv_array("k", made.STR, [b"\xfe"]), ("[str] of 1", "[str] of 1"),
+    ),
+    "an array in place of a value": (
+        made.kv_array("k", made.U8, [3]), made.kv("k", made.U8, 3), ("[u8] of 1", "u8 3"),
+    ),
     "elements of another type": (
         made.kv_array("k", made.I8, [1]), made.kv_array("k", made.U8, [1]), ("[i8] of 1", "[u8] of 1"),
     ),

@@ -95,11 +95,19 @@ def _compare(compared: tuple[str, ...], mine: Facts, theirs: Facts, notices: tup
 
 def _changed(key: str, mine: Fact, theirs: Fact) -> Changed:
     """Show two values; of arrays, the first element that differs as well."""
-    if mine.elements is not None and theirs.elements is not None:
-        for at, (one, other) in enumerate(zip_longest(mine.elements(), theirs.elements())):
-            if repr(one) != repr(other):
-                return Changed(key, f"{mine.text}, [{at}] is {_shown(one)}", f"{theirs.text}, [{at}] is {_shown(other)}")
+    are_arrays = mine.elements is not None and theirs.elements is not None
+    for at, (one, other) in enumerate(zip_longest(_elements(mine), _elements(theirs)) if are_arrays else ()):
+        if repr(one) != repr(other):
+            return Changed(key, f"{mine.text}, [{at}] is {_shown(one)}", f"{theirs.text}, [{at}] is {_shown(other)}")
     return Changed(key, mine.text, theirs.text)
+
+
+def _elements(fact: Fact) -> Sequence[Any]:
+    """Give the elements of an array; none where they are no text, which is no fault of what differs."""
+    try:
+        return fact.elements() if fact.elements is not None else ()
+    except FileError:
+        return ()
 
 
 def _said(model: Model, header: Header | None) -> Facts:

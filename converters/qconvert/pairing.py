@@ -66,8 +66,8 @@ def facing(one: Model, other: Model, renames: Sequence[Rename] = ()) -> Sides:
     is_first = families[0] == "gguf"
     view = architectures.view(one if is_first else other, "hf")
     if view.missing:
-        return Sides(one, other, (*view.notices, f"names are compared as they are: {view.missing}"))
-    notices = (f"{show(str(view.model.path))} is seen under HF names", *view.notices)
+        return Sides(one, other, (f"names are compared as they are: {view.missing}",))
+    notices = (f"{show(str(view.model.path))} is seen under HF names",)
     return Sides(view.model, other, notices) if is_first else Sides(one, view.model, notices)
 
 
