@@ -27,7 +27,7 @@ from qformat.tensor import PackedTensor, from_array
 
 QUANTIZATION_VERSION = 2  # of ggml's blocks
 TOKENIZER, VOCABULARY = "tokenizer.ggml.model", "vocab_size"
-MAX_EXPERTS = 512  # of a layer, in llama.cpp
+MAX_LAYERS, MAX_EXPERTS = 512, 512  # in llama.cpp
 THETA = 10000.0  # where a config says none
 
 
@@ -70,7 +70,7 @@ def expected(model: Model, arch: Architecture, facts: Mapping[str, Scalar]) -> t
     Raises UsageError for more layers or experts than there can be.
     """
     n_layers, n_experts = int(facts["block_count"]), int(facts["expert_count"]) if arch.is_stacked else 1
-    for what, count, most in (("layers", n_layers, len(model)), ("experts", n_experts, MAX_EXPERTS)):
+    for what, count, most in (("layers", n_layers, min(len(model), MAX_LAYERS)), ("experts", n_experts, MAX_EXPERTS)):
         if not 0 < count <= most:
             raise UsageError(f"{count} {what}, expected 1 to {most}")
     return pairs_of(arch, n_layers, n_experts), skipped_names(arch, n_layers)

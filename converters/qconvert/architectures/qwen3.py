@@ -13,6 +13,7 @@ from qconvert.architectures.architecture import (
     NORM,
     OUTPUT,
     Architecture,
+    Config,
     Fact,
     Tensor,
     rope_facts,
@@ -34,6 +35,14 @@ _END = (Tensor(NORM), Tensor(OUTPUT))
 _EXPERTS = "mlp.experts."
 _FACTS = (*DECODER, *rope_facts(), EPSILON, *(Fact(fact.key, fact.fields, required=True) for fact in HEAD))
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+
+
+def doubts_of_experts(config: Config) -> str:
+    """Say that llama.cpp lets the weights of chosen experts sum to 1 where a config does not."""
+    if not config.get("norm_topk_prob", False):
+        return "norm_topk_prob is false: a gguf file has no place for it, llama.cpp takes true, results differ"
+    return doubts(config)
+
 
 QWEN3 = Architecture(
     "qwen3",
@@ -68,5 +77,5 @@ QWEN3_MOE = Architecture(
         Fact("expert_feed_forward_length", ("moe_intermediate_size",), required=True),
     ),
     fixed={**_FIXED, "decoder_sparse_step": 1, "mlp_only_layers": (), "norm_topk_prob": True},
-    doubts=doubts,
+    doubts=doubts_of_experts,
 )
