@@ -41,9 +41,9 @@ YARN_ROPE = {
     "rope_theta": 150000.0,
     "factor": 4.0,
     "beta_fast": 32.0,
-    "beta_slow": 1.0,
+    "beta_slow": 0.517583,  # ends at frequency 3.99999: llama.cpp, which rounds this up, computes the same
     "original_max_position_embeddings": 64,
-    "truncate": True,  # llama.cpp knows no other
+    "truncate": False,
 }
 # What each has that others have not: biases, norms of heads, ties, windows, experts, other frequencies.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -62,6 +62,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_parameters": YARN_ROPE,
     },
 }
+# A matrix's deviation times the root of its columns. llama.cpp reads GELU from a table in float16, which moves the logits of
+# random weights by 2e-4 of their size: with smaller embeddings these are smaller.
+SPREAD, SMALL_SPREAD = 2.0, 0.25
 NORM_STEP = 2.0**-7  # of a norm's values: small enough to differ, so large that adding 1 rounds nothing
 
 
@@ -77,6 +80,7 @@ def save(name: str, folder: Path) -> Path:
                 drawn = torch.randint(-24, 25, parameter.shape) * NORM_STEP
                 parameter.copy_(drawn if "gemma" in name else 1 + drawn)
             else:
-                parameter.normal_(std=0.3 if parameter.ndim == 1 else 2 * parameter.shape[-1] ** -0.5)
+                spread = SMALL_SPREAD if "gemma" in name and "embed" in key else SPREAD
+                parameter.normal_(std=0.3 if parameter.ndim == 1 else spread * parameter.shape[-1] ** -0.5)
     model.save_pretrained(folder)
     return folder

@@ -1,0 +1,41 @@
+"""Models of every architecture that transformers saves run under llama.cpp, say the same, and come back to the bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import qconvert
+import runtimes
+import small_models
+
+# Longer than the windows of attention, each; the last tokens of some vocabularies are added ones.
+PROMPTS = (range(3, 40), [1, 5, 9, 200, 17, 318, 4, 44, 271, 60, 7, 9], [319] * 9)
+N_TOKENS = 16
+
+
+@pytest.fixture(scope="module", params=small_models.CONFIGS)
+def name(request: pytest.FixtureRequest) -> str:
+    """Give an architecture."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Let transformers save a model, make a GGUF file of it in float32, and of that a folder."""
+    made = tmp_path_factory.mktemp(name)
+    small_models.save(name, made / "saved")
+    qconvert.convert(made / "saved", made / "f32.gguf", "gguf:f32", names="runtime")
+    qconvert.convert(made / "f32.gguf", made / "back", "safetensors", names="runtime")
+    return made
+
+
+def test_llama_cpp_says_what_transformers_says(folder: Path) -> None:
+    runtimes.check_same(folder / "saved", folder / "f32.gguf", PROMPTS, N_TOKENS)
+
+
+def test_a_folder_made_of_the_gguf_file_gives_the_same_bits(folder: Path) -> None:
+    saved, back = (runtimes.load(folder / name) for name in ("saved", "back"))
+
+    for ids in PROMPTS:
+        assert np.array_equal(runtimes.logits(back, ids), runtimes.logits(saved, ids))
