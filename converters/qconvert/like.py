@@ -1,0 +1,183 @@
+"""A model as another file of the same model has it: its names, its order, its metadata.
+
+Decides which tensor of a reference each tensor is, and refuses what is not the same model. Types of tensors are not the
+reference's, and what it says of its own packing does not go over. Must not know targets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Set
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qconvert import architectures
+from qconvert.architectures import family_of
+from qconvert.containers.gguf_split import without_split
+from qconvert.containers.gguf_values import KeyValue
+from qconvert.containers.strict_json import parse_json
+from qconvert.dialects.dialect import PACKING_FILES, PACKING_KEYS
+from qconvert.opening import gguf_header
+from qconvert.views import Origin, View
+from qformat.bits import DTYPES
+from qformat.errors import FileError, NotExact, show
+from qformat.formats.dense import dense
+from qformat.gather import Gathered
+from qformat.model import Model
+from qformat.scheme import Plain
+from qformat.tensor import PackedTensor, assemble
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+GGUF, HF, CONFIG = "gguf", "hf", "config.json"
+ARCHITECTURE = "general.architecture"
+FLOAT32, WIDENED = "float32", "widened to float32"
+FILE_TYPE = "general.file_type"
+# What a GGUF file says of how its tensors were quantized, not of the model.
+# Source: ggml-org/llama.cpp: tools/quantize/quantize.cpp (LLM_KV_QUANTIZE_IMATRIX_*); gguf-py/gguf/constants.py.
+OF_QUANTIZING = ("quantize.", "general.quantized_by")
+
+
+class Unlike(NotExact):
+    """A reference that is not of the same model: `mismatches` says of every tensor what does not match."""
+
+    def __init__(self, model: Model, reference: Model, mismatches: tuple[str, ...]) -> None:
+        self.mismatches = mismatches
+        count = f"{len(mismatches)} tensor{'s' if len(mismatches) > 1 else ''}"
+        message = f"not the model of {show(reference.path.name, quote=True)}: {count} without a match: {mismatches[0]}"
+        super().__init__(message, path=model.path, field="names", found=len(mismatches), expected=0)
+
+
+def as_like(model: Model, reference: Model, family: str, widens: bool = False) -> View:
+    """See a model by the names, in the order and with the metadata of a reference.
+
+    family  : whose names and metadata the destination has, "gguf" or "hf"; "" for a file that holds arrays alone
+    widens  : whether dense floats become float32 where the reference's are, as a runtime wants norms
+    returns : a view whose tensors are made when they are asked for
+
+    Raises NotExact where one of the two cannot be said by these names, or the reference has no metadata; Unlike where tensors
+    or shapes do not match.
+    """
+    wanted = seen(reference, family or family_of(reference))
+    source = source_of(model, reference, wanted.model)
+    if found := mismatches(source.model, wanted.model):
+        raise Unlike(model, reference, found)
+    wide = {name for name in wanted.model if widens and is_wider(wanted.model[name], source.model[name])}
+    origins = {name: source.origins.get(name, Origin((name,))) for name in wanted.model}
+    origins |= {name: replace(origins[name], how=", ".join(filter(None, (origins[name].how, WIDENED)))) for name in wide}
+    files = (*model.files, reference.path, *reference.files)  # none of which is to be written over
+    load = partial(load_like, source.model, wide)
+    held = replace(source.model, names=dict.fromkeys(wanted.model), load=load, files=files, read_recipe=lambda: None)
+    if family == GGUF:
+        held = replace(held, read_metadata=dict, assets={})
+        return View(held, origins, key_values(model, wanted), notices=wanted.notices)
+    if family == HF and CONFIG not in wanted.model.assets:
+        raise NotExact(f"has no {CONFIG} to be taken over", path=reference.path, field="like")
+    return View(replace(held, assets=assets(source.model, wanted.model)), origins, notices=wanted.notices)
+
+
+def seen(model: Model, family: str) -> View:
+    """See a model by the names of a family. Raises NotExact where it cannot be said by them."""
+    if family_of(model) in ("", family):
+        return View(model)
+    view = architectures.view(model, family)
+    if view.missing:
+        raise NotExact(f"cannot go by {family} names: {view.missing}", path=model.path, field="names")
+    return view
+
+
+def source_of(model: Model, reference: Model, wanted: Model) -> View:
+    """See a model by the names of a reference: as it is where it has these, else by those of the reference's family.
+
+    reference : as it is; it says what the model itself does not: the config of an HF checkpoint, the metadata of a GGUF file
+    wanted    : the reference by the names that are wanted
+    """
+    there = family_of(wanted)
+    if set(model) == set(wanted) or not there:
+        return View(model)
+    here = family_of(model)
+    if here == HF and CONFIG not in model.assets:
+        told = seen(reference, HF).model.assets
+        model = replace(model, assets={**model.assets, **{name: told[name] for name in told if name == CONFIG}})
+    elif here == GGUF and ARCHITECTURE not in model.metadata:
+        metadata = seen(reference, GGUF).model.metadata
+        model = replace(model, read_metadata=lambda: metadata)
+    return seen(model, there)
+
+
+def mismatches(model: Model, wanted: Model) -> tuple[str, ...]:
+    """Say of every tensor of two models what does not match: the reference's first, in its order."""
+    found = []
+    for name in wanted:
+        shape = list(wanted[name].shape)
+        if name not in model:
+            found.append(f"{show(name, quote=True)} {shape} is in the reference alone")
+        elif list(model[name].shape) != shape:
+            found.append(f"{show(name, quote=True)} is {list(model[name].shape)}, in the reference {shape}")
+    alone = (name for name in model if name not in wanted)
+    return (*found, *(f"{show(name, quote=True)} {list(model[name].shape)} is in the source alone" for name in alone))
+
+
+def is_wider(theirs: PackedTensor, mine: PackedTensor) -> bool:
+    """Tell whether a dense float is float32 in the reference and shorter in the source: float32 holds all its values."""
+    one, other = theirs.scheme.alphabet, mine.scheme.alphabet
+    if not isinstance(one, Plain) or not isinstance(other, Plain) or one.dtype != FLOAT32:
+        return False
+    return DTYPES[other.dtype].kind == "float" and DTYPES[other.dtype].bits < DTYPES[FLOAT32].bits
+
+
+def load_like(model: Model, wide: Set[str], name: str) -> PackedTensor:
+    """Make a tensor, widened where it is to be."""
+    tensor = model[name]
+    return widened(tensor) if name in wide else tensor
+
+
+def widened(tensor: PackedTensor) -> PackedTensor:
+    """Give a dense tensor as float32; nothing is read before the result is."""
+
+    def rows(first: int, last: int) -> NDArray[np.uint8]:
+        return tensor.dequantize(rows=slice(first, last)).view(np.uint8)
+
+    picked, line_bytes = np.arange(tensor.n_rows), tensor.n_cols * DTYPES[FLOAT32].bits // 8
+    source = Gathered((rows,), np.array([0, tensor.n_rows]), picked, line_bytes)
+    form = dense(FLOAT32)
+    return assemble(form, tensor.shape, {form.parts[0].role: source}, tensor.dtype)
+
+
+def key_values(model: Model, wanted: View) -> tuple[KeyValue, ...]:
+    """Give the key-values of a reference, without what they say of its quantization.
+
+    Raises NotExact where it has none.
+    """
+    header, own = gguf_header(wanted.model), gguf_header(model)
+    pairs = wanted.key_values or (without_split(header.key_values.values()) if header is not None else ())
+    if not pairs:
+        raise NotExact("has no key-values to be taken over", path=wanted.model.path, field="like")
+    kept = {pair.key: pair for pair in pairs if not pair.key.startswith(OF_QUANTIZING)}
+    if own is not None and FILE_TYPE in own.key_values:  # of types that have no number of their own it stays
+        kept[FILE_TYPE] = own.key_values[FILE_TYPE]
+    return tuple(kept.values())
+
+
+def assets(model: Model, wanted: Model) -> dict[str, Callable[[], bytes]]:
+    """Give the files beside a reference, with what those of the model say of its packing in place of what they say."""
+    found = {name: read for name, read in wanted.assets.items() if name not in PACKING_FILES}
+    found |= {name: read for name, read in model.assets.items() if name in PACKING_FILES}
+    return found | ({CONFIG: partial(config, model, wanted)} if CONFIG in found else {})
+
+
+def config(model: Model, wanted: Model) -> bytes:
+    """Give a reference's config, speaking of the model's packing; byte for byte where neither is packed."""
+    data = wanted.assets[CONFIG]()
+    theirs, mine = (
+        parse_json(one.assets[CONFIG](), path=one.path, what=CONFIG) if CONFIG in one.assets else {} for one in (wanted, model)
+    )
+    if not isinstance(theirs, dict):
+        raise FileError(f"{CONFIG} is no JSON object", path=wanted.path, field=CONFIG)
+    packing = {key: mine[key] for key in PACKING_KEYS if isinstance(mine, dict) and key in mine}
+    told = {key: value for key, value in theirs.items() if key not in PACKING_KEYS} | packing
+    return data if told == theirs else json.dumps(told, indent=2, ensure_ascii=False).encode() + b"\n"
