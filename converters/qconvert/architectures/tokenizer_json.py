@@ -100,16 +100,15 @@ def _place(root: Node, n_vocab: int, of_pieces: bool) -> Places:
 
 def _merges(node: Node, places: Places) -> list[Pair]:
     """Read the merges, which are written as pairs or with a space between."""
-    pairs: list[Pair] = []
     known = places.ids.keys() | places.beyond
+    pairs: list[Pair] = []
     for index, item in enumerate(node.items()):
-        halves: Sequence[object] = item.split(" ") if isinstance(item, str) else item if isinstance(item, list) else ()
-        match halves:
-            case [str(left), str(right)] if left in known and right in known and left + right in known:
-                pairs.append((left, right))
-            case _:
-                message = f"found {show(str(item), quote=True, limit=80)}, expected two tokens whose whole is a token"
-                raise node.at(index, item).error(message)
+        pair = tuple(item.split(" ") if isinstance(item, str) else item if isinstance(item, list) else ())
+        is_pair = len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is str
+        if not (is_pair and pair[0] in known and pair[1] in known and pair[0] + pair[1] in known):
+            message = f"found {show(str(item), quote=True, limit=80)}, expected two tokens whose whole is a token"
+            raise node.at(index, item).error(message)
+        pairs.append(pair)
     return pairs
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from qconvert.architectures.tokenizer_vocabulary import SPACE, Kind, Places, Vocabulary
 from qformat.errors import FileError, NotExact
@@ -22,28 +22,28 @@ N_BYTES = {1: 8, BYTES: 0, FIXED32: 4}  # of a value of each wire type but VARIN
 MAX_VARINT_BITS = 64
 PIECE, TRAINER, NORMALIZER = 1, 2, 3  # of ModelProto
 TEXT, SCORE, KIND = 1, 2, 3  # of SentencePiece
-MODEL_TYPE, VOCAB_SIZE, BYTE_FALLBACK, UNK_ID, BOS_ID, EOS_ID, PAD_ID = 3, 4, 35, 40, 41, 42, 43  # of TrainerSpec
+MODEL_TYPE, VOCAB_SIZE, BYTE_FALLBACK = 3, 4, 35  # of TrainerSpec
+SPECIAL = {"unk": (40, 45), "bos": (41, 46), "eos": (42, 47), "pad": (43, 48)}  # of TrainerSpec: id, and the piece's text
 CHARSMAP, DUMMY_PREFIX, EXTRA_SPACES = 2, 3, 4  # of NormalizerSpec
 KINDS_OF_MODEL = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 BPE = 2
 
+_ONE_BYTE = tuple(bytes([value]) for value in range(128))
 
-@dataclass(frozen=True, slots=True)
-class Field:
+
+class Field(NamedTuple):
     """A field of a message: a number, or bytes and where in the file they begin."""
 
     number: int
     value: int | bytes
     at: int
 
-    @property
     def integer(self) -> int:
         """Give the number. Raises FileError where there are bytes."""
         if isinstance(self.value, bytes):
             raise FileError(f"field {self.number} holds bytes, expected a number", path=NAME, offset=self.at)
         return self.value
 
-    @property
     def content(self) -> bytes:
         """Give the bytes. Raises FileError where there is a number."""
         if isinstance(self.value, int):
@@ -66,16 +66,16 @@ def read(data: bytes, places: Places) -> bool:
             index += 1
         elif part.number == TRAINER:
             model_type = next(
-                (field.integer for field in _fields(part.content, part.at) if field.number == MODEL_TYPE), model_type
+                (field.integer() for field in _fields(part.content(), part.at) if field.number == MODEL_TYPE), model_type
             )
         elif part.number == NORMALIZER:
-            for field in _fields(part.content, part.at):
+            for field in _fields(part.content(), part.at):
                 if field.number == CHARSMAP:
-                    charsmap = field.content
+                    charsmap = field.content()
                 elif field.number == DUMMY_PREFIX:
-                    adds_space = field.integer
+                    adds_space = field.integer()
                 elif field.number == EXTRA_SPACES:
-                    takes_spaces = field.integer
+                    takes_spaces = field.integer()
     if model_type != BPE:
         found = KINDS_OF_MODEL.get(model_type, str(model_type))
         message = f"the model is '{found}', expected 'bpe': llama.cpp joins pieces by their scores"
@@ -97,16 +97,20 @@ def write(vocabulary: Vocabulary, ids: Mapping[str, int]) -> bytes:
 
     ids : of "unk", "bos", "eos" and "pad" where there are such tokens
     """
+    of_score = _key(SCORE, FIXED32)
+    of_kind = {int(kind): _number(KIND, kind) if kind != Kind.NORMAL else b"" for kind in Kind}
+    kinds = list(vocabulary.kinds)
+    if "unk" in ids:
+        kinds[ids["unk"]] = Kind.UNKNOWN  # sentencepiece wants one, which other files may call a control token
     pieces = [
-        _message(TEXT, token.replace(" ", SPACE).encode())
-        + _key(SCORE, FIXED32)
-        + struct.pack("<f", score)
-        + (_number(KIND, kind) if kind != Kind.NORMAL else b"")
-        for token, kind, score in zip(vocabulary.tokens, vocabulary.kinds, vocabulary.scores, strict=True)
+        b"".join((_message(TEXT, token.replace(" ", SPACE).encode()), of_score, struct.pack("<f", score), of_kind[kind]))
+        for token, kind, score in zip(vocabulary.tokens, kinds, vocabulary.scores, strict=True)
     ]
     trainer = _number(MODEL_TYPE, BPE) + _number(VOCAB_SIZE, len(pieces)) + _number(BYTE_FALLBACK, 1)
-    for field, name in ((UNK_ID, "unk"), (BOS_ID, "bos"), (EOS_ID, "eos"), (PAD_ID, "pad")):
-        trainer += _number(field, ids.get(name, -1) % 2**64)  # a negative number is written as its complement of 64 bits
+    for word, (of_id, of_text) in SPECIAL.items():
+        at = ids.get(word, -1)
+        trainer += _number(of_id, at % 2**64)  # a negative number is written as its complement of 64 bits
+        trainer += _message(of_text, vocabulary.tokens[at].encode()) if at >= 0 else b""
     normalizer = _message(1, b"identity") + _number(DUMMY_PREFIX, int(vocabulary.adds_space is not False))
     normalizer += _number(EXTRA_SPACES, 0)
     return b"".join(_message(PIECE, piece) for piece in pieces) + _message(TRAINER, trainer) + _message(NORMALIZER, normalizer)
@@ -114,13 +118,15 @@ def write(vocabulary: Vocabulary, ids: Mapping[str, int]) -> bytes:
 
 def _piece(part: Field, index: int) -> tuple[str, float, Kind]:
     text, score, kind = b"", 0.0, int(Kind.NORMAL)
-    for field in _fields(part.content, part.at):
+    for field in _fields(part.content(), part.at):
         if field.number == TEXT:
-            text = field.content
-        elif field.number == SCORE and len(field.content) == 4:
-            score = struct.unpack("<f", field.content)[0]
+            text = field.content()
+        elif field.number == SCORE:
+            if len(field.content()) != 4:
+                raise FileError(f"the score of piece {index} is no float32", path=NAME, offset=field.at)
+            score = struct.unpack("<f", field.content())[0]
         elif field.number == KIND:
-            kind = field.integer
+            kind = field.integer()
     if not Kind.NORMAL <= kind <= Kind.BYTE:
         raise FileError(f"piece {index} is of kind {kind}, expected 1 to 6", path=NAME, offset=part.at, found=kind)
     try:
@@ -152,6 +158,8 @@ def _fields(data: bytes, base: int) -> Iterator[Field]:
 
 def _varint(data: bytes, pos: int, base: int) -> tuple[int, int]:
     """Read a number and step over it."""
+    if pos < len(data) and data[pos] < 128:
+        return data[pos], pos + 1
     value = 0
     for shift in range(0, MAX_VARINT_BITS, 7):
         if pos == len(data):
@@ -177,6 +185,8 @@ def _key(number: int, wire: int) -> bytes:
 
 
 def _encoded(value: int) -> bytes:
+    if value < 128:
+        return _ONE_BYTE[value]
     made = bytearray()
     while value > 127:
         made.append(value & 127 | 128)
