@@ -21,7 +21,7 @@ from qconvert.naming import AUTO, as_wanted
 from qconvert.nearest import advise
 from qconvert.planning import make_plan, notices
 from qconvert.prove import prove
-from qconvert.receipt import Asked, make_receipt, write_receipt
+from qconvert.receipt import Asked, identity, make_receipt, write_receipt
 from qconvert.report import Refused, Report, worse
 from qconvert.run import write_items
 from qconvert.sinks import open_sink
@@ -58,7 +58,12 @@ class Writing:
 
 
 def plan(
-    src: str | Path, to: str, assume: Sequence[str] = (), shapes: opening.Shapes = opening.NONE, names: str = AUTO
+    src: str | Path,
+    to: str,
+    assume: Sequence[str] = (),
+    shapes: opening.Shapes = opening.NONE,
+    names: str = AUTO,
+    like: str | Path | None = None,
 ) -> Plan:
     """Decide what a conversion would do; nothing is written.
 
@@ -66,12 +71,15 @@ def plan(
     to      : target, as `qfmt` spells it
     assume, shapes : what the source leaves open: see `opening.open`
     names   : by which tensors go into the target: see `naming.as_wanted`
+    like    : a file or folder of the same model, whose names, order and metadata are to be taken
     returns : per tensor the format it would take and the verdict; keeps the source open
 
     Raises FileError for a source that cannot be read, UsageError for an unknown target.
     """
     target = find_target(to)
-    return advise(make_plan(as_wanted(opening.open(src, True, assume, shapes), target, names=names), target))
+    model = opening.open(src, True, assume, shapes)
+    reference = None if like is None else opening.open(like, True, assume)
+    return advise(make_plan(as_wanted(model, target, None, names, reference), target))
 
 
 def convert(
@@ -89,6 +97,7 @@ def convert(
     shapes: opening.Shapes = opening.NONE,
     receipt: Path | None = None,
     names: str = AUTO,
+    like: str | Path | None = None,
 ) -> Report:
     """Convert a checkpoint, exactly or not at all.
 
@@ -99,20 +108,22 @@ def convert(
     receipt    : JSON file of verdicts and digests to write, from which `receipt.check_receipt` derives all anew
     assume, shapes : what the source leaves open: see `opening.open`
     names      : by which tensors go into the target: see `naming.as_wanted`
+    like       : a file or folder of the same model, whose names, order and metadata are to be taken
     compress, force, max_memory, workers, progress, limits : how files are written: see `Writing`
 
     Raises NotExact, with the report's first refusal, when a tensor's verdict is not allowed; nothing is written then.
     Raises FileError, UsageError as `open` and the writers do.
     """
     target = target_for(Path(dst), to)
-    with opening.open(src, True, assume, shapes) as model:
-        if receipt is not None:
-            check_receipt_place(model, receipt, Path(dst))
+    with opening.open(src, True, assume, shapes) as model, opening.opened(like, assume) as reference:
+        for one in (model, reference):
+            if receipt is not None and one is not None:
+                check_receipt_place(one, receipt, Path(dst))
         writing = Writing(compress, force, max_memory, workers, progress, limits)
-        report = convert_model(model, Path(dst), target, writing, allow, names, is_named=to is not None)
+        report = convert_model(model, Path(dst), target, writing, allow, names, to is not None, reference)
         if receipt is not None:
             is_folder = SUFFIXES.get(Path(dst).suffix.lower()) is None
-            asked = Asked(target.name, target.keeps, is_folder, allow, names, tuple(assume), shapes)
+            asked = Asked(target.name, target.keeps, is_folder, allow, names, tuple(assume), shapes, identity(reference))
             with opening.open(report.paths[0], assume=report.plan.assume, shapes=report.plan.shapes) as written:
                 write_receipt(receipt, make_receipt(asked, report.plan, model, written))
         return report
@@ -126,6 +137,7 @@ def convert_model(
     allow: str = "exact",
     names: str = AUTO,
     is_named: bool = True,
+    like: Model | None = None,
 ) -> Report:
     """Convert an open checkpoint; see `convert`.
 
@@ -136,7 +148,7 @@ def convert_model(
     model.verify()
     if target.is_dense and not is_named:
         refuse_dense(model, target)
-    view = as_wanted(model, target, dst, names)
+    view = as_wanted(model, target, dst, names, like)
     made = make_plan(view, target, counted("plan", model.n_bytes, writing.progress), allow)
     return replace(carry_out(made, dst, writing, allow), seconds=time.monotonic() - started)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qconvert import architectures
+from qconvert.like import as_like
 from qconvert.targets import SUFFIXES, Target
 from qconvert.views import View
 from qformat.errors import NotExact, UsageError
@@ -21,20 +22,27 @@ ARCHITECTURE, CONFIG = "general.architecture", "config.json"
 KEPT = "its names are kept, as is asked for"
 
 
-def as_wanted(model: Model, target: Target, dst: Path | None = None, names: str = AUTO) -> View:
+def as_wanted(model: Model, target: Target, dst: Path | None = None, names: str = AUTO, like: Model | None = None) -> View:
     """See a model by the names that it is to have in a target.
 
     dst   : destination; a folder if absent, where the target is one of safetensors
     names : "auto": those of the target's runtimes, if these names and this architecture are known; "own": as they are;
             "runtime": those of the target's runtimes, or nothing
+    like  : a reference of the same model, whose names, order and metadata are to be taken
 
-    Raises NotExact where "runtime" names cannot be had, UsageError for another word.
+    Raises NotExact where "runtime" names cannot be had or the reference is of another model, UsageError for another word and
+    for a target that takes nothing of a reference.
     """
     if names not in NAMES:
         raise UsageError(f"names '{names}', expected one of {', '.join(NAMES)}", expected=NAMES)
     wanted = family_wanted(target, dst)
     if names == RUNTIME and not wanted:
         raise NotExact(f"no runtime will load this file: {target.name} in one file has names of its own", path=model.path)
+    if like is not None:
+        if names == OWN or target.container == "qfmt":
+            what = "names 'own'" if names == OWN else "a .qfmt file"
+            raise UsageError(f"{what} cannot take the names of '{like.path.name}'", path=model.path, field="like")
+        return as_like(model, like, wanted, widens=target.container == "gguf" and target.wanted is None)
     if not wanted or (architectures.family_of(model) or _by_container(model)) == wanted:
         return View(model)
     view = View(model, missing=KEPT) if names == OWN else architectures.view(model, wanted)

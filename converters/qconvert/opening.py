@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -60,6 +61,11 @@ def open(
             model.close()
             raise UsageError("a shape is given for it, but there is no such tensor", path=path, tensor=name)
     return model
+
+
+def opened(path: str | Path | None, assume: Sequence[str] = ()) -> AbstractContextManager[Model | None]:
+    """Open a source of weights if there is one; None where there is none."""
+    return nullcontext() if path is None else open(path, True, assume)
 
 
 def open_qfmt(path: Path, verify: bool) -> Model:

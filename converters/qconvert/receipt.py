@@ -24,7 +24,7 @@ from qconvert.prove import prove
 from qconvert.report import describe_item, totals, worse
 from qconvert.targets import find_target
 from qconvert.verdict import EXACT, SAME_BYTES
-from qformat.errors import FileError, NotExact
+from qformat.errors import FileError, NotExact, UsageError
 from qformat.model import Model
 
 SCHEMA = "qfmt.receipt/1"
@@ -44,6 +44,7 @@ class Asked:
     names     : by which tensors went into the target
     assume    : what was taken for true of the source
     shapes    : of weights whose files do not hold them
+    like      : identity of the reference whose names were taken; None without one
     """
 
     target: str
@@ -53,6 +54,7 @@ class Asked:
     names: str
     assume: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    like: Mapping[str, Any] | None = None
 
     @property
     def place(self) -> Path:
@@ -64,7 +66,7 @@ class Asked:
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         return {
             "target": self.target, "keeps": self.keeps, "is_folder": self.is_folder, "allow": self.allow,
-            "names": self.names, "assume": list(self.assume), "shapes": shapes,
+            "names": self.names, "assume": list(self.assume), "shapes": shapes, "like": self.like,
         }  # fmt: skip
 
 
@@ -145,25 +147,33 @@ def read_receipt(path: Path) -> tuple[Asked, Mapping[str, Any]]:
     words = {key: said(key, is_text, "text") for key in ("target", "allow", "names")}
     flags = {key: said(key, lambda value: isinstance(value, bool), "true or false") for key in ("keeps", "is_folder")}
     shapes = {name: tuple(shape) for name, shape in said("shapes", are_shapes, "sizes by name").items()}
-    return Asked(**words, **flags, assume=tuple(said("assume", are_texts, "a list of words")), shapes=shapes), facts
+    like = said("like", lambda value: value is None or isinstance(value, dict), "the identity of a file, or null")
+    return Asked(**words, **flags, assume=tuple(said("assume", are_texts, "a list of words")), shapes=shapes, like=like), facts
 
 
-def check_receipt(path: Path, written: Path, source: str | Path) -> tuple[int, bool]:
+def check_receipt(path: Path, written: Path, source: str | Path, like: str | Path | None = None) -> tuple[int, bool]:
     """Derive a receipt anew from the source and the written files, prove the files, and compare.
 
     path    : of the receipt
+    like    : the reference, where names were taken from one
     returns : tensors compared, and whether the written files hold digests
 
     Raises NotExact naming the first thing that the receipt says otherwise, or the first tensor that is not what its verdict
-    says; FileError for what is no receipt.
+    says; FileError for what is no receipt, UsageError for a reference that is missing or too many.
     """
     asked, facts = read_receipt(path)
     _expect(path, facts, {"receipt": own_digest(facts)}, "receipt")
     target = replace(find_target(asked.target), keeps=asked.keeps)
-    with opening.open(source, True, asked.assume, asked.shapes) as model:
+    if (like is None) != (asked.like is None):
+        words = "without a reference, but one was" if asked.like is None else "with a reference, which has to be"
+        raise UsageError(f"made {words} given", path=path, field="like")
+    with opening.open(source, True, asked.assume, asked.shapes) as model, opening.opened(like, asked.assume) as reference:
         model.verify()
         _expect(path, facts, {"source": fingerprint(model)}, "source")
-        plan = make_plan(as_wanted(model, target, asked.place, asked.names), target, allow=asked.allow)
+        asked = replace(asked, like=identity(reference))
+        _expect(path, facts, {"asked": asked.describe()}, "asked")
+        view = as_wanted(model, target, asked.place, asked.names, reference)
+        plan = make_plan(view, target, allow=asked.allow)
         for item in plan.items:
             if worse(item.verdict.verdict, asked.allow):
                 message = f"{item.verdict.verdict}, the receipt allows {asked.allow} alone"
@@ -191,6 +201,11 @@ def fingerprint(model: Model) -> dict[str, Any]:
         "files": files,
         "assets": {n: blake3(a()).hexdigest() for n, a in model.assets.items()},
     }
+
+
+def identity(reference: Model | None) -> dict[str, Any] | None:
+    """Give the fingerprint of a reference; None without one."""
+    return None if reference is None else fingerprint(reference)
 
 
 def _expect(path: Path, facts: Mapping[str, Any], made: Mapping[str, Any], key: str) -> None:

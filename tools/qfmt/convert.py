@@ -11,6 +11,7 @@ from qfmt.options import (
     compress_option,
     force_option,
     json_option,
+    like_option,
     memory_option,
     names_option,
     progress_bars,
@@ -26,6 +27,7 @@ from qfmt.options import (
 @click.option("--allow", type=click.Choice(["exact", "rounded", "requantize"]), default="exact", help="Worst verdict let pass.")
 @click.option("--receipt", type=click.Path(path_type=Path), help="Write verdicts and value digests to this JSON file.")
 @names_option
+@like_option
 @source_options
 @split_options
 @compress_option
@@ -39,6 +41,7 @@ def command(
     allow: str,
     receipt: Path | None,
     names: str,
+    like: Path | None,
     split_max_size: int | None,
     split_max_tensors: int | None,
     compress: str,
@@ -59,6 +62,6 @@ def command(
     with refusals("convert", as_json), progress_bars() as progress:
         report = convert(
             src, dst, to, allow, compress, force, max_memory, progress=progress, limits=limits,
-            receipt=receipt, names=names, **said,
+            receipt=receipt, names=names, like=like, **said,
         )  # fmt: skip
     print_done("convert", report, "qfmt verify", as_json)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -53,6 +54,10 @@ force_option = click.option("--force", is_flag=True, help="Replace an existing d
 names_option = click.option(
     "--names", type=click.Choice(["auto", "own", "runtime"]), default="auto", show_default=True,
     help="Whose names tensors take: a runtime's if the model is known, their own, a runtime's or nothing.",
+)  # fmt: skip
+like_option = click.option(
+    "--like", type=click.Path(path_type=Path), metavar="REF",
+    help="Take names, order and metadata (tokenizer, config) of this GGUF file or folder of the same model.",
 )  # fmt: skip
 memory_option = click.option("--max-memory", type=Size(), default="1GiB", show_default=True, help="Memory to work in.")
 compress_option = click.option(

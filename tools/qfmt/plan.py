@@ -7,16 +7,17 @@ from typing import Any
 
 import click
 
-from qfmt.options import json_option, names_option, progress_bars, source_options
+from qfmt.options import json_option, like_option, names_option, progress_bars, source_options
 
 
 @click.command("plan")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.option("--to", required=True, metavar="TARGET", help="What to convert to, e.g. gguf, gguf:q8_0, qfmt, safetensors.")
 @names_option
+@like_option
 @source_options
 @json_option
-def command(src: Path, to: str, names: str, as_json: bool, said: dict[str, Any]) -> None:
+def command(src: Path, to: str, names: str, like: Path | None, as_json: bool, said: dict[str, Any]) -> None:
     """Say for every tensor of SRC what TARGET can do for it; writes nothing."""
     from qconvert import opening
     from qconvert.conversion import counted
@@ -27,12 +28,13 @@ def command(src: Path, to: str, names: str, as_json: bool, said: dict[str, Any])
     from qconvert.targets import find_target
 
     from qfmt.text import print_json
-    from qfmt.verdicts import print_plan
+    from qfmt.verdicts import print_plan, refusals
 
     target = find_target(to)
-    with opening.open(src, **said) as model:
-        with progress_bars() as progress:
-            plan = advise(make_plan(as_wanted(model, target, names=names), target, counted("plan", model.n_bytes, progress)))
+    with opening.open(src, **said) as model, opening.opened(like, said["assume"]) as reference:
+        with refusals("plan", as_json), progress_bars() as progress:
+            view = as_wanted(model, target, names=names, like=reference)
+            plan = advise(make_plan(view, target, counted("plan", model.n_bytes, progress)))
         if as_json:
             print_json("plan", {"tensors": [describe_item(item) for item in plan.items], "totals": totals(plan)})
         else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from qconvert.items import Item, Plan
+from qconvert.like import Unlike
 from qconvert.report import Refused, Report, describe_item, explain, totals
 
 from qfmt.text import print_json, size, table
@@ -49,6 +50,12 @@ def refusals(command: str, as_json: bool) -> Iterator[None]:
     """Print the report of a conversion that is refused, and let its error go on."""
     try:
         yield
+    except Unlike as err:
+        if as_json:
+            print_json(command, {"mismatches": list(err.mismatches)})
+        else:
+            print_mismatches(err.mismatches)
+        raise
     except Refused as err:
         if as_json:
             print_report_json(command, err.report)
@@ -61,8 +68,20 @@ def print_refused(report: Report) -> None:
     """Print the tensors that stand in the way, the first of them where there are many."""
     rows = [(i.name, shape(i), i.source, i.target, i.verdict.verdict, explain(i)) for i in report.refused[:MOST_REFUSED]]
     table(("tensor", "shape", "from", "to", "verdict", "reason"), rows, whole=(5,))
-    if len(report.refused) > MOST_REFUSED:
-        click.echo(f"and {len(report.refused) - MOST_REFUSED} more; --json lists them all")
+    print_more(len(report.refused))
+
+
+def print_mismatches(lines: Sequence[str]) -> None:
+    """Print what does not match a reference, the first of it where there is much."""
+    for line in lines[:MOST_REFUSED]:
+        click.echo(line)
+    print_more(len(lines))
+
+
+def print_more(count: int) -> None:
+    """Say how many tensors were not printed."""
+    if count > MOST_REFUSED:
+        click.echo(f"and {count - MOST_REFUSED} more; --json lists them all")
 
 
 def print_notices(report: Report) -> None:

@@ -14,9 +14,12 @@ from qfmt.options import json_option, source_options
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), metavar="SRC", help="Decode both and compare every value.")
 @click.option("--receipt", type=click.Path(path_type=Path), help="With --against: derive anew what this says, and compare.")
+@click.option("--like", type=click.Path(path_type=Path), metavar="REF", help="With --receipt: the reference that it names.")
 @source_options
 @json_option
-def command(file: Path, against: Path | None, receipt: Path | None, as_json: bool, said: dict[str, Any]) -> None:
+def command(
+    file: Path, against: Path | None, receipt: Path | None, like: Path | None, as_json: bool, said: dict[str, Any]
+) -> None:
     """Check every byte of FILE that a digest covers; exits 1 at the first that is wrong.
 
     What is assumed is so of SRC where there is one, else of FILE.
@@ -27,8 +30,10 @@ def command(file: Path, against: Path | None, receipt: Path | None, as_json: boo
 
     if receipt is not None and against is None:
         raise click.UsageError("--receipt needs --against: the source that it was made from")
+    if like is not None and receipt is None:
+        raise click.UsageError("--like needs --receipt: what was made with the reference")
     if receipt is not None and against is not None:
-        n_tensors, has_digests = check_receipt(receipt, file, against)
+        n_tensors, has_digests = check_receipt(receipt, file, against, like)
         facts = {"file": file.name, "n_tensors": n_tensors, "digests": has_digests, "n_equal": n_tensors}
     else:
         facts = compare(file, against, said)
