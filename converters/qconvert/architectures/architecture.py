@@ -82,6 +82,7 @@ class Architecture:
     fixed     : fields of a config that hold for every model of the architecture
     flags     : fields that tell whether there is a tensor, by the name of that of layer 0
     skipped   : tensors of a checkpoint that a runtime computes by itself
+    wrapped   : how names begin in a checkpoint of which the model is a part, and how they do by themselves
     tied      : whether a config that does not say so shares the embedding with the output
     scalings  : kinds of rotary scaling that a GGUF file can say; "llama3" as a tensor
     doubts    : says what of a config a runtime does otherwise
@@ -95,6 +96,7 @@ class Architecture:
     fixed: Config = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
     skipped: tuple[str, ...] = ("model.layers.{layer}.self_attn.rotary_emb.inv_freq",)
+    wrapped: Mapping[str, str] = field(default_factory=dict)
     tied: bool = False
     scalings: tuple[str, ...] = ("default", "linear", "yarn")
     doubts: Callable[[Config], str] = lambda config: ""

@@ -65,7 +65,7 @@ def as_hf(model: Model) -> View:
     config |= {field: int(metadata[key]) for field, key in TOKEN_IDS.items() if isinstance(metadata.get(key), int)}
     if dropped := [key for key in metadata if key.startswith("general.") and key not in OF_FILE]:
         notices.append(f"a checkpoint has no place for {', '.join(dropped)}")
-    view = view_of(model, made, {"format": "pt"}, assets(config, metadata, notices))
+    view = view_of(model, made, {"format": "pt"}, assets(config, metadata, notices), {})
     return replace(view, notices=tuple(notices))
 
 

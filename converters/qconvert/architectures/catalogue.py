@@ -46,7 +46,7 @@ def config_of(model: Model) -> Config:
 def of_config(config: Config) -> Architecture | None:
     """Find the architecture that a plain config names; None where it is not known."""
     kind = config.get("model_type")
-    return next((arch for arch in ALL if kind in arch.classes), None)
+    return next((arch for arch in ALL if isinstance(kind, str) and kind in arch.classes), None)
 
 
 def of_metadata(metadata: Mapping[str, Any]) -> Architecture | None:

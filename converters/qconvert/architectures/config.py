@@ -7,10 +7,10 @@ Source: ggml-org/llama.cpp: conversion/base.py (set_gguf_parameters); huggingfac
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from qconvert.architectures.architecture import FLOAT32, Architecture, Config, Fact
 from qconvert.containers.gguf_types import STRING
@@ -20,7 +20,7 @@ from qformat.errors import FileError
 SCALING, THETA, LOCAL_THETA = "rope_scaling", "rope_theta", "rope_local_base_freq"
 FULL, SLIDING = "full_attention", "sliding_attention"
 DEFAULT, LINEAR, LLAMA3, NONE = "default", "linear", "llama3", "none"
-MAX_COUNT = (1 << 32) - 1
+MAX_COUNT, MAX_FLOAT32 = (1 << 32) - 1, float(np.finfo(np.float32).max)
 _TOKENS = (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))  # as a config calls them, and as a GGUF file does
 TOKEN_IDS = {f"{name}_token_id": f"tokenizer.ggml.{key}_token_id" for name, key in _TOKENS}
 
@@ -99,9 +99,7 @@ def write_config(arch: Architecture, metadata: Mapping[str, Any]) -> dict[str, A
 
 def float_of(value: float) -> float:
     """Give the shortest decimal number that is the same float32: 1e-05, not 9.999999747378752e-06."""
-    if not math.isfinite(value):
-        return value
-    return next(short for digits in range(1, 18) if _single(short := float(f"{value:.{digits}g}")) == _single(value))
+    return float(str(np.float32(value)))
 
 
 def _read(fact: Fact, config: Config) -> Scalar | None:
@@ -122,13 +120,13 @@ def _checked(fact: Fact, value: Any, field: str) -> Scalar:
     if fact.kind == STRING:
         if isinstance(value, str):
             return value
-        raise FileError(f"'{field}' is no text", field=field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FileError(f"'{field}' is no number, but {value!r}"[:200], field=field)
+        raise FileError("no text", field=field)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_FLOAT32:
+        raise FileError(f"no number, but {value!r}"[:100], field=field)
     if fact.kind == FLOAT32:
-        return float_of(float(value))
+        return float_of(value)
     if value != int(value) or not 0 <= value <= MAX_COUNT:
-        raise FileError(f"'{field}' is {value}, expected a whole number below 2**32", field=field)
+        raise FileError(f"{value}, expected a whole number below 2**32", field=field)
     return int(value)
 
 
@@ -160,7 +158,3 @@ def _merged(config: dict[str, Any], fixed: Config) -> dict[str, Any]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _single(value: float) -> bytes:
-    return struct.pack("<f", value)

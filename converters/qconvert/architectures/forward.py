@@ -13,7 +13,7 @@ from qconvert.architectures import rewriting
 from qconvert.architectures.architecture import EMBEDDING, OUTPUT, Architecture, Config
 from qconvert.architectures.catalogue import ARCHITECTURE, config_of, of_config
 from qconvert.architectures.config import MAX_COUNT, TOKEN_IDS, key_values, plain_config, read_facts
-from qconvert.architectures.made import Made, check_names, same_bytes, view_of
+from qconvert.architectures.made import Made, check_names, same_bytes, unwrapped, view_of
 from qconvert.architectures.names import Pair, pairs_of, skipped_names
 from qconvert.architectures.rope import TENSOR as ROPE_FREQS
 from qconvert.architectures.rope import rope_factors
@@ -42,6 +42,7 @@ def as_gguf(model: Model) -> View:
         kind = config.get("model_type")
         raise UsageError(f"architecture {kind!r} is not known" if kind else "no config.json says what architecture it is")
     facts = read_facts(arch, config)
+    model, own = unwrapped(model, arch.wrapped)
     pairs, skipped = expected(model, arch, facts)
     is_tied = bool(config.get("tie_word_embeddings", arch.tied))
     groups = [(pair.hf, pair.tensor.optional or (is_tied and pair.tensor.name == OUTPUT)) for pair in pairs]
@@ -61,7 +62,7 @@ def as_gguf(model: Model) -> View:
     for each in (*general(model, arch), *key_values(arch, facts), *tokens):
         said.setdefault(each.key, each)
     plain = {key: pair.value for key, pair in said.items() if not isinstance(pair.value, GGUFArray)}
-    return replace(view_of(model, made, plain, {}), key_values=tuple(said.values()), notices=tuple(notices))
+    return replace(view_of(model, made, plain, {}, own), key_values=tuple(said.values()), notices=tuple(notices))
 
 
 def expected(model: Model, arch: Architecture, facts: Mapping[str, Scalar]) -> tuple[list[Pair], set[str]]:

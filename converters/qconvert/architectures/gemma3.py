@@ -89,6 +89,7 @@ GEMMA3 = Architecture(
         Fact("final_logit_softcapping", ("final_logit_softcapping",), FLOAT32),
     ),
     fixed={"hidden_activation": "gelu_pytorch_tanh"},
+    wrapped={"language_model.model.": "model.", "language_model.lm_head.": "lm_head.", "model.language_model.": "model."},
     tied=True,
     doubts=doubts,
     derived=scaled_by,

@@ -43,10 +43,36 @@ def check_names(model: Model, what: str, groups: Iterable[tuple[tuple[str, ...],
         raise UsageError(f"tensor '{stranger}' is none of {what}")
 
 
+def unwrapped(model: Model, prefixes: Mapping[str, str]) -> tuple[Model, Mapping[str, str]]:
+    """See a model that is part of another by the names that it has by itself.
+
+    prefixes : how names begin, and how they do then
+    returns  : the model, and its own names by the new ones
+
+    Raises UsageError where two names become one.
+    """
+    own: dict[str, str] = {}
+    for name in model:
+        begin = next((begin for begin in prefixes if name.startswith(begin)), "")
+        plain = prefixes[begin] + name.removeprefix(begin) if begin else name
+        if plain in own:
+            raise UsageError(f"tensors '{own[plain]}' and '{name}' are both '{plain}'")
+        own[plain] = name
+    packed_by = {name: model.packed_by[source] for name, source in own.items() if source in model.packed_by}
+    return replace(model, names=own, load=lambda name: model[own[name]], packed_by=packed_by), own
+
+
 def view_of(
-    model: Model, made: Mapping[str, Made], metadata: Mapping[str, Any], assets: Mapping[str, Callable[[], bytes]]
+    model: Model,
+    made: Mapping[str, Made],
+    metadata: Mapping[str, Any],
+    assets: Mapping[str, Callable[[], bytes]],
+    own: Mapping[str, str],
 ) -> View:
-    """Make the view of a model that has these tensors, metadata and assets."""
+    """Make the view of a model that has these tensors, metadata and assets.
+
+    own : names that the source has for those that it goes by here, where they differ
+    """
     first = {name: next(iter(tensor.origin.names), "") for name, tensor in made.items()}
     packed_by = {name: model.packed_by[source] for name, source in first.items() if source in model.packed_by}
     seen = replace(
@@ -58,7 +84,8 @@ def view_of(
         read_recipe=lambda: None,
         packed_by=packed_by,
     )
-    return View(seen, {name: tensor.origin for name, tensor in made.items()})
+    origins = {name: tensor.origin for name, tensor in made.items()}
+    return View(seen, {n: replace(o, names=tuple(own.get(name, name) for name in o.names)) for n, o in origins.items()})
 
 
 def same_bytes(one: PackedTensor, other: PackedTensor) -> bool:
