@@ -34,6 +34,7 @@ def tool(name: str) -> ModuleType:
 
 def load(folder: Path) -> PreTrainedModel:
     """Let transformers load a folder, in float32 and with its plain attention. Every array must be one that the model has."""
+    torch.set_num_threads(1)  # tokens are few: threads would mostly wait for one another
     model, said = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
@@ -56,7 +57,7 @@ def check_same(folder: Path, file: Path, prompts: Sequence[Sequence[int]], n_tok
     returns : the greatest difference of two log-probabilities
     """
     model, worst = load(folder), 0.0
-    with tool("llama").Llama(file, N_CTX, n_threads=2, in_float32=True) as peer:
+    with tool("llama").Llama(file, N_CTX, in_float32=True) as peer:
         for prompt in prompts:
             made = peer.greedy(prompt, n_tokens)
             ids = [*prompt, *made]
