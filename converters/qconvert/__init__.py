@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qconvert.conversion import convert, plan
+    from qconvert.holding import targets_of
     from qconvert.opening import open
     from qconvert.quantizing import quantize
     from qconvert.report import Report
 
-__all__ = ["Report", "convert", "open", "plan", "quantize"]
+__all__ = ["Report", "convert", "open", "plan", "quantize", "targets_of"]
 
-_HOMES = {"conversion": ("convert", "plan"), "opening": ("open",), "quantizing": ("quantize",), "report": ("Report",)}
+_HOMES = {
+    "conversion": ("convert", "plan"),
+    "holding": ("targets_of",),
+    "opening": ("open",),
+    "quantizing": ("quantize",),
+    "report": ("Report",),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,8 @@ from qformat.formats.dense import dense
 from qformat.scheme import Opaque, Plain
 from qformat.tensor import PackedTensor, format_of
 
+# Gives the verdict on a tensor in a format.
+Judge = Callable[[PackedTensor, Format], Verdict]
 MIN_MATRIX_RANK = 2
 BIAS = ("_bias", ".bias")
 NO_CONFIG = "the source has no config.json: what is written says how weights are packed, and nothing else of the model"
@@ -59,12 +61,13 @@ def make_plan(view: View, target: Target, progress: Callable[[int], None] | None
     return Plan(target, tuple(items), view)
 
 
-def settle(name: str, tensor: PackedTensor, target: Target, dialect: str = "") -> Item:
+def settle(name: str, tensor: PackedTensor, target: Target, dialect: str = "", ask: Judge = judge) -> Item:
     """Choose the format of one tensor, judge it, and see that the target has a place for it.
 
     dialect : that the tensor was read in, where it is known
+    ask     : gives the verdict on a format
     """
-    return housed(kept_apart(decide(name, tensor, target), dialect, target), target)
+    return housed(kept_apart(decide(name, tensor, target, ask), dialect, target), target)
 
 
 def traced(item: Item, view: View) -> Item:
@@ -119,19 +122,20 @@ def is_float_matrix(name: str, tensor: PackedTensor) -> bool:
     return is_float and len(tensor.shape) >= MIN_MATRIX_RANK and not name.endswith(BIAS)
 
 
-def decide(name: str, tensor: PackedTensor, target: Target) -> Item:
+def decide(name: str, tensor: PackedTensor, target: Target, ask: Judge = judge) -> Item:
     """Choose the format of one tensor and judge it."""
     stored = format_of(tensor)
     takes_wanted = not stored.scheme.is_dense or is_float_matrix(name, tensor)
     has_type = target.wanted is not None and target.container == "gguf" and ggml.type_of(stored) == ggml.type_of(target.wanted)
     keeps = has_type or (target.keeps and target.is_dense and stored.scheme.is_dense)
     if target.wanted is not None and takes_wanted and not keeps:
-        return _judged(name, tensor, target.wanted, target, named=True)
+        item = _judged(name, tensor, target.wanted, target, ask)
+        return requantized(item) if item.verdict.verdict == REFUSED and can_requantize(item) else item
     if (own := held(target, stored, tensor)) is not None:
-        return _judged(name, tensor, own, target)
+        return _judged(name, tensor, own, target, ask)
     if stored.scheme.is_dense:
-        return _widen(name, tensor, target)
-    return _smallest(name, tensor, target)
+        return _widen(name, tensor, target, ask)
+    return _smallest(name, tensor, target, ask)
 
 
 def held(target: Target, form: Format, tensor: PackedTensor) -> Format | None:
@@ -143,9 +147,8 @@ def held(target: Target, form: Format, tensor: PackedTensor) -> Format | None:
     return form if (form.scheme.name in target.dense if form.scheme.is_dense else target.container == "qfmt") else None
 
 
-def _judged(name: str, tensor: PackedTensor, form: Format, target: Target, named: bool = False) -> Item:
-    item = Item(name, tensor, form, judge(tensor, form), target.container)
-    return requantized(item) if item.verdict.verdict == REFUSED and named and can_requantize(item) else item
+def _judged(name: str, tensor: PackedTensor, form: Format, target: Target, ask: Judge) -> Item:
+    return Item(name, tensor, form, ask(tensor, form), target.container)
 
 
 def requantized(item: Item) -> Item:
@@ -160,17 +163,17 @@ def can_requantize(item: Item) -> bool:
     return has_values and fits and bool(form.rule)
 
 
-def _widen(name: str, tensor: PackedTensor, target: Target) -> Item:
+def _widen(name: str, tensor: PackedTensor, target: Target, ask: Judge) -> Item:
     """Take the first element type of the target that holds every value of a dense tensor."""
     kinds = [dense(kind) for kind in WIDER if kind in target.dense]
-    return _first(Item(name, tensor, form, judge(tensor, form), target.container) for form in kinds)
+    return _first(_judged(name, tensor, form, target, ask) for form in kinds)
 
 
-def _smallest(name: str, tensor: PackedTensor, target: Target) -> Item:
+def _smallest(name: str, tensor: PackedTensor, target: Target, ask: Judge) -> Item:
     """Take the smallest packed format that holds a tensor exactly; else the best verdict, with what was in the way."""
     fitting = [form for form in target.forms(tensor) if tensor.n_cols % row_multiple(form) == 0]
     by_size = sorted(fitting, key=lambda form: form.n_bytes(tensor.shape))
-    items = [Item(name, tensor, form, judge(tensor, form), target.container) for form in by_size]
+    items = [_judged(name, tensor, form, target, ask) for form in by_size]
     if not items:
         shape = " x ".join(map(str, tensor.shape))
         hint = f"{target.name} holds no packed {tensor.scheme.name} of shape {shape}; use qfmt dequantize"

@@ -131,6 +131,13 @@ def siblings(target: Target) -> Iterator[Target]:
         yield from (find_target(_spell("gguf", form.name)) for form in by_size)
 
 
+def packed_targets() -> tuple[Target, ...]:
+    """Give every target that holds packed weights: containers that take what fits, GGUF's types, kinds of dialects."""
+    bare = (find_target("qfmt"), find_target("gguf"))
+    dialects = [kind for dialect in DIALECTS for kind in siblings(find_target(dialect.short or dialect.name))]
+    return (*bare, *siblings(bare[1]), *dialects)
+
+
 def names() -> tuple[str, ...]:
     """List the targets, families by pattern."""
     gguf = "|".join(_gguf_types())

@@ -16,6 +16,7 @@ from qformat.errors import QFormatError
 
 COMMANDS = {
     "inspect": "what is in a file: container, bits per weight, sizes, oddities",
+    "targets": "which targets hold a checkpoint exactly, and its size in each",
     "plan": "what a conversion would do, tensor by tensor; writes nothing",
     "convert": "convert exactly, or refuse",
     "quantize": "float weights in, packed weights out",
