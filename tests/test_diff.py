@@ -20,6 +20,8 @@ from safetensors.numpy import save_file
 
 import qformat
 from qformat.errors import FileError, UsageError
+from qformat.file import Column, PartSpec, TensorSpec, Writer, open_file
+from qformat.file.same import is_same_part
 from qformat.model import Model
 from qformat.tensor import TILE_WEIGHTS, from_array
 
@@ -209,6 +211,17 @@ def test_byte_order_is_no_difference(tmp_path: Path) -> None:
     assert (found.is_same, only(found).bytes_equal) == (True, True)
 
 
+def test_unknown_blocks_of_two_byte_orders_are_never_the_same(tmp_path: Path) -> None:
+    gguf(tmp_path / "a.gguf", {"w": ([32], 77, bytes(32))})
+    arch = made.kv("general.architecture", made.STR, "llama", order=">")
+    swapped = made.gguf([arch], [made.info("w", [32], 77, 0, order=">")], bytes(32), order=">")
+    (tmp_path / "b.gguf").write_bytes(swapped)
+
+    found = only(compared(tmp_path / "a.gguf", tmp_path / "b.gguf"))
+
+    assert (found.status, found.same_format, found.equal) == ("differs", False, False)
+
+
 @pytest.mark.parametrize("depth", ["structure", "bytes", "values"])
 def test_a_depth_looks_no_deeper(depth: str, tmp_path: Path) -> None:
     a, b = (gguf(tmp_path / n, {"w": ([32], 2, raw)}) for n, raw in (("a.gguf", BLOCK), ("b.gguf", FLIPPED)))
@@ -256,6 +269,23 @@ def test_other_digests_are_read_where_chunks_are_compressed_otherwise(tmp_path: 
     a, b = (written(tmp_path / f"{compress}.qfmt", compress, w=w) for compress in ("none", "all"))
 
     assert only(compared(a, b)).bytes_equal
+
+
+def test_equal_frames_of_bytes_that_are_shuffled_otherwise_are_not_equal(tmp_path: Path) -> None:
+    files = []
+    for width in (1, 2):
+        column = Column(0, 2, width)
+        spec = TensorSpec("w", (512,), "float16", {}, (PartSpec("values", "uint8", (1024,), 1024, 2, (column,)),))
+        data = (np.tile if width == 2 else np.repeat)(np.array([0, 1], np.uint8), 512)  # one shuffle apart
+        with Writer(tmp_path / f"{width}.qfmt", [spec], compress="all") as writer:
+            writer.write("w", "values", 0, data)
+        files.append(open_file(tmp_path / f"{width}.qfmt"))
+    one, other = files
+
+    records = [file.table(file.tensors["w"]).records.tobytes() for file in files]
+    assert records[0] == records[1]
+    assert not is_same_part(one, one.tensors["w"], other, other.tensors["w"], "values")
+    assert is_same_part(one, one.tensors["w"], one, one.tensors["w"], "values")
 
 
 def test_values_are_never_taken_from_digests_whose_bytes_are_damaged(tmp_path: Path) -> None:
@@ -355,8 +385,8 @@ def folder(path: Path, config: str, **files: str) -> Path:
 
 
 def test_a_config_differs_by_key_and_another_file_as_a_whole(tmp_path: Path) -> None:
-    mine = '{"a": {"bits": 4, "x": {}}, "n": 1, "t": true, "l": [1, 2], "gone": null}'
-    theirs = '{"l": [1, 2], "t": 1, "n": 1.0, "a": {"x": {}, "bits": 8}, "new": ""}'
+    mine = '{"a": {"bits": 4, "x": {}}, "n": 1, "t": true, "l": [{"p": 1, "q": 2}], "gone": null, "empty": {}}'
+    theirs = '{"l": [{"q": 2, "p": 1}], "t": 1, "n": 1.0, "a": {"x": {}, "bits": 8}, "new": ""}'
     a = folder(tmp_path / "a", mine, tokenizer="{}", generation_config="{}")
     b = folder(tmp_path / "b", theirs, tokenizer="{ }", generation_config="{}")
 
@@ -366,7 +396,7 @@ def test_a_config_differs_by_key_and_another_file_as_a_whole(tmp_path: Path) -> 
         "config.json: a.bits": ("4", "8"), "config.json: n": ("1", "1.0"), "config.json: t": ("true", "1"),
         "tokenizer.json": ("2 bytes", "3 bytes"),
     }  # fmt: skip
-    assert (found.only_one, found.only_other) == (("config.json: gone",), ("config.json: new",))
+    assert (found.only_one, found.only_other) == (("config.json: gone", "config.json: empty"), ("config.json: new",))
 
 
 def test_key_values_and_config_are_never_compared(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def is_same_part(one: File, mine: TensorEntry, other: File, theirs: TensorEntry,
     returns: False where they differ, and where they cannot tell: chunks cut or compressed in another way
     """
     parts = _find(mine, role), _find(theirs, role)
-    if parts[0].n_bytes != parts[1].n_bytes or _cuts(parts[0]) != _cuts(parts[1]):
+    if _cuts(parts[0]) != _cuts(parts[1]):
         return False
     return _records(one, mine, parts[0]) == _records(other, theirs, parts[1])
 
@@ -25,9 +25,9 @@ def _find(entry: TensorEntry, role: str) -> PartEntry:
     return next(part for part in entry.parts if part.role == role)
 
 
-def _cuts(part: PartEntry) -> tuple[int, list[tuple[int, int, int]]]:
+def _cuts(part: PartEntry) -> tuple[int, int, list[tuple[int, int, int]]]:
     """Give what decides which bytes a chunk covers, and in what order."""
-    return part.block_bytes, [(plane.begin, plane.end, plane.element_bytes) for plane in part.planes]
+    return part.n_bytes, part.block_bytes, [(plane.begin, plane.end, plane.element_bytes) for plane in part.planes]
 
 
 def _records(file: File, entry: TensorEntry, part: PartEntry) -> list[bytes]:
