@@ -31,7 +31,7 @@ ADDS_SPACE = "tokenizer.ggml.add_space_prefix"
 
 # What llama.cpp takes for the ids where a file does not give them.
 DEFAULT_IDS = {PIECES: {"bos": 1, "eos": 2, "unk": 0}, BYTE_LEVEL: {}}
-BYTE_LEVEL_BOS = 11
+BYTE_LEVEL_ID = 11  # of both, where one is added
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -64,12 +64,13 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
 
 def write(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Mapping[str, bytes]:
     """Give the files: name and content. Raises NotExact where scores put the merges of pieces in no order."""
-    found = {word: metadata.get(key) for word, key in IDS.items()}
-    ids = DEFAULT_IDS[vocabulary.model] | {word: at for word, at in found.items() if type(at) is int}
-    ids = {word: at for word, at in ids.items() if 0 <= at < len(vocabulary.tokens)}
+    n_vocab = len(vocabulary.tokens)
+    named = {word: metadata.get(key) for word, key in IDS.items()}  # llama.cpp leaves an id that no token has at its default
+    ids = DEFAULT_IDS[vocabulary.model] | {word: at for word, at in named.items() if type(at) is int and 0 <= at < n_vocab}
+    ids = {word: at for word, at in ids.items() if at < n_vocab}
     adds_bos = vocabulary.model == PIECES or find_cutting(vocabulary.pre).adds_bos
-    begins = ids.get("bos", BYTE_LEVEL_BOS) if _flag(metadata, ADDS["bos"], adds_bos) else None
-    ends = ids.get("eos", BYTE_LEVEL_BOS) if _flag(metadata, ADDS["eos"], False) else None
+    begins = _around(metadata, vocabulary, ids, "bos", adds_bos)
+    ends = _around(metadata, vocabulary, ids, "eos", False)
     of_pieces = vocabulary.model == PIECES
     special = {f"{word}_token": vocabulary.tokens[at] for word, at in ids.items()}
     files = {
@@ -153,6 +154,18 @@ def _added(vocabulary: Vocabulary) -> list[Json]:
         for at, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
         if kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED)
     ]
+
+
+def _around(
+    metadata: Mapping[str, Any], vocabulary: Vocabulary, ids: Mapping[str, int], word: str, default: bool
+) -> int | None:
+    """Give the id of a token that is put before or after a text. Raises FileError where one is asked for and none is there."""
+    if not _flag(metadata, ADDS[word], default):
+        return None
+    at = ids.get(word, BYTE_LEVEL_ID)
+    if at >= len(vocabulary.tokens):
+        raise FileError(f"a text is put beside a token that no key names, expected '{IDS[word]}'", field=IDS[word])
+    return at
 
 
 def _post_processor(vocabulary: Vocabulary, begins: int | None, ends: int | None) -> Json | None:
