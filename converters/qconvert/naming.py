@@ -42,7 +42,7 @@ def as_wanted(model: Model, target: Target, dst: Path | None = None, names: str 
         if names == OWN or target.container == "qfmt":
             what = "names 'own'" if names == OWN else "a .qfmt file"
             raise UsageError(f"{what} cannot take the names of '{like.path.name}'", path=model.path, field="like")
-        return as_like(model, like, wanted, widens=target.container == "gguf" and target.wanted is None)
+        return as_like(model, like, wanted, widens=target.container == "gguf")
     if not wanted or (architectures.family_of(model) or _by_container(model)) == wanted:
         return View(model)
     view = View(model, missing=KEPT) if names == OWN else architectures.view(model, wanted)
