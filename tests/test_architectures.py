@@ -117,6 +117,21 @@ def test_seen_there_and_back_a_model_is_the_same_signs_of_zeros_aside(hand: Hand
         assert {name for name in source if not np.array_equal(source[name].dequantize(), back[name].dequantize())} == set()
 
 
+@pytest.mark.parametrize("decode", [False, True], ids=["packed", "to be dense"])
+def test_packed_experts_are_decoded_the_other_way_round_for_a_checkpoint_of_dense_ones(decode: bool, tmp_path: Path) -> None:
+    hand, name = MODELS["gpt-oss-packed"], "model.layers.1.mlp.experts.gate_up_proj"
+    qconvert.convert(folder(hand, tmp_path), tmp_path / "packed.gguf")
+    with qconvert.open(tmp_path / "packed.gguf") as file:
+        view = architectures.view(file, "hf", decode)
+        tensor = view.model[name]
+        found = tensor.dequantize()
+
+    gate, up = (hand.gguf[f"blk.1.ffn_{part}_exps.weight"] for part in ("gate", "up"))
+    expected = np.stack([gate, up], axis=2).reshape(len(gate), -1, made.WIDTH)
+    assert tensor.scheme.is_dense == decode
+    assert np.array_equal(found, expected.swapaxes(1, 2) if decode else expected)
+
+
 def test_packed_experts_stay_packed_and_are_run(llama: ModuleType, tmp_path: Path) -> None:
     hand = MODELS["gpt-oss-packed"]
     qconvert.convert(folder(hand, tmp_path), tmp_path / "packed.gguf")

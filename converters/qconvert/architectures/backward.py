@@ -34,8 +34,10 @@ MATRIX = 2  # axes
 OF_FILE = ("general.architecture", "general.type", "general.file_type", "general.quantization_version", "general.alignment")
 
 
-def as_hf(model: Model) -> View:
+def as_hf(model: Model, decode: bool = False) -> View:
     """See a GGUF file as a checkpoint.
+
+    decode : see `seeing.view`
 
     Raises FileError, UsageError where its metadata or its tensors are not those of an architecture that is known.
     """
@@ -52,7 +54,7 @@ def as_hf(model: Model) -> View:
     made: dict[str, Made] = {}
     for pair in pairs:
         if all(name in model for name in pair.gguf):
-            made |= tensors_of(model, pair, facts)
+            made |= tensors_of(model, pair, facts, decode)
     notices = []
     if ROPE_FREQS in model:
         scaling = scaling_from(model[ROPE_FREQS].dequantize().reshape(-1), float(facts.get("rope.freq_base", THETA)))
@@ -69,14 +71,14 @@ def as_hf(model: Model) -> View:
     return replace(view, notices=tuple(notices))
 
 
-def tensors_of(model: Model, pair: Pair, facts: Mapping[str, Scalar]) -> dict[str, Made]:
+def tensors_of(model: Model, pair: Pair, facts: Mapping[str, Scalar], decode: bool) -> dict[str, Made]:
     """Give the tensors of a checkpoint that a pair names."""
 
     def sources() -> list[PackedTensor]:
         return [model[name] for name in pair.gguf]
 
     def load(part: int) -> PackedTensor:
-        return rewriting.to_hf(pair.tensor, sources(), part, len(pair.hf), facts)
+        return rewriting.to_hf(pair.tensor, sources(), part, len(pair.hf), facts, decode)
 
     plus = pair.tensor.plus
     lost = (lambda: rewriting.loss(sources()[0], -plus)) if plus else (lambda: None)

@@ -49,18 +49,21 @@ def to_gguf(tensor: Tensor, sources: Sequence[PackedTensor], part: int, name: st
     return _as_float(made) if kept_because(name) is not None or len(made.shape) < MATRIX else made
 
 
-def to_hf(tensor: Tensor, sources: Sequence[PackedTensor], part: int, n_parts: int, sizes: Sizes) -> PackedTensor:
+def to_hf(
+    tensor: Tensor, sources: Sequence[PackedTensor], part: int, n_parts: int, sizes: Sizes, decode: bool = False
+) -> PackedTensor:
     """Make a tensor of a checkpoint.
 
     sources : those of the GGUF file that the declaration names
     part    : which of the `n_parts` tensors of a checkpoint
+    decode  : whether packed tensors are to be dense
 
     Raises UsageError where the rows are not as many as the declaration says.
     """
     if EXPERT in tensor.name and _first(sources).shape[:1] != (n_parts,):
         raise UsageError(f"shape {list(_first(sources).shape)}, expected a stack of {n_parts}", field="shape")
     made = _moved(tensor, sources, part, n_parts, _shape_here(tensor, sources), sizes, forward=False)
-    if tensor.flipped and made.scheme.is_dense:
+    if tensor.flipped and (decode or made.scheme.is_dense):
         made = flip(made)
     return from_array(added(made, -tensor.plus)) if tensor.plus else made
 
