@@ -45,7 +45,7 @@ def as_wanted(model: Model, target: Target, dst: Path | None = None, names: str 
         return as_like(model, like, wanted, widens=target.container == "gguf")
     if not wanted or (architectures.family_of(model) or _by_container(model)) == wanted:
         return View(model)
-    view = View(model, missing=KEPT) if names == OWN else architectures.view(model, wanted)
+    view = View(model, missing=KEPT) if names == OWN else architectures.view(model, wanted, target.is_dense)
     if view.missing and names == RUNTIME:
         raise NotExact(f"no runtime will load this file: {view.missing}", path=model.path, field="names")
     return view
