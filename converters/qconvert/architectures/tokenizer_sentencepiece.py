@@ -76,6 +76,8 @@ def read(data: bytes, places: Places) -> bool:
                     adds_space = field.integer()
                 elif field.number == EXTRA_SPACES:
                     takes_spaces = field.integer()
+    if index == 0:
+        raise FileError("there are no pieces: this is no sentencepiece model", path=NAME)
     if model_type != BPE:
         found = KINDS_OF_MODEL.get(model_type, str(model_type))
         message = f"the model is '{found}', expected 'bpe': llama.cpp joins pieces by their scores"
