@@ -6,6 +6,7 @@ Knows alphabets, and no tensor: a table says where each number of one goes, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,7 @@ def numbers_of(alphabet: Alphabet) -> NDArray[np.float64]:
     return np.array(alphabet.levels, np.float64)
 
 
+@cache
 def whole(alphabet: Alphabet) -> Whole | None:
     """Read an alphabet as integers, by the least factor that makes some of all its numbers; None where none does.
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, expect_matrix
-from qconvert.dialects.geometry import code_bits, columns, scale_group
+from qconvert.dialects.geometry import columns, integer_bits, scale_group
 from qconvert.dialects.grouped import (
     GROUPS,
     SCALES,
@@ -171,7 +171,7 @@ def zeros_width(n_in: int, size: int, run: int) -> int:
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     """Give the formats that could hold a tensor, GEMM's first; its own where it lies for fast GEMV."""
-    bits, group, over = code_bits(tensor.scheme), columns(tensor), scale_group(tensor.scheme)
+    bits, group, over = integer_bits(tensor.scheme), columns(tensor), scale_group(tensor.scheme)
     if group is None and isinstance(over, Indexed):
         group = -(-tensor.n_cols // over.n_groups)  # so that the refusal names the index
     if bits is None or bits > BITS or len(tensor.shape) != RANK or group is None or tensor.n_cols % (group or 1):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules, expect_matrix
-from qconvert.dialects.geometry import code_bits
+from qconvert.dialects.geometry import integer_bits
 from qformat.errors import FileError, UsageError
 from qformat.formats.bitnet import SLABS, bitnet
 from qformat.formats.form import Format
@@ -51,7 +51,7 @@ def load(shelf: Shelf, arrays: Mapping[str, str]) -> PackedTensor:
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     """Give the formats that could hold a tensor: codes of two bits; divided by a scale only where they are."""
-    bits = code_bits(tensor.scheme)
+    bits = integer_bits(tensor.scheme)
     if bits is None or bits > MAX_BITS or tensor.n_rows % SLABS:
         return ()
     return [bitnet(dtype, divides(tensor.scheme)) for dtype in SCALES]

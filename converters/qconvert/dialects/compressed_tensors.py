@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qconvert.dialects.compressed_tensors_config import NAME, kind_of, level_bits, read_groups, settings_of, write
 from qconvert.dialects.compressed_tensors_load import BYTES, RANK, ROLES, Module, load
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, expect_matrix
-from qconvert.dialects.geometry import code_bits, columns, scale_group
+from qconvert.dialects.geometry import coarser, code_bits, columns, integer_bits, scale_group
 from qformat.bits import DTYPES
 from qformat.formats.compressed_tensors import BITS, KINDS, MX, NVFP4, SCALES, SPARSE_BITS, TENSOR, pack, whole
 from qformat.formats.form import Format, PartForm
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 else:
     from qformat.deferred import np
 
+WIDER = (64, 128, 0)  # groups that finer ones become where they agree; 0: whole rows
 LEVEL_BITS = {"nvfp4": 4, "mxfp4": 4, "mxfp6": 6, "mxfp8": 8, "float": 8}
 ONE_BYTE = {"int": "int8", "float": "float8_e4m3fn", "mxfp8": "float8_e4m3fn"}
 
@@ -49,8 +50,8 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     """Give the formats that could hold a tensor: its own bits, and its own groups where rows have them."""
     if len(tensor.shape) != RANK:
         return ()
-    bits = level_bits(tensor.scheme)  # wider levels hold these too, where their kind is asked for by name
-    kinds = [one for one in KINDS if one == kind or (not kind and LEVEL_BITS.get(one, bits) == bits)]
+    bits = level_bits(tensor.scheme)  # of wider levels all hold these too
+    kinds = [one for one in KINDS if one == kind or (not kind and LEVEL_BITS.get(one, bits) >= bits)]
     found = [form for one in kinds for form in _forms(one, tensor)]
     own = format_of(tensor)
     if kind or any(form.meaning == own.meaning for form in found):
@@ -59,8 +60,8 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
 
 
 def _forms(kind: str, tensor: PackedTensor) -> Iterator[Format]:
-    bits, alphabet, shape = code_bits(tensor.scheme), tensor.scheme.alphabet, (tensor.n_rows, tensor.n_cols)
-    if isinstance(alphabet, Levels):
+    bits, shape = integer_bits(tensor.scheme), (tensor.n_rows, tensor.n_cols)
+    if isinstance(tensor.scheme.alphabet, Levels) and kind in LEVEL_BITS:
         if kind == "nvfp4":
             yield NVFP4
         elif kind in MX:
@@ -95,7 +96,7 @@ def _grids(tensor: PackedTensor) -> Iterator[Grid]:
     if isinstance(own, Grid) and own.rows != 1:
         yield own
     if size is not None:
-        yield Grid(1, size)
+        yield from (Grid(1, one) for one in dict.fromkeys((size, *coarser(tensor, WIDER))))
 
 
 def _ordered(tensor: PackedTensor) -> Iterator[Indexed]:

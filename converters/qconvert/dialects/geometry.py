@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qformat.bits import DTYPES
 from qformat.scheme import Flat, Grid, Group, Indexed, Integers, Levels, Op, Plain, Scheme, Stored, Strided, Table, refs
 from qformat.tensor import PackedTensor
@@ -11,6 +13,17 @@ def code_bits(scheme: Scheme) -> int | None:
     """Give the bits that hold every code of an alphabet of integers, 0 among them or not; None for other alphabets."""
     alphabet = scheme.alphabet
     return (alphabet.high - alphabet.low).bit_length() if isinstance(alphabet, Integers) else None
+
+
+def integer_bits(scheme: Scheme) -> int | None:
+    """Give the bits of integers that codes stand for, but for a power of two of all; None where they stand for none.
+
+    Levels may be such integers: those of MXFP4 take 5 bits, of IQ4_NL 8.
+    """
+    from qconvert.alphabets import whole  # here: nothing that only lists tensors looks at levels
+
+    found = whole(scheme.alphabet)
+    return None if found is None else found.bits
 
 
 def scale_group(scheme: Scheme) -> Group | None:
@@ -63,6 +76,21 @@ def columns(tensor: PackedTensor) -> int | None:
     if isinstance(group, Flat) and tensor.n_cols % group.n_weights == 0:
         return 0 if group.n_weights == tensor.n_cols else group.n_weights
     return None
+
+
+def coarser(tensor: PackedTensor, sizes: Sequence[int]) -> list[int]:
+    """Give those of some group sizes that are multiples of a tensor's own, 0 being rows, and that its first row allows."""
+    from qconvert.affine import read_affine  # here: nothing that only lists tensors looks at values
+    from qformat.evaluate import Operands
+
+    own, affine = columns(tensor), read_affine(tensor.scheme)
+    if not own or affine is None or not tensor.n_rows:
+        return []
+    wider = [size for size in sizes if size > own and size % own == 0 and size < tensor.n_cols] + [0] * (0 in sizes)
+    scales, run = Operands(tensor.scheme, tensor.n_cols, tensor.param).operand(affine.scale, 0, 1)
+    row, steps = scales[0].tolist(), [size // run or scales.shape[1] for size in wider]
+    agree = [all(len(set(row[at : at + step])) == 1 for at in range(0, len(row), step)) for step in steps]
+    return [size for size, fits in zip(wider, agree, strict=True) if fits]
 
 
 def is_symmetric(tensor: PackedTensor) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, expect_matrix
-from qconvert.dialects.geometry import code_bits, columns, is_symmetric, scale_group
+from qconvert.dialects.geometry import code_bits, columns, integer_bits, is_symmetric, scale_group
 from qconvert.dialects.gptq_doubts import doubts as doubts_of
 from qconvert.dialects.grouped import SCALES, carry, check_bits, convention, dense_in_blocks, group_size, modules, settings
 from qformat.errors import FileError, NotExact
@@ -115,7 +115,7 @@ def order_of(shelf: Shelf, name: str, group: int, groups: int) -> tuple[int, int
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     """Give the formats that could hold a tensor: its own group, its bits or the next that there are; rows of whole words."""
-    bits, group, over = code_bits(tensor.scheme), columns(tensor), scale_group(tensor.scheme)
+    bits, group, over = integer_bits(tensor.scheme), columns(tensor), scale_group(tensor.scheme)
     act_order = (over.n_groups, tensor.n_cols) if isinstance(over, Indexed) else None
     if bits is None or len(tensor.shape) != RANK or (group is None and act_order is None):
         return ()

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules, expect_matrix
-from qconvert.dialects.geometry import code_bits, columns, scale_group
+from qconvert.dialects.geometry import code_bits, columns, integer_bits, scale_group
 from qformat.bits import DTYPES
 from qformat.errors import FileError, QFormatError
 from qformat.formats.form import Format
@@ -96,7 +96,7 @@ def number(shelf: Shelf, name: str, expected: Sequence[int], why: str = "") -> i
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     """Give the formats that could hold a tensor: its own groups, along a row or strided, its bits or the next."""
-    bits, over = code_bits(tensor.scheme), scale_group(tensor.scheme)
+    bits, over = integer_bits(tensor.scheme), scale_group(tensor.scheme)
     wide = next((n for n in BITS if bits is not None and n >= bits), None)
     run = columns(tensor)
     group = over.n_weights if isinstance(over, Flat | Strided) else tensor.n_cols if run == 0 else run

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from qconvert.dialects.dialect import METADATA, Array, Claim, Dialect, Json, Shelf, Written, bind
-from qconvert.dialects.geometry import code_bits, columns
+from qconvert.dialects.geometry import coarser, code_bits, columns, integer_bits
 from qformat.errors import FileError, UsageError
 from qformat.formats.form import Format
 from qformat.formats.mlx import BITS, DTYPES, FLOATS, GROUPS, NVFP4, WORD, affine, nvfp4_global
@@ -118,14 +118,15 @@ def floats(name: str, n_words: int, n_groups: int, said: Json) -> Format:
 
 
 def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
-    """Give the formats that could hold a tensor: as it is, in its own groups or the next that there are."""
+    """Give the formats that could hold a tensor: as it is, in its own groups or others that there are."""
     n_cols, found = tensor.n_cols, list[Format]()
-    bits, group = code_bits(tensor.scheme), columns(tensor)
+    bits, group = integer_bits(tensor.scheme), columns(tensor)
     wide = [n for n in BITS if bits is not None and n >= bits]
     if wide and group is not None:
-        size = max((size for size in GROUPS if n_cols % size == 0 and group % size == 0), default=GROUPS[0])
-        found += [affine(wide[0], size, one) for one in DTYPES if kind in ("", one) and n_cols % size == 0]
-    if bits is None or kind in FLOATS:
+        own = max((size for size in GROUPS if n_cols % size == 0 and group % size == 0), default=GROUPS[0])
+        sizes = [size for size in dict.fromkeys((own, *coarser(tensor, GROUPS))) if n_cols % size == 0]
+        found += [affine(wide[0], size, one) for size in sizes for one in DTYPES if kind in ("", one)]
+    if code_bits(tensor.scheme) is None or kind in FLOATS:
         fitting = [FLOATS[one] for one in FLOATS if kind in ("", one) and n_cols % group_of(FLOATS[one]) == 0]
         is_global = tensor.scheme.steps == NVFP4_GLOBAL.scheme.steps and NVFP4 in fitting
         found += [NVFP4_GLOBAL] if is_global else fitting

@@ -16,7 +16,7 @@ from typing import Any
 
 from qconvert.dialects.compressed_tensors_config import settings_of
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules, expect_matrix
-from qconvert.dialects.geometry import columns
+from qconvert.dialects.geometry import columns, integer_bits
 from qformat.errors import FileError, UsageError
 from qformat.formats.form import Format
 from qformat.formats.modelopt import MXFP4, fp8, nvfp4, w4a16
@@ -124,7 +124,7 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
         "w4a16-awq": [],
     }
     group = columns(tensor)
-    if isinstance(tensor.scheme.alphabet, Integers) and tensor.n_rows % 2 == 0 and group is not None:
+    if integer_bits(tensor.scheme) is not None and tensor.n_rows % 2 == 0 and group is not None:
         fits = group == 0 or tensor.n_cols % group == 0
         found["w4a16-awq"] = [w4a16(group, dtype, input_scale) for dtype in FLOATS if fits and input_scale in ("", *FLOATS)]
     return found[kind] if kind else [form for forms in found.values() for form in forms]

@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 from qconvert.dialects.dialect import WEIGHT, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules, expect_matrix
-from qconvert.dialects.geometry import code_bits
+from qconvert.dialects.geometry import integer_bits
 from qformat.errors import FileError
 from qformat.formats.form import Format
 from qformat.formats.quanto import FEW, FLOATS, GROUP, GROUP_STEP, MIN_GROUP, QTYPES, group_of, quanto
 from qformat.layout import Bits, Field
-from qformat.scheme import Flat, Integers, Levels, Opaque
+from qformat.scheme import Flat, Levels, Opaque
 from qformat.tensor import PackedTensor, format_of
 
 NAME = "quanto"
@@ -119,11 +119,11 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     """Give the formats that could hold a tensor: as it is, or in the groups that the peer makes of its rows."""
     own, alphabet = format_of(tensor), tensor.scheme.alphabet
     found = [form for form in own_forms(own) if kind in ("", kind_of(form))]
-    bits = code_bits(tensor.scheme)
+    bits = integer_bits(tensor.scheme)
     for dtype in SCALES:
         if isinstance(alphabet, Levels) and kind in ("", "fp8"):
-            found += [quanto(element, dtype) for element in FLOATS if element == alphabet.name]
-        if isinstance(alphabet, Integers) and bits is not None and tensor.n_cols:
+            found += [quanto(element, dtype) for element in FLOATS]
+        if bits is not None and tensor.n_cols:
             found += [quanto("int8", dtype)] if kind in ("", "int8") and bits <= 8 else []
             few = [element for element, width in FEW.items() if width >= bits and kind in ("", element)]
             found += [quanto(element, dtype, group_of(tensor.n_cols)) for element in few]

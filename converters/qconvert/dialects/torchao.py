@@ -16,7 +16,7 @@ from typing import Any
 
 from qconvert.containers.strict_json import parse_json
 from qconvert.dialects.dialect import METADATA, Array, Claim, Dialect, Json, Shelf, Written, bind, dense_modules
-from qconvert.dialects.geometry import code_bits, columns, scale_group
+from qconvert.dialects.geometry import columns, integer_bits, scale_group
 from qconvert.dialects.torchao_classes import FLOATS, PARTS, arrays_of, attributes, class_of, dtype_of, form_of, recipe
 from qformat.errors import FileError, UsageError, show
 from qformat.formats import torchao as made
@@ -81,7 +81,7 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     alphabet, own, run = tensor.scheme.alphabet, format_of(tensor), columns(tensor)
     over = scale_group(tensor.scheme)
     grid = over if isinstance(over, Grid) else None if run is None else Grid(1, run)
-    bits = code_bits(tensor.scheme)
+    bits = integer_bits(tensor.scheme)
     found: dict[str, list[Format]] = {one: [] for one in KINDS}
     for dtype in FLOATS:
         if grid is not None and bits is not None and bits <= 8:
