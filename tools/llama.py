@@ -210,11 +210,14 @@ class Llama:
             self._lib.llama_model_free(self._model)
         self._context = self._model = None
 
-    def tokenize(self, text: str) -> list[int]:
-        """Give the ids of a text's tokens, with those that the model's file asks for at its beginning."""
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Give the ids of a text's tokens, with those that the model's file asks for at its beginning.
+
+        special : read the names of control tokens as these, not as text
+        """
         raw = text.encode()
         ids = (Token * (len(raw) + 2))()
-        n_tokens = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), True, False)
+        n_tokens = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), True, special)
         return list(ids[:n_tokens])
 
     def greedy(self, prompt: Sequence[int], n_tokens: int) -> list[int]:

@@ -22,8 +22,6 @@ N_CTX = 128
 # Of log-probabilities.
 BOUND = 1e-3
 
-Rows = NDArray[np.float64]
-
 
 @cache
 def tool(name: str) -> ModuleType:
@@ -50,20 +48,20 @@ def logits(model: PreTrainedModel, ids: Sequence[int]) -> NDArray[np.float32]:
     return found
 
 
-def check_same(folder: Path, file: Path, prompts: Sequence[Sequence[int]], n_tokens: int) -> float:
-    """Check that both runtimes say the same: tokens, and log-probabilities within the bound.
+def greedy(file: Path, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[list[int]]:
+    """Let llama.cpp give the tokens that follow each prompt, each the likeliest."""
+    with tool("llama").Llama(file, N_CTX, in_float32=True) as model:
+        return [model.greedy(prompt, n_tokens) for prompt in prompts]
 
-    prompts : token ids
-    returns : the greatest difference of two log-probabilities
-    """
-    model, worst = load(folder), 0.0
+
+def check_same(folder: Path, file: Path, prompts: Sequence[Sequence[int]], n_tokens: int) -> None:
+    """Check that both runtimes say the same: greedy tokens, and log-probabilities within the bound."""
+    model, log_softmax = load(folder), tool("llama").log_softmax
+    made = greedy(file, prompts, n_tokens)
     with tool("llama").Llama(file, N_CTX, in_float32=True) as peer:
-        for prompt in prompts:
-            made = peer.greedy(prompt, n_tokens)
-            ids = [*prompt, *made]
-            expected: Rows = tool("llama").log_softmax(logits(model, ids))
+        for prompt, tokens in zip(prompts, made, strict=True):
+            ids = [*prompt, *tokens]
+            found, expected = peer.log_probabilities(ids), log_softmax(logits(model, ids))
             # After a sequence that is the same so far, the likeliest token is the next: so on to the last.
-            assert expected[len(prompt) - 1 : -1].argmax(axis=1).tolist() == made
-            worst = max(worst, float(np.abs(peer.log_probabilities(ids) - expected).max()))
-    assert worst <= BOUND
-    return worst
+            assert expected[len(prompt) - 1 : -1].argmax(axis=1).tolist() == tokens
+            assert np.abs(found - expected).max() <= BOUND
