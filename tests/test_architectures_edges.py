@@ -216,6 +216,22 @@ def test_frequencies_that_a_runtime_computes_are_left_out(tmp_path: Path) -> Non
     assert (view.missing, set(view.model)) == ("", set(LLAMA.gguf))
 
 
+def test_biases_of_zeros_are_left_out_where_there_is_no_place_for_them(tmp_path: Path) -> None:
+    name = "model.layers.1.self_attn.o_proj.bias"
+    view = view_of(tmp_path, MODELS["qwen2"], lambda hf, config: hf.update({name: np.zeros(64, np.float32)}))
+
+    assert (view.missing, set(view.model)) == ("", set(MODELS["qwen2"].gguf))
+    assert view.notices == (f"left out: 1 biases that are zeros, as '{name}', for which qwen2 has no place",)
+
+
+def test_biases_that_add_something_are_never_left_out(tmp_path: Path) -> None:
+    name, bias = "model.layers.1.self_attn.o_proj.bias", np.zeros(64, np.float32)
+    bias[63] = 1e-30
+    view = view_of(tmp_path, MODELS["qwen2"], lambda hf, config: hf.update({name: bias}))
+
+    assert view.missing == f"tensor '{name}' is none of qwen2"
+
+
 def test_every_tensor_says_where_it_comes_from(tmp_path: Path) -> None:
     origins = {
         name: view_of(tmp_path / name, MODELS[name]).origins

@@ -5,7 +5,7 @@ Source: ggml-org/llama.cpp: conversion/base.py (prepare_tensors, prepare_metadat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +14,7 @@ from qconvert.architectures.architecture import EMBEDDING, OUTPUT, Architecture,
 from qconvert.architectures.catalogue import ARCHITECTURE, config_of, of_config
 from qconvert.architectures.config import MAX_COUNT, TOKEN_IDS, key_values, plain_config, read_facts
 from qconvert.architectures.made import Made, check_names, same_bytes, unwrapped, view_of
-from qconvert.architectures.names import Pair, pairs_of, skipped_names
+from qconvert.architectures.names import SUFFIXES, Pair, pairs_of, skipped_names
 from qconvert.architectures.rope import TENSOR as ROPE_FREQS
 from qconvert.architectures.rope import rope_factors
 from qconvert.architectures.tokenizer import to_gguf
@@ -26,6 +26,7 @@ from qformat.model import Model
 from qformat.tensor import PackedTensor, from_array
 
 QUANTIZATION_VERSION = 2  # of ggml's blocks
+WEIGHT, BIAS = SUFFIXES
 TOKENIZER, VOCABULARY = "tokenizer.ggml.model", "vocab_size"
 MAX_LAYERS, MAX_EXPERTS = 512, 512  # in llama.cpp
 THETA = 10000.0  # where a config says none
@@ -46,8 +47,12 @@ def as_gguf(model: Model) -> View:
     pairs, skipped = expected(model, arch, facts)
     is_tied = bool(config.get("tie_word_embeddings", arch.tied))
     groups = [(pair.hf, pair.tensor.optional or (is_tied and pair.tensor.name == OUTPUT)) for pair in pairs]
+    zeros = zero_biases(model, pairs)
+    skipped |= zeros
     check_names(model, arch.name, groups, skipped)
     notices = [doubt] if (doubt := arch.doubts(config)) else []
+    if zeros:
+        notices.append(f"left out: {len(zeros)} biases that are zeros, as '{min(zeros)}', for which {arch.name} has no place")
     if is_tied and OUTPUT in model:
         if same_bytes(model[OUTPUT], model[EMBEDDING]):
             skipped.add(OUTPUT)
@@ -58,11 +63,9 @@ def as_gguf(model: Model) -> View:
         if all(name in model and name not in skipped for name in pair.hf):
             made |= tensors_of(model, pair, facts)
     tokens = vocabulary(model, arch, config, notices)
-    said: dict[str, KeyValue] = {}
-    for each in (*general(model, arch), *key_values(arch, facts), *tokens):
-        said.setdefault(each.key, each)
-    plain = {key: pair.value for key, pair in said.items() if not isinstance(pair.value, GGUFArray)}
-    return replace(view_of(model, made, plain, {}, own), key_values=tuple(said.values()), notices=tuple(notices))
+    said = (*general(model, arch), *key_values(arch, facts), *tokens)
+    plain = {each.key: each.value for each in said if not isinstance(each.value, GGUFArray)}
+    return replace(view_of(model, made, plain, {}, own), key_values=said, notices=tuple(notices))
 
 
 def expected(model: Model, arch: Architecture, facts: Mapping[str, Scalar]) -> tuple[list[Pair], set[str]]:
@@ -75,6 +78,13 @@ def expected(model: Model, arch: Architecture, facts: Mapping[str, Scalar]) -> t
         if not 0 < count <= most:
             raise UsageError(f"{count} {what}, expected 1 to {most}")
     return pairs_of(arch, n_layers, n_experts), skipped_names(arch, n_layers)
+
+
+def zero_biases(model: Model, pairs: Sequence[Pair]) -> set[str]:
+    """List biases that an architecture has no place for and that add nothing: GPTQ's tools write them for every module."""
+    known = {name for pair in pairs for name in pair.hf}
+    others = [name for name in model if name.endswith(BIAS) and name not in known and name.removesuffix(BIAS) + WEIGHT in known]
+    return {name for name in others if not model[name].dequantize().any()}
 
 
 def rotary(arch: Architecture, config: Config, facts: Mapping[str, Scalar]) -> dict[str, Made]:
@@ -121,12 +131,14 @@ def general(model: Model, arch: Architecture) -> list[KeyValue]:
 def vocabulary(model: Model, arch: Architecture, config: Config, notices: list[str]) -> list[KeyValue]:
     """Say how many tokens there are, and what they are if files tell; a tokenizer that cannot be said is left out."""
     n_tokens = model[EMBEDDING].shape[0]
-    said = [key_value(f"{arch.name}.{VOCABULARY}", UINT32, n_tokens)]
+    none = key_value(TOKENIZER, STRING, "none")
     try:
-        return [*said, *to_gguf(model.assets, config, n_tokens), *token_ids(config)]
+        said = to_gguf(model.assets, config, n_tokens)
     except QFormatError as err:
         notices.append(f"the tokenizer is left out: {err}")
-        return [*said, key_value(TOKENIZER, STRING, "none"), *token_ids(config)]
+        said = (none,)
+    ids = token_ids(config) if said == (none,) else []
+    return [key_value(f"{arch.name}.{VOCABULARY}", UINT32, n_tokens), *said, *ids]
 
 
 def token_ids(config: Config) -> list[KeyValue]:
