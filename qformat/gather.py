@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -52,16 +51,14 @@ class Gathered:
         return data[start - first * self.line_bytes : stop - first * self.line_bytes]
 
     def _lines(self, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
-        is_sorted = bool((wanted[1:] >= wanted[:-1]).all())
-        order = None if is_sorted else np.argsort(wanted, kind="stable")
+        order = None if (wanted[1:] >= wanted[:-1]).all() else np.argsort(wanted, kind="stable")
         ascending = wanted if order is None else wanted[order]
         out: NDArray[np.uint8] | None = None
-        for low, high, run in self._together(ascending):
-            lines = ascending[low:high] - self.begins[run]
-            at = int(lines[0])
-            found = self.runs[run](at, int(lines[-1]) + 1)
-            if len(found) != high - low or not np.array_equal(lines, np.arange(at, at + len(found))):
-                found = found[lines - at]
+        for low, high, run, is_whole in self._together(ascending):
+            first, last = (int(ascending[i] - self.begins[run]) for i in (low, high - 1))
+            found = self.runs[run](first, last + 1)
+            if not is_whole:
+                found = found[ascending[low:high] - self.begins[run] - first]
             if order is None and high - low == len(wanted):
                 return found
             out = np.empty((len(wanted), self.line_bytes), np.uint8) if out is None else out
@@ -69,11 +66,14 @@ class Gathered:
         assert out is not None  # there are lines
         return out
 
-    def _together(self, ascending: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-        """Cut ascending lines where the next is far, or of another run: first, last, run."""
-        of_run = np.searchsorted(self.begins, ascending, "right") - 1
-        is_cut = (np.diff(ascending) - 1) * self.line_bytes > SKIPPED_BYTES
-        cuts = np.flatnonzero(is_cut | (np.diff(of_run) != 0)) + 1
+    def _together(self, ascending: NDArray[np.int64]) -> Iterator[tuple[int, int, int, bool]]:
+        """Cut ascending lines where the next is far, or of another run.
+
+        returns: first, last, run, and whether the lines are all that lie between first and last, once each
+        """
+        of_run, steps = np.searchsorted(self.begins, ascending, "right") - 1, np.diff(ascending)
+        cuts = np.flatnonzero(((steps - 1) * self.line_bytes > SKIPPED_BYTES) | (np.diff(of_run) != 0)) + 1
         edges = [0, *cuts.tolist(), len(ascending)]
-        for low, high in pairwise(edges):
-            yield low, high, int(of_run[low])
+        n_odd = np.concatenate([[0], np.cumsum(steps != 1)])  # steps up to each line that are not to the very next
+        is_whole = n_odd[np.array(edges[1:]) - 1] == n_odd[edges[:-1]]
+        yield from zip(edges[:-1], edges[1:], of_run[edges[:-1]].tolist(), is_whole.tolist(), strict=True)
