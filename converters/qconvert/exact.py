@@ -68,7 +68,7 @@ class Recast:
             self.zero.put(found, groups, np.full(scale.shape, offset) if zero is None else zero + offset, low)
         subtracted = zero if self.bias is None and self.zero is None else None
         if self.of_tensor is not None:
-            scale = self.of_tensor.put(found, scale, self.recoding.factor, low, high)
+            scale = self.of_tensor.put(found, scale, self.recoding.factor, low, high, rounding)
         self.scale.put(found, groups, scale, low, rounding)
         codes = self.tensor.codes(slice(first, last))
         by_weight = None if subtracted is None else groups.by_weight(subtracted, codes.shape)

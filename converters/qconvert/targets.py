@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qconvert.containers.gguf_types import GGUF_DENSE
-from qconvert.dialects import DIALECTS, Dialect
+from qconvert.dialects import DIALECTS, Dialect, ggml
 from qconvert.mixes import MIXES, WITHOUT_ENCODER, Mix, find_mix
 from qformat import formats
 from qformat.bits import DTYPES, OWN
@@ -57,7 +57,9 @@ class Target:
 
     def forms(self, tensor: PackedTensor) -> Sequence[Format]:
         """Give the formats that a packed tensor may take, in no order."""
-        return self.packed if self.dialect is None else self.dialect.forms(self.kind, tensor)
+        if self.dialect is not None:
+            return self.dialect.forms(self.kind, tensor)
+        return tuple(dict.fromkeys((*self.packed, *(ggml.fitted(form, tensor) for form in self.packed))))
 
     @property
     def is_dense(self) -> bool:

@@ -99,7 +99,7 @@ def row_multiple(form: Format) -> int:
 
 
 def _judge_codes(tensor: PackedTensor, form: Format) -> Verdict:
-    """Derive every row, and compare the decodes of those where nothing had to round."""
+    """Derive every row, and compare the decodes until something had to round."""
     recast = Recast(tensor, form)
     n_rounded, worst, offender, reasons = 0, 0.0, None, {}
     for first, last in tensor.tiles(together=recast.together):
@@ -108,7 +108,7 @@ def _judge_codes(tensor: PackedTensor, form: Format) -> Verdict:
         n_rounded += derived.n_rounded
         worst = max(worst, derived.max_rel_error)
         offender = offender or derived.first
-        if not derived.n_rounded:
+        if not n_rounded:
             _check_values(tensor, form, first, last, derived.values)
     reason = ", ".join(reasons) or "no weights"
     if n_rounded == 0:

@@ -21,6 +21,7 @@ from qformat.formats.dense import dense
 from qformat.formats.gguf import NVFP4, nvfp4_scaled
 from qformat.layout import Field, Layout
 from qformat.scheme import Grid, Opaque, Scheme
+from qformat.tensor import PackedTensor
 from qformat.tiling import FLAT
 
 BLOCKS = "blocks"
@@ -98,6 +99,13 @@ def type_of(form: Format) -> int | None:
     if isinstance(group, Grid) and form.meaning == nvfp4_scaled(group.rows).meaning:
         return _ids()[NVFP4.name]
     return _known().get(form.meaning)
+
+
+def fitted(form: Format, tensor: PackedTensor) -> Format:
+    """Give a type as it holds a tensor: NVFP4 with a second scale where the tensor has one beside those of groups."""
+    groups = {param.group for param in tensor.scheme.params}
+    has_second = len(groups) > 1 and any(isinstance(group, Grid) and not group.cols for group in groups)
+    return _with_scale(tensor.shape) if has_second and form is NVFP4 else form
 
 
 def _with_scale(shape: tuple[int, ...]) -> Format:
