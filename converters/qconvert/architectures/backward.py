@@ -34,10 +34,10 @@ MATRIX = 2  # axes
 OF_FILE = ("general.architecture", "general.type", "general.file_type", "general.quantization_version", "general.alignment")
 
 
-def as_hf(model: Model, decode: bool = False) -> View:
+def as_hf(model: Model, decode: bool, with_tokenizer: bool) -> View:
     """See a GGUF file as a checkpoint.
 
-    decode : see `seeing.view`
+    decode, with_tokenizer : see `seeing.view`
 
     Raises FileError, UsageError where its metadata or its tensors are not those of an architecture that is known.
     """
@@ -67,7 +67,7 @@ def as_hf(model: Model, decode: bool = False) -> View:
     config |= {field: int(metadata[key]) for field, key in TOKEN_IDS.items() if isinstance(metadata.get(key), int)}
     if dropped := [key for key in metadata if key.startswith("general.") and key not in OF_FILE]:
         notices.append(f"a checkpoint has no place for {', '.join(dropped)}")
-    view = view_of(model, made, {"format": "pt"}, assets(config, metadata, notices), {})
+    view = view_of(model, made, {"format": "pt"}, assets(config, metadata if with_tokenizer else {}, notices), {})
     return replace(view, notices=tuple(notices))
 
 

@@ -32,7 +32,7 @@ MAX_LAYERS, MAX_EXPERTS = 512, 512  # in llama.cpp
 THETA = 10000.0  # where a config says none
 
 
-def as_gguf(model: Model) -> View:
+def as_gguf(model: Model, with_tokenizer: bool) -> View:
     """See a checkpoint as a GGUF file.
 
     Raises FileError, UsageError where its config or its tensors are not those of an architecture that is known.
@@ -62,7 +62,7 @@ def as_gguf(model: Model) -> View:
     for pair in pairs:
         if all(name in model and name not in skipped for name in pair.hf):
             made |= tensors_of(model, pair, facts)
-    tokens = vocabulary(model, arch, config, notices)
+    tokens = vocabulary(model if with_tokenizer else replace(model, assets={}), arch, config, notices)
     said = (*general(model, arch), *key_values(arch, facts), *tokens)
     plain = {each.key: each.value for each in said if not isinstance(each.value, GGUFArray)}
     return replace(view_of(model, made, plain, {}, own), key_values=said, notices=tuple(notices))

@@ -10,17 +10,18 @@ from qformat.errors import QFormatError
 from qformat.model import Model
 
 
-def view(model: Model, family: str, decode: bool = False) -> View:
+def view(model: Model, family: str, decode: bool = False, with_tokenizer: bool = True) -> View:
     """See a model by the names of a family.
 
     family  : "gguf" or "hf"
     decode  : whether packed tensors are to be dense in the end: in a checkpoint, dense experts may lie the other way round
+    with_tokenizer : whether its files or key-values are wanted as well; those of a large vocabulary take seconds
     returns : a view whose tensors are made when they are asked for; where a model is of no known architecture, or
               incomplete, the model as it is, and `missing` says why
     """
     if family_of(model) == family:
         return View(model)
     try:
-        return as_gguf(model) if family == GGUF else as_hf(model, decode)
+        return as_gguf(model, with_tokenizer) if family == GGUF else as_hf(model, decode, with_tokenizer)
     except QFormatError as err:
         return View(model, missing=f"field '{err.field}': {err.message}" if err.field else err.message)
