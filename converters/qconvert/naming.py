@@ -65,7 +65,7 @@ def renamed(model: Model, family: str) -> View:
     """
     if family == OWN or architectures.family_of(model) == family:
         return View(model)
-    view = architectures.view(model, family)
+    view = architectures.view(model, family, with_tokenizer=False)
     if view.missing:
         raise NotExact(f"cannot go by {family} names: {view.missing}", path=model.path, field="names")
     return view

@@ -64,7 +64,7 @@ def facing(one: Model, other: Model, renames: Sequence[Rename] = ()) -> Sides:
     if sorted(families) != ["gguf", "hf"] or {_renamed(name, renames) for name in one} == set(other):
         return Sides(one, other)
     is_first = families[0] == "gguf"
-    view = architectures.view(one if is_first else other, "hf")
+    view = architectures.view(one if is_first else other, "hf", with_tokenizer=False)
     if view.missing:
         return Sides(one, other, (f"names are compared as they are: {view.missing}",))
     notices = (f"{show(str(view.model.path))} is seen under HF names",)
