@@ -1,7 +1,9 @@
 r"""How a text is cut into words before bytes are joined, under the names that llama.cpp has for it: a table.
 
 A cutting is a sequence of regular expressions; each cuts what the one before has left, and what none matches stays in one
-piece. Decides which cuttings have a name. Must not know vocabularies.
+piece. Decides which cuttings have a name. Must not know vocabularies. A name is that of the expression in a tokenizer.json;
+llama.cpp's own form of "gpt-4o" and "tekken" takes combining marks for no part of a word, so that it cuts some scripts, Hindi
+for one, in other places.
 
 Source: ggml-org/llama.cpp 00ad355e: src/llama-vocab.cpp (llm_tokenizer_bpe, the expressions and the names; those of
 tokenizer.json stand there as comments); huggingface/tokenizers: pre_tokenizers/byte_level.rs, digits.rs;
