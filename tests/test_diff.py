@@ -470,7 +470,7 @@ def test_renamed_tensors_are_compared(tmp_path: Path) -> None:
 def families(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let files of each family be told by container, and a GGUF file be seen with its one name and its rows turned around."""
 
-    def see(model: Model, family: str) -> View:
+    def see(model: Model, family: str, with_tokenizer: bool) -> View:
         assert (model.container, family) == ("gguf", "hf")
         turned = from_array(model["blk.0.w"].dequantize()[::-1])
         names = {"layers.0.w": turned}
@@ -478,7 +478,7 @@ def families(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def use(missing: str) -> None:
         monkeypatch.setattr(architectures, "family_of", lambda model: "gguf" if model.container == "gguf" else "hf")
-        monkeypatch.setattr(architectures, "view", (lambda m, family: View(m, missing=missing)) if missing else see)
+        monkeypatch.setattr(architectures, "view", (lambda m, family, **_: View(m, missing=missing)) if missing else see)
 
     return use
 
