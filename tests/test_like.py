@@ -150,6 +150,28 @@ def test_a_checkpoint_without_a_config_takes_the_names_of_a_gguf_file(
     assert (line.origin.names, line.verdict.verdict) == (("model.layers.3.self_attn.k_proj.weight",), "exact")
 
 
+def test_a_config_that_speaks_of_packing_alone_is_no_config(
+    bare: Path, reference: Path, expected: dict[str, NDArray[np.float32]]
+) -> None:
+    (bare / "config.json").write_text(json.dumps({"quantization": {"group_size": 64, "bits": 4}}))
+    qconvert.convert(bare, bare / "a.gguf", "gguf", like=reference)
+    assert_like(bare / "a.gguf", reference, expected)
+
+
+def test_arrays_by_the_names_of_a_gguf_file_take_those_of_a_folder(named: Path, folder: Path, weights: Arrays) -> None:
+    qconvert.convert(named, named.parent / "out", "safetensors", like=folder)
+    found = stored(named.parent / "out")
+    assert found.keys() == weights.keys()
+    assert all(data == weights[name].tobytes() for name, (_, _, data) in found.items())
+    assert (named.parent / "out/config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_a_complete_folder_stands_in_for_what_an_incomplete_one_lacks(bare: Path, folder: Path, tmp_path: Path) -> None:
+    qconvert.convert(folder, whole := tmp_path / "whole.gguf", "gguf")
+    qconvert.convert(bare, like := tmp_path / "like.gguf", "gguf", like=folder)
+    assert like.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize("kind", ["big-endian", "qfmt", "split"])
 def test_a_reference_may_be_any_file_of_a_gguf_model(
     kind: str, named: Path, tmp_path: Path, reference: Path, expected: dict[str, NDArray[np.float32]]

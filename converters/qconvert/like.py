@@ -7,10 +7,10 @@ reference's, and what it says of its own packing does not go over. Must not know
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Set
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,12 +34,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GGUF, HF, CONFIG = "gguf", "hf", "config.json"
-ARCHITECTURE = "general.architecture"
+ARCHITECTURE, MODEL_TYPE = "general.architecture", "model_type"
 FLOAT32, WIDENED = "float32", "widened to float32"
 FILE_TYPE = "general.file_type"
 # What a GGUF file says of how its tensors were quantized, not of the model.
 # Source: ggml-org/llama.cpp: tools/quantize/quantize.cpp (LLM_KV_QUANTIZE_IMATRIX_*); gguf-py/gguf/constants.py.
 OF_QUANTIZING = ("quantize.", "general.quantized_by")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a model holds of a tensor: its shape, and its element type where it is dense, else nothing."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Unlike(NotExact):
@@ -64,9 +72,10 @@ def as_like(model: Model, reference: Model, family: str, widens: bool = False) -
     """
     wanted = seen(reference, family or family_of(reference))
     source = source_of(model, reference, wanted.model)
-    if found := mismatches(source.model, wanted.model):
+    mine, theirs = outline(source.model), outline(wanted.model)
+    if found := mismatches(mine, theirs):
         raise Unlike(model, reference, found)
-    wide = {name for name in wanted.model if widens and is_wider(wanted.model[name], source.model[name])}
+    wide = {name for name, held in theirs.items() if widens and is_wider(held, mine[name])}
     origins = {name: source.origins.get(name, Origin((name,))) for name in wanted.model}
     origins |= {name: replace(origins[name], how=", ".join(filter(None, (origins[name].how, WIDENED)))) for name in wide}
     files = (*model.files, reference.path, *reference.files)  # none of which is to be written over
@@ -96,38 +105,44 @@ def source_of(model: Model, reference: Model, wanted: Model) -> View:
     reference : as it is; it says what the model itself does not: the config of an HF checkpoint, the metadata of a GGUF file
     wanted    : the reference by the names that are wanted
     """
-    there = family_of(wanted)
-    if set(model) == set(wanted) or not there:
+    here, there = family_of(model), family_of(wanted)
+    if set(model) == set(wanted) or here == there or not there:
         return View(model)
-    here = family_of(model)
-    if here == HF and CONFIG not in model.assets:
-        told = seen(reference, HF).model.assets
-        model = replace(model, assets={**model.assets, **{name: told[name] for name in told if name == CONFIG}})
+    if here == HF and MODEL_TYPE not in said_of(model):
+        told = partial(config, model, seen(reference, HF).model)
+        model = replace(model, assets={**model.assets, CONFIG: told})
     elif here == GGUF and ARCHITECTURE not in model.metadata:
         metadata = seen(reference, GGUF).model.metadata
         model = replace(model, read_metadata=lambda: metadata)
     return seen(model, there)
 
 
-def mismatches(model: Model, wanted: Model) -> tuple[str, ...]:
+def outline(model: Model) -> dict[str, Held]:
+    """Give the shape of every tensor, and of dense ones the element type."""
+    found = {}
+    for name, tensor in model.items():
+        alphabet = tensor.scheme.alphabet
+        found[name] = Held(tensor.shape, alphabet.dtype if isinstance(alphabet, Plain) else "")
+    return found
+
+
+def mismatches(mine: Mapping[str, Held], theirs: Mapping[str, Held]) -> tuple[str, ...]:
     """Say of every tensor of two models what does not match: the reference's first, in its order."""
     found = []
-    for name in wanted:
-        shape = list(wanted[name].shape)
-        if name not in model:
-            found.append(f"{show(name, quote=True)} {shape} is in the reference alone")
-        elif list(model[name].shape) != shape:
-            found.append(f"{show(name, quote=True)} is {list(model[name].shape)}, in the reference {shape}")
-    alone = (name for name in model if name not in wanted)
-    return (*found, *(f"{show(name, quote=True)} {list(model[name].shape)} is in the source alone" for name in alone))
+    for name, held in theirs.items():
+        if name not in mine:
+            found.append(f"{show(name, quote=True)} {list(held.shape)} is in the reference alone")
+        elif mine[name].shape != held.shape:
+            shapes = f"{list(mine[name].shape)}, in the reference {list(held.shape)}"
+            found.append(f"{show(name, quote=True)} is {shapes}")
+    alone = (name for name in mine if name not in theirs)
+    return (*found, *(f"{show(name, quote=True)} {list(mine[name].shape)} is in the source alone" for name in alone))
 
 
-def is_wider(theirs: PackedTensor, mine: PackedTensor) -> bool:
+def is_wider(theirs: Held, mine: Held) -> bool:
     """Tell whether a dense float is float32 in the reference and shorter in the source: float32 holds all its values."""
-    one, other = theirs.scheme.alphabet, mine.scheme.alphabet
-    if not isinstance(one, Plain) or not isinstance(other, Plain) or one.dtype != FLOAT32:
-        return False
-    return DTYPES[other.dtype].kind == "float" and DTYPES[other.dtype].bits < DTYPES[FLOAT32].bits
+    is_float = mine.dtype != "" and DTYPES[mine.dtype].kind == "float"
+    return theirs.dtype == FLOAT32 and is_float and DTYPES[mine.dtype].bits < DTYPES[FLOAT32].bits
 
 
 def load_like(model: Model, wide: Set[str], name: str) -> PackedTensor:
@@ -172,12 +187,17 @@ def assets(model: Model, wanted: Model) -> dict[str, Callable[[], bytes]]:
 
 def config(model: Model, wanted: Model) -> bytes:
     """Give a reference's config, speaking of the model's packing; byte for byte where neither is packed."""
-    data = wanted.assets[CONFIG]()
-    theirs, mine = (
-        parse_json(one.assets[CONFIG](), path=one.path, what=CONFIG) if CONFIG in one.assets else {} for one in (wanted, model)
-    )
-    if not isinstance(theirs, dict):
-        raise FileError(f"{CONFIG} is no JSON object", path=wanted.path, field=CONFIG)
-    packing = {key: mine[key] for key in PACKING_KEYS if isinstance(mine, dict) and key in mine}
-    told = {key: value for key, value in theirs.items() if key not in PACKING_KEYS} | packing
-    return data if told == theirs else json.dumps(told, indent=2, ensure_ascii=False).encode() + b"\n"
+    mine, theirs = said_of(model), said_of(wanted)
+    told = {key: value for key, value in theirs.items() if key not in PACKING_KEYS}
+    told |= {key: mine[key] for key in PACKING_KEYS if key in mine}
+    return wanted.assets[CONFIG]() if told == theirs else json.dumps(told, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def said_of(model: Model) -> Mapping[str, Any]:
+    """Give what a model's config says; empty without one. Raises FileError where it is no JSON object."""
+    if CONFIG not in model.assets:
+        return {}
+    found = parse_json(model.assets[CONFIG](), path=model.path, what=CONFIG)
+    if not isinstance(found, dict):
+        raise FileError(f"{CONFIG} is no JSON object", path=model.path, field=CONFIG)
+    return found
