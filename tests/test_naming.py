@@ -34,10 +34,10 @@ def turned(tensor: PackedTensor) -> PackedTensor:
     return from_values(format_of(tensor), tensor.shape, values)
 
 
-def fake_view(loss: Callable[[], Verdict | None] = lambda: None) -> Callable[[Model, str], View]:
+def fake_view(loss: Callable[[], Verdict | None] = lambda: None) -> Callable[..., View]:
     """Give a view that calls `a.weight` `blk.0.a.weight` and turns its rows."""
 
-    def view(model: Model, family: str) -> View:
+    def view(model: Model, family: str, *_: bool, **__: bool) -> View:
         seen = replace(model, names=("blk.0.a.weight",), load=lambda name: turned(model.load("a.weight")), packed_by={})
         origins = {"blk.0.a.weight": Origin(("a.weight",), "rows permuted for 3 heads", loss)}
         return View(seen, origins, (key_value("general.architecture", STRING, "llama"),), notices=("hear this",))
@@ -92,7 +92,7 @@ def test_names_are_kept_where_asked_and_the_reason_is_told(source: Path, monkeyp
 
 
 def test_runtime_names_or_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "view", lambda model, family: View(model, missing="no block 3"))
+    monkeypatch.setattr(architectures, "view", lambda model, family, *_, **__: View(model, missing="no block 3"))
     with pytest.raises(NotExact, match="no runtime will load this file: no block 3"):
         qconvert.convert(source, source.with_suffix(".gguf"), names="runtime")
     assert not source.with_suffix(".gguf").exists()
@@ -124,13 +124,13 @@ def test_a_target_knows_whose_names_it_wants(to: str, dst: str | None, wanted: s
 
 def test_a_checkpoint_of_the_targets_own_family_is_not_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a.weight": WEIGHTS}, tmp_path / "a.safetensors")
-    monkeypatch.setattr(architectures, "view", lambda model, family: pytest.fail("seen by other names"))
+    monkeypatch.setattr(architectures, "view", lambda model, family, *_, **__: pytest.fail("seen by other names"))
     with qconvert.open(tmp_path / "a.safetensors") as model:
         assert as_wanted(model, find_target("safetensors")).origins == {}
         assert as_wanted(model, find_target("qfmt")).missing == ""
 
 
 def test_names_that_cannot_be_had_are_refused_where_they_are_asked_for(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "view", lambda model, family: View(model, missing="no block 3"))
+    monkeypatch.setattr(architectures, "view", lambda model, family, *_, **__: View(model, missing="no block 3"))
     with qconvert.open(source) as model, pytest.raises(NotExact, match="cannot go by hf names: no block 3"):
         renamed(model, "hf")
