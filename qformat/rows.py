@@ -101,23 +101,23 @@ class _Selection:
                 yield _Piece(part.form, part.source, part.swapped, {})
             return
         peers = [_peer(tensor, part) for tensor in self.tensors]
-        found = {line_bytes(tensor, peer) for tensor, peer in zip(self.tensors, peers, strict=True)}
-        if len(found) == 1 and None not in found:
-            yield self._moved([peer for peer in peers if peer is not None], groups, int(found.pop() or 0))
+        lines = {line_bytes(tensor, peer) for tensor, peer in zip(self.tensors, peers, strict=True)}
+        n_bytes = lines.pop() if len(lines) == 1 else None
+        if n_bytes is not None:
+            yield self._moved([peer for peer in peers if peer is not None], groups, n_bytes)
             return
         for name in holds:
             yield self._laid(part.form, name, part.form.role if len(holds) == 1 else name)
 
     def _is_one(self, part: Part) -> bool:
         """Tell whether what tensors share as a whole is one; where values depend on it, refuse what is not."""
-        mine = part.ordered(0, part.source.n_bytes) if len(self.tensors) > 1 else None
-        for tensor in self.tensors[1:]:
-            theirs = _peer(tensor, part)
-            if mine is None or theirs is None or not np.array_equal(mine, theirs.ordered(0, theirs.source.n_bytes)):
-                for name in part.form.layout.holds:
-                    raise NotExact(f"'{name}' is not the same in all tensors whose rows are to be joined", field=name)
-                return False
-        return True
+        peers = [_peer(tensor, part) for tensor in self.tensors[1:]]
+        whole = [None if peer is None else peer.ordered(0, peer.source.n_bytes) for peer in peers]
+        if all(other is not None and np.array_equal(part.ordered(0, part.source.n_bytes), other) for other in whole):
+            return True
+        if holds := part.form.layout.holds:
+            raise NotExact(f"'{holds[0]}' is not the same in all tensors whose rows are to be joined", field=holds[0])
+        return False
 
     def _moved(self, parts: list[Part], groups: dict[str, Group], n_bytes: int) -> _Piece:
         """Move the bytes of rows, or of what a parameter's rows are."""

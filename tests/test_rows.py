@@ -103,6 +103,22 @@ def test_permuted_rows_decode_as_they_did(form: Format) -> None:
     assert values(rearrange([moved], np.argsort(order), (N, K))).tobytes() == values(tensor).tobytes()
 
 
+ANY_WIDTH = [form for form in EVERY if not any(isinstance(param.group, Indexed) for param in form.scheme.params)]
+
+
+@pytest.mark.parametrize("shape", [(13, K), (7, 33), (1, 70), (5, 0)], ids=str)
+@pytest.mark.parametrize("form", ANY_WIDTH, ids=lambda form: f"{form.name}-{EVERY.index(form)}")
+def test_rows_that_end_within_a_block_move(form: Format, shape: tuple[int, int]) -> None:
+    n_rows, n_cols = shape
+    tensors = [make(form, shape, seed) for seed in (1, 2)]
+    order = np.random.default_rng(5).permutation(2 * n_rows)
+    moved = rearrange(tensors, order, (2 * n_rows, n_cols))
+    if n_cols:
+        assert_values(moved, np.concatenate([values(tensor) for tensor in tensors])[order])
+    else:
+        assert moved.codes().shape == (2 * n_rows, 0)
+
+
 ROW_WISE = [
     *formats.GGUF,
     *(form for form in formats.PLANAR if not form.name.startswith("nf4") or int(form.name[5:]) <= K),
