@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gguf
@@ -18,9 +17,10 @@ LAYER = (
 WHOLE = ("model.embed_tokens", "model.norm", "lm_head")
 
 
-def decode(path: Path, config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+def decode(tensors: Iterable[gguf.ReaderTensor], config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     """Decode every tensor.
 
+    tensors : as the package's reader gives them
     config  : of the checkpoint
     returns : values by the names of the checkpoint, rows of q and k as transformers has them
     """
@@ -30,7 +30,7 @@ def decode(path: Path, config: Mapping[str, Any]) -> dict[str, NDArray[np.float3
     names = {table.get_name(module): module for module in modules}
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found = {}
-    for tensor in gguf.GGUFReader(path).tensors:
+    for tensor in tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         stem = tensor.name.removesuffix(".weight")
         if n_heads := heads.get(stem.rpartition(".")[2]):
