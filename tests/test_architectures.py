@@ -132,6 +132,16 @@ def test_packed_experts_are_decoded_the_other_way_round_for_a_checkpoint_of_dens
     assert np.array_equal(found, expected.swapaxes(1, 2) if decode else expected)
 
 
+def test_packed_experts_of_a_folder_are_dense_as_a_folder_of_dense_ones_has_them(tmp_path: Path) -> None:
+    hand = MODELS["gpt-oss-packed"]
+    qconvert.convert(folder(hand, tmp_path), tmp_path / "dense", "safetensors:bf16")
+
+    with qconvert.open(tmp_path / "dense") as found, qconvert.open(hand.file(tmp_path / "a.gguf")) as file:
+        expected = architectures.view(file, "hf").model
+        assert set(found) == set(expected)
+        assert {name for name in found if not np.array_equal(found[name].dequantize(), expected[name].dequantize())} == set()
+
+
 def test_packed_experts_stay_packed_and_are_run(llama: ModuleType, tmp_path: Path) -> None:
     hand = MODELS["gpt-oss-packed"]
     qconvert.convert(folder(hand, tmp_path), tmp_path / "packed.gguf")

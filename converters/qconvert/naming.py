@@ -43,7 +43,10 @@ def as_wanted(model: Model, target: Target, dst: Path | None = None, names: str 
             what = "names 'own'" if names == OWN else "a .qfmt file"
             raise UsageError(f"{what} cannot take the names of '{like.path.name}'", path=model.path, field="like")
         return as_like(model, like, wanted, widens=target.container == "gguf")
-    if not wanted or (architectures.family_of(model) or _by_container(model)) == wanted:
+    family = architectures.family_of(model)
+    if family == wanted and target.is_dense and names != OWN:
+        return architectures.view(model, wanted, decode=True)
+    if not wanted or (family or _by_container(model)) == wanted:
         return View(model)
     view = View(model, missing=KEPT) if names == OWN else architectures.view(model, wanted, target.is_dense)
     if view.missing and names == RUNTIME:

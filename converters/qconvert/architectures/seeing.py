@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qconvert.architectures.backward import as_hf
-from qconvert.architectures.catalogue import GGUF, family_of
+from qconvert.architectures.catalogue import GGUF, HF, family_of
+from qconvert.architectures.decoding import as_dense
 from qconvert.architectures.forward import as_gguf
 from qconvert.views import View
 from qformat.errors import QFormatError
@@ -19,9 +20,9 @@ def view(model: Model, family: str, decode: bool = False, with_tokenizer: bool =
     returns : a view whose tensors are made when they are asked for; where a model is of no known architecture, or
               incomplete, the model as it is, and `missing` says why
     """
-    if family_of(model) == family:
-        return View(model)
     try:
+        if family_of(model) == family:
+            return as_dense(model) if decode and family == HF else View(model)
         return as_gguf(model, with_tokenizer) if family == GGUF else as_hf(model, decode, with_tokenizer)
     except QFormatError as err:
         return View(model, missing=f"field '{err.field}': {err.message}" if err.field else err.message)
