@@ -413,3 +413,58 @@ def test_a_cutting_that_is_not_known_is_refused_by_name() -> None:
         NotExact, match=r"field 'tokenizer\.ggml\.pre': texts are cut as 'kimi-k2' says, expected one of gpt-2, "
     ):
         to_hf(metadata)
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "gpt-2"])
+def test_a_token_around_a_text_that_is_not_named_is_refused(pre: str) -> None:
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in BYTE_LEVEL_SAID.items()} | {"tokenizer.ggml.pre": pre}
+    asked = {"tokenizer.ggml.add_bos_token": True} if pre == "gpt-2" else {}  # llama.cpp adds one to the other unasked
+
+    words = r"field 'tokenizer\.ggml\.bos_token_id': a text is put beside a token that no key names"
+    with pytest.raises(FileError, match=words):
+        to_hf(metadata | asked)
+
+
+def test_both_tokens_around_a_text_are_written_and_read() -> None:
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in BYTE_LEVEL_SAID.items()}
+    asked = {"bos_token_id": 5, "eos_token_id": 6, "eot_token_id": 5, "add_bos_token": True, "add_eos_token": True}
+
+    files = to_hf(metadata | {f"tokenizer.ggml.{key}": value for key, value in asked.items()})
+
+    single, pair = (json.loads(files["tokenizer.json"])["post_processor"][name] for name in ("single", "pair"))
+    first = [{"SpecialToken": {"id": "<|end|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    assert single == [*first, {"SpecialToken": {"id": "<tool>", "type_id": 0}}]
+    assert pair == [
+        *single,
+        {"SpecialToken": {"id": "<|end|>", "type_id": 1}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+        {"SpecialToken": {"id": "<tool>", "type_id": 1}},
+    ]
+    assert json.loads(files["generation_config.json"]) == {"bos_token_id": 5, "eos_token_id": [6, 5]}
+    returned = made.said({name: (lambda data=data: data) for name, data in files.items()}, 9)
+    # The package finds that nothing but the two stands between two texts.
+    assert returned == BYTE_LEVEL_SAID | asked | {"add_sep_token": False}
+
+
+def test_what_stands_before_a_text_is_found_among_other_steps() -> None:
+    tokenizer = made.byte_level()
+    tokenizer["added_tokens"].append(made.added(1, "b", True))
+    before = {"SpecialToken": {"id": "b", "type_id": 0}}
+    template = {"type": "TemplateProcessing", "single": [before, {"Sequence": {"id": "A", "type_id": 0}}], "pair": []}
+    tokenizer["post_processor"] = {"type": "Sequence", "processors": [made.BYTES, template]}
+    files = made.folder(tokenizer_json=tokenizer, tokenizer_config_json={"bos_token": "b"})
+
+    said = made.said(files, 7)
+
+    assert (said["bos_token_id"], said["add_bos_token"]) == (1, True)
+
+
+def test_a_long_piece_is_read_and_an_added_token_takes_the_place_of_a_piece() -> None:
+    pieces = made.piece("x" * 300, 0.0, 4) + made.piece("old", -1.0)
+    files = made.folder(tokenizer_model=pieces + made.trainer() + made.normalizer(0), added_tokens_json={"new": 1})
+
+    said = made.said(files, 2)
+
+    assert said["tokens"] == ["x" * 300, "new"]
+    assert said["token_type"] == [4, 4]
+    assert said["add_space_prefix"] is False

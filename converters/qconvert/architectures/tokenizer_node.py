@@ -62,10 +62,6 @@ class Node:
         """Give this string. Raises FileError where it is none."""
         return self.value if isinstance(self.value, str) else self._refuse("a string")
 
-    def integer(self) -> int:
-        """Give this integer. Raises FileError where it is none."""
-        return self.value if type(self.value) is int else self._refuse("an integer")
-
     def flag(self, name: str, default: bool = False) -> bool:
         """Give a member that is true or false. Raises FileError where it is something else."""
         found = self.get(name)
