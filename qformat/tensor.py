@@ -15,7 +15,7 @@ from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.evaluate import F32, Operands, alphabet_table, as_float32, common_run
 from qformat.fields import numpy_dtype
-from qformat.formats.form import Format, matrix
+from qformat.formats.form import Format, PartForm, matrix
 from qformat.scheme import Levels, Op, Opaque, Plain, Ref, Scheme, Stored
 
 if TYPE_CHECKING:
@@ -272,13 +272,15 @@ def from_values(
 
 def pack_parts(form: Format, shape: tuple[int, ...], values: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
     """Pack logical arrays into the stored bytes of each part of a format: flat uint8 by role."""
-    rows, cols = matrix(shape)
-    packed = {}
-    for part in form.parts:
-        dims = part.dims(form.scheme, rows, cols)
-        shaped = {name: values[name].reshape(dims) if name == "codes" else values[name] for name in part.layout.holds}
-        packed[part.role] = build(part, dims, shaped)
-    return packed
+    return {part.role: pack_part(form, part, shape, values) for part in form.parts}
+
+
+def pack_part(form: Format, part: PartForm, shape: tuple[int, ...], values: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """Pack logical arrays into the stored bytes of one part: flat uint8."""
+    dims = part.dims(form.scheme, *matrix(shape))
+    return build(
+        part, dims, {name: values[name].reshape(dims) if name == "codes" else values[name] for name in part.layout.holds}
+    )
 
 
 def from_array(array: NDArray[Any]) -> PackedTensor:

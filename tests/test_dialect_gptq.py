@@ -453,7 +453,7 @@ def test_rows_that_are_written_range_by_range_lie_as_those_of_the_whole(
     index = {f"{MODULE}.g_idx": g_idx}
     source = checkpoint(tmp_path / "m", module(*given, bits, "v2") | index, said("v2", bits))
     expected = checkpoint(tmp_path / "e", module(*given, bits, kind) | index, said(kind, bits))
-    monkeypatch.setattr("qconvert.run.TORN_WEIGHTS", 64 * 128)
+    monkeypatch.setattr("qconvert.cutting.TORN_WEIGHTS", 64 * 128)
 
     qconvert.convert(source, tmp_path / "there", to=f"gptq:{kind}")
 

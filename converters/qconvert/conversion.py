@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
+from qconvert.cutting import MAX_MEMORY, check_memory
 from qconvert.destination import check_folder, check_paths, check_space
 from qconvert.items import Plan
 from qconvert.naming import AUTO, as_wanted
@@ -26,12 +27,10 @@ from qconvert.report import Refused, Report, worse
 from qconvert.run import write_items
 from qconvert.sinks import open_sink
 from qconvert.targets import SAFETENSORS_DENSE, SUFFIXES, Target, find_target
-from qconvert.verdict import REQUANTIZE, ROUNDED
-from qformat.errors import NotExact, UsageError
+from qconvert.verdict import REQUANTIZE, ROUNDED, same_parts
+from qformat.errors import NotExact, UsageError, about
 from qformat.formats.dense import dense
 from qformat.model import Model
-
-MAX_MEMORY = 1 << 30
 
 # Told what is being done ("plan", "write", "prove"), and bytes done and in all.
 Progress = Callable[[str, int, int], None]
@@ -149,6 +148,9 @@ def convert_model(
     if target.is_dense and not is_named:
         refuse_dense(model, target)
     view = as_wanted(model, target, dst, names, like)
+    for name, tensor in view.model.items():
+        with about(model.path, name):
+            check_memory(tensor, writing.max_memory)
     made = make_plan(view, target, counted("plan", model.n_bytes, writing.progress), allow)
     return replace(carry_out(made, dst, writing, allow), seconds=time.monotonic() - started)
 
@@ -193,6 +195,10 @@ def carry_out(made: Plan, dst: Path, writing: Writing, allow: str = REQUANTIZE) 
         made = advise(made, allow)
         refused = tuple(item for item in made.items if worse(item.verdict.verdict, allow))
         raise Refused(Report(made, refused, 0, time.monotonic() - started), model.path)
+    for item in made.items:
+        if not same_parts(item.tensor, item.form):
+            with about(model.path, item.name):
+                check_memory(item.tensor, writing.max_memory, item.form)
     check_space(dst, made.n_bytes)
     paths: list[Path] = []
 
@@ -207,7 +213,7 @@ def carry_out(made: Plan, dst: Path, writing: Writing, allow: str = REQUANTIZE) 
             write_items(made.items, sink, executor, writing.max_memory, written_bytes)
         hidden = sink.finish()
         with opening.open(hidden, assume=made.assume, shapes=made.shapes) as written:
-            prove(made, written, counted("prove", model.n_bytes, writing.progress))
+            prove(made, written, counted("prove", model.n_bytes, writing.progress), writing.max_memory)
             n_bytes = written.n_bytes
         sink.commit()
     finally:

@@ -202,7 +202,7 @@ def _same_part(mine: Part, theirs: Part) -> bool:
         return True
     if one.n_bytes != other.n_bytes:
         return False
-    from qconvert.run import byte_ranges  # here: digests that answer need nothing of what makes files
+    from qconvert.cutting import byte_ranges  # here: digests that answer need nothing of what makes files
 
     for start, stop in byte_ranges(mine):
         if mine.swapped == theirs.swapped:

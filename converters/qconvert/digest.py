@@ -14,6 +14,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from qformat.bits import DTYPES
+from qformat.fold import narrower
 from qformat.scheme import Plain
 from qformat.tensor import PackedTensor
 
@@ -28,6 +29,7 @@ def digest_tensor(tensor: PackedTensor) -> bytes:
     raw = isinstance(alphabet, Plain) and alphabet.dtype in RAW
     if isinstance(alphabet, Plain) and raw:
         hasher.update(alphabet.dtype.encode() + b"\0")
+    tensor = narrower(tensor)
     for first, last in tensor.tiles():
         rows = slice(first, last)
         values = tensor.codes(rows) if raw else canonical(plain_values(tensor, rows))

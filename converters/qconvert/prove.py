@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from qconvert.cutting import MAX_MEMORY, byte_ranges, row_ranges
 from qconvert.digest import canonical, plain_values
 from qconvert.items import Item, Plan
-from qconvert.run import Progress, byte_ranges, producer, row_ranges
+from qconvert.run import Progress, narrowed, producer
 from qconvert.verdict import EXACT, same_parts
 from qformat.errors import NotExact
+from qformat.fold import narrower, refold
 from qformat.model import Model
-from qformat.tensor import PackedTensor
+from qformat.tensor import PackedTensor, format_of
 
 
-def prove(plan: Plan, written: Model, progress: Progress) -> None:
+def prove(plan: Plan, written: Model, progress: Progress, max_memory: int = MAX_MEMORY) -> None:
     """Compare a written file with the source, tensor by tensor.
 
-    progress : told the source bytes of each tensor once it is proved
+    progress   : told the source bytes of each tensor once it is proved
+    max_memory : bytes that may be held at a time
 
     Raises NotExact naming the first tensor, and weight or byte, that is not what the verdict said.
     """
@@ -36,7 +39,7 @@ def prove(plan: Plan, written: Model, progress: Progress) -> None:
         elif item.verdict.verdict == EXACT:
             _same_values(item, found)
         else:
-            _same_product(item, found)
+            _same_product(narrowed(item), found, max_memory)
         progress(item.tensor.n_bytes)
 
 
@@ -56,19 +59,21 @@ def _same_bytes(item: Item, found: PackedTensor) -> None:
 
 
 def _same_values(item: Item, found: PackedTensor) -> None:
-    for first, last in item.tensor.tiles():
-        mine = canonical(plain_values(item.tensor, slice(first, last))).view(np.uint32)
-        copy = canonical(plain_values(found, slice(first, last))).view(np.uint32)
+    source = narrower(item.tensor, format_of(found))
+    other = found if source is item.tensor else refold(found, (source.n_rows, source.n_cols))
+    for first, last in source.tiles():
+        mine = canonical(plain_values(source, slice(first, last))).view(np.uint32)
+        copy = canonical(plain_values(other, slice(first, last))).view(np.uint32)
         if not np.array_equal(mine, copy):
-            where = first * item.tensor.n_cols + int(np.argmax(mine != copy))
+            where = first * source.n_cols + int(np.argmax(mine != copy))
             raise NotExact(f"weight {where} is not its source's", tensor=item.name, field="value")
 
 
-def _same_product(item: Item, found: PackedTensor) -> None:
+def _same_product(item: Item, found: PackedTensor, max_memory: int) -> None:
     produce = producer(item)
     parts = {part.form.role: part for part in found.parts}
-    for first, last in row_ranges(item.tensor, item.form):
-        for role, offset, data in produce(first, last):
+    for rows in row_ranges(item.tensor, item.form, max_memory):
+        for role, offset, data in produce(rows):
             copy = parts[role].source.read(offset, offset + data.size)
             if not np.array_equal(data, copy):
                 where = offset + int(np.argmax(data != copy))

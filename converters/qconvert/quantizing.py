@@ -17,7 +17,8 @@ from qconvert import opening
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.shards import NO_LIMITS, Limits
-from qconvert.conversion import MAX_MEMORY, Progress, Writing, carry_out, check_early
+from qconvert.conversion import Progress, Writing, carry_out, check_early
+from qconvert.cutting import MAX_MEMORY
 from qconvert.imatrix import Entry, Imatrix, read_imatrix
 from qconvert.items import Item, Plan
 from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, find_mix, mix_of

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
-from qconvert.conversion import MAX_MEMORY, Progress, Writing, convert_model
+from qconvert.conversion import Progress, Writing, convert_model
+from qconvert.cutting import MAX_MEMORY
 from qconvert.dialects.own import holder, own
 from qconvert.naming import OWN
 from qconvert.planning import is_chosen

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.cutting import MAX_MEMORY, Rows, byte_ranges, is_slab, lead_axis, row_ranges, shared_roles, unit_bytes
 from qconvert.exact import Recast
 from qconvert.items import Item
 from qconvert.requantize import Requantizer
@@ -23,15 +24,14 @@ from qconvert.sinks import Sink
 from qconvert.verdict import REQUANTIZE, ROUNDED, same_parts
 from qformat.arrays import Part
 from qformat.errors import QFormatError
-from qformat.formats import Format, PartForm, matrix
-from qformat.scheme import Flat, Grid, Table
-from qformat.tensor import PackedTensor, pack_parts
+from qformat.fold import narrower
+from qformat.formats import Format, PartForm
+from qformat.tensor import PackedTensor, pack_part
 
 Bytes = NDArray[np.uint8]
+Values = dict[str, NDArray[np.generic]]
 Progress = Callable[[int], None]
-UNIT_WEIGHTS = 1 << 18
-UNIT_BYTES = 1 << 20
-TORN_WEIGHTS = 1 << 21  # of rows whose bytes do not lie together: enough that each run of them is worth a write
+MOST_WAITING = 16  # units, however little they take
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,124 +44,115 @@ class Piece:
     data: Bytes
 
 
-Unit = Callable[[], list[Piece]]
-# The bytes that rows [first, last) give: (role, byte offset, bytes).
-Producer = Callable[[int, int], list[tuple[str, int, Bytes]]]
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of work: what makes it, and the memory that it takes meanwhile."""
+
+    make: Callable[[], list[Piece]]
+    n_bytes: int
+
+
+# The bytes that the rows of a unit give: (role, byte offset, bytes).
+Producer = Callable[[Rows], list[tuple[str, int, Bytes]]]
 
 
 def write_items(items: tuple[Item, ...], sink: Sink, executor: Executor, max_memory: int, progress: Progress) -> None:
     """Produce every unit of a plan and hand it to a sink, in order.
 
-    max_memory : bytes of finished units and of those in work that may wait at a time
+    max_memory : bytes that units in work, and finished ones that wait, may take together; one unit may always be in work
     progress   : told the bytes written
     """
-    waiting: deque[tuple[str, Future[list[Piece]]]] = deque()
-    window = max(2, min(16, max_memory // (8 * UNIT_WEIGHTS)))
+    waiting: deque[tuple[str, int, Future[list[Piece]]]] = deque()
+    held = 0
 
     def drain() -> None:
-        name, future = waiting.popleft()
+        nonlocal held
+        name, n_bytes, future = waiting.popleft()
         try:
             pieces = future.result()
         except QFormatError as err:
             err.tensor = err.tensor or name
             raise
+        held -= n_bytes
         for piece in pieces:
             sink.write(piece.tensor, piece.role, piece.byte_offset, piece.data)
             progress(piece.data.size)
 
     for number, item in enumerate(items):
-        for unit in units(number, item):
-            waiting.append((item.name, executor.submit(unit)))
-            if len(waiting) >= window:
+        for unit in units(number, item, max_memory):
+            while waiting and (held + unit.n_bytes > max_memory or len(waiting) >= MOST_WAITING):
                 drain()
+            held += unit.n_bytes
+            waiting.append((item.name, unit.n_bytes, executor.submit(unit.make)))
     while waiting:
         drain()
 
 
-def units(number: int, item: Item) -> Iterator[Unit]:
+def units(number: int, item: Item, max_memory: int = MAX_MEMORY) -> Iterator[Unit]:
     """Cut one tensor's conversion into units, in the order in which their bytes lie."""
     if same_parts(item.tensor, item.form):
         for part in item.tensor.parts:
             for start, stop in byte_ranges(part):
-                yield partial(_copy, number, part, start, stop)
+                yield Unit(partial(_copy, number, part, start, stop), stop - start)
         return
+    item = narrowed(item)
     produce = producer(item)
-    for first, last in row_ranges(item.tensor, item.form):
-        yield partial(_make, number, produce, first, last)
+    for rows in row_ranges(item.tensor, item.form, max_memory):
+        yield Unit(partial(_make, number, produce, rows), unit_bytes(item.tensor, rows))
+
+
+def narrowed(item: Item) -> Item:
+    """See the tensor of an item with rows that are short enough to be units; an importance is one of its own columns."""
+    return item if item.importance is not None else replace(item, tensor=narrower(item.tensor, item.form))
 
 
 def producer(item: Item) -> Producer:
-    """Give the function that makes a tensor's target bytes for a range of rows: (role, byte offset, bytes)."""
+    """Give the function that makes a tensor's target bytes for the rows of a unit: (role, byte offset, bytes)."""
     tensor, form = item.tensor, item.form
     if form.scheme.is_dense:
-        return lambda first, last: [(form.parts[0].role, *_decoded(tensor, form, first, last))]
+        return lambda rows: [(form.parts[0].role, *_decoded(tensor, form, *rows[0]))]
+    values: Callable[[int, int], Values]
     if item.verdict.verdict == REQUANTIZE:
-        requantizer = Requantizer(tensor, form, item.rule, item.importance)
-        return lambda first, last: placed(tensor, form, first, last, requantizer.values(first, last))
-    recast, rounding = Recast(tensor, form), item.verdict.verdict == ROUNDED
-    return lambda first, last: placed(tensor, form, first, last, recast.derive(first, last, rounding).values)
+        values = Requantizer(tensor, form, item.rule, item.importance).values
+    else:
+        recast, rounding = Recast(tensor, form), item.verdict.verdict == ROUNDED
+
+        def values(first: int, last: int) -> Values:
+            return recast.derive(first, last, rounding).values
+
+    return lambda rows: placed(tensor, form, rows, [values(first, last) for first, last in rows])
 
 
-def byte_ranges(part: Part) -> Iterator[tuple[int, int]]:
-    """Cut the stored bytes of a part between blocks."""
-    step = max(1, UNIT_BYTES // part.form.layout.n_bytes) * part.form.layout.n_bytes
-    for start in range(0, part.source.n_bytes, step):
-        yield start, min(start + step, part.source.n_bytes)
+def placed(tensor: PackedTensor, form: Format, rows: Rows, values: Sequence[Values]) -> list[tuple[str, int, Bytes]]:
+    """Pack the values of some rows and say where their bytes lie.
 
-
-def row_ranges(tensor: PackedTensor, form: Format) -> Iterator[tuple[int, int]]:
-    """Cut the rows of a tensor so that every range begins a block in every part of the target."""
-    step = row_step(form, tensor.shape)
-    n_weights = UNIT_WEIGHTS if all(lead_axis(part) == 0 for part in form.parts) else TORN_WEIGHTS
-    per_range = max(1, n_weights // max(1, step * tensor.n_cols)) * step
-    for first in range(0, tensor.n_rows, per_range):
-        yield first, min(first + per_range, tensor.n_rows)
-
-
-def row_step(form: Format, shape: tuple[int, ...]) -> int:
-    """Give the least number of rows that is whole blocks and whole groups in every part; all rows where none is."""
-    rows, cols = matrix(shape)
-    step, shared = 1, shared_roles(form)
-    for part in form.parts:
-        lead = part.tiling.logical[0]
-        if not cols or lead_axis(part) is None:
-            return max(1, rows)
-        if len(part.tiling.logical) != 1:
-            size = part.bind(part.dims(form.scheme, rows, cols)).size
-            step = math.lcm(step, *(size[name] for name in lead[1:]))
-        elif part.role not in shared:
-            group = max((p.group.n_weights for p in form.scheme.params if isinstance(p.group, Flat)), default=1)
-            unit = math.lcm(part.layout.n_weights or 1, group)
-            step = math.lcm(step, unit // math.gcd(unit, cols))
-    step = math.lcm(step, *(p.group.rows or 1 for p in form.scheme.params if isinstance(p.group, Grid)))
-    return max(1, min(step, rows))
-
-
-def lead_axis(part: PartForm) -> int | None:
-    """Give the place among a part's stored axes of the one that its rows run along; None where they do not."""
-    names = [name for name, _, _ in part.tiling.stored]
-    lead = part.tiling.logical[0][0]
-    return names.index(lead) if lead in names else None
-
-
-def shared_roles(form: Format) -> set[str]:
-    """Name the parts that hold what all rows share."""
-    params = (p for p in form.scheme.params if isinstance(p.group, Table) or (isinstance(p.group, Grid) and p.group.rows == 0))
-    names = {param.name for param in params}
-    return {part.role for part in form.parts if names & set(part.layout.holds)}
-
-
-def placed(
-    tensor: PackedTensor, form: Format, first: int, last: int, values: dict[str, NDArray[np.generic]]
-) -> list[tuple[str, int, Bytes]]:
-    """Pack the values of some rows and say where their bytes lie."""
-    packed, shared = pack_parts(form, (last - first, tensor.n_cols), values), shared_roles(form)
-    before = form.part_bytes((first, tensor.n_cols)) if first else dict.fromkeys(packed, 0)
+    values : of each range of rows
+    """
+    if len(rows) == 1:
+        return placed_range(tensor, form, form.parts, *rows[0], values[0])
     found = []
     for part in form.parts:
-        data = packed[part.role]
+        if is_slab(part):
+            whole = {name: np.concatenate([each[name] for each in values]) for name in part.layout.holds}
+            n_rows = sum(last - first for first, last in rows)
+            before = form.part_bytes((len(rows) * rows[0][0], tensor.n_cols))[part.role]
+            found.append((part.role, before, pack_part(form, part, (n_rows, tensor.n_cols), whole)))
+        else:
+            for (first, last), each in zip(rows, values, strict=True):
+                found += placed_range(tensor, form, (part,), first, last, each)
+    return found
+
+
+def placed_range(
+    tensor: PackedTensor, form: Format, parts: Sequence[PartForm], first: int, last: int, values: Values
+) -> list[tuple[str, int, Bytes]]:
+    """Pack the values of one range of rows for some parts, and say where their bytes lie."""
+    shared, found = shared_roles(form), list[tuple[str, int, Bytes]]()
+    before = form.part_bytes((first, tensor.n_cols)) if first else {}
+    for part in parts:
+        data = pack_part(form, part, (last - first, tensor.n_cols), values)
         if not lead_axis(part) or last - first == tensor.n_rows:
-            found += [(part.role, before[part.role], data)] if not (first and part.role in shared) else []
+            found += [(part.role, before.get(part.role, 0), data)] if not (first and part.role in shared) else []
         else:
             found += [(part.role, offset, line) for offset, line in lines(tensor, form, part, first, data)]
     return found
@@ -181,8 +172,8 @@ def _copy(number: int, part: Part, start: int, stop: int) -> list[Piece]:
     return [Piece(number, part.form.role, start, part.ordered(start, stop))]
 
 
-def _make(number: int, produce: Producer, first: int, last: int) -> list[Piece]:
-    return [Piece(number, role, offset, data) for role, offset, data in produce(first, last)]
+def _make(number: int, produce: Producer, rows: Rows) -> list[Piece]:
+    return [Piece(number, role, offset, data) for role, offset, data in produce(rows)]
 
 
 def _decoded(tensor: PackedTensor, form: Format, first: int, last: int) -> tuple[int, Bytes]:

@@ -14,6 +14,7 @@ from qconvert.digest import canonical, plain_values
 from qconvert.exact import Recast
 from qformat.bits import DTYPES
 from qformat.errors import NotExact, QFormatError
+from qformat.fold import narrower
 from qformat.formats import Format
 from qformat.scheme import Opaque, Plain
 from qformat.tensor import PackedTensor, format_of, from_values
@@ -61,7 +62,7 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
             return Verdict(EXACT, "blocks copied, byte order changed")
         return Verdict(REFUSED, f"the words of a {form.name} block are not known, so their byte order stays", field="scheme")
     if isinstance(form.scheme.alphabet, Plain):
-        return _judge_dense(tensor, form.scheme.alphabet.dtype)
+        return _judge_dense(narrower(tensor), form.scheme.alphabet.dtype)
     if isinstance(tensor.scheme.alphabet, Plain | Opaque) or isinstance(form.scheme.alphabet, Opaque):
         name = tensor.scheme.alphabet.name if isinstance(tensor.scheme.alphabet, Opaque) else tensor.scheme.name
         return Verdict(REFUSED, f"{name} has no codes that {form.name} could hold", field="scheme")
@@ -69,7 +70,7 @@ def judge(tensor: PackedTensor, form: Format) -> Verdict:
         found = f"rows of {tensor.n_cols} weights, expected a multiple of {row_multiple(form)} ({form.name} block)"
         return Verdict(REFUSED, found, field="shape", value=float(tensor.n_cols))
     try:
-        return disputed_exponent(tensor) or _judge_codes(tensor, form)
+        return disputed_exponent(tensor) or _judge_codes(narrower(tensor, form), form)
     except NotExact as err:
         value = float(err.found) if isinstance(err.found, int | float) else None
         return Verdict(REFUSED, err.message, err.field, err.index, value)
