@@ -61,15 +61,16 @@ class Recast:
         found, groups = Derived({}), self.groups
         low, high = groups.lines(first, last)
         scale, zero, bias = self._read(low, high, found)
+        beside = scale
+        if self.of_tensor is not None:
+            beside = self.of_tensor.put(found, scale, self.recoding.factor, low, high, rounding)
+        self.scale.put(found, groups, beside, low, rounding)
         if self.bias is not None:
             self.bias.put(found, groups, self._bias(scale, zero, bias, found), low, rounding)
         elif self.zero is not None:
             offset = np.float32(self.recoding.offset)
             self.zero.put(found, groups, np.full(scale.shape, offset) if zero is None else zero + offset, low)
         subtracted = zero if self.bias is None and self.zero is None else None
-        if self.of_tensor is not None:
-            scale = self.of_tensor.put(found, scale, self.recoding.factor, low, high, rounding)
-        self.scale.put(found, groups, scale, low, rounding)
         codes = self.tensor.codes(slice(first, last))
         by_weight = None if subtracted is None else groups.by_weight(subtracted, codes.shape)
         found.values["codes"] = self.recoding.apply(codes, by_weight, first * self.tensor.n_cols)
