@@ -69,8 +69,13 @@ def describe_group(tensor: PackedTensor) -> str:
 
 
 def columns(tensor: PackedTensor) -> int | None:
-    """Give how many neighbouring columns of a row share a scale, all as 0; None where they do not lie so."""
+    """Give how many neighbouring columns of a row share a scale, all as 0; None where they do not lie so.
+
+    Of columns grouped by an index, how many would, were they in order: whether they are is for the values to say.
+    """
     group = scale_group(tensor.scheme)
+    if isinstance(group, Indexed):
+        return group_size(tensor)
     if isinstance(group, Grid) and (group.rows == 1 or tensor.n_rows == 1 or group == Grid(0, 0)):
         return 0 if group.cols >= tensor.n_cols else group.cols
     if isinstance(group, Flat) and tensor.n_cols % group.n_weights == 0:
