@@ -9,6 +9,7 @@ import qconvert
 from qconvert import cutting
 from qconvert.cutting import LEAST_MEMORY, check_memory, row_ranges, slabs
 from qconvert.digest import digest_tensor
+from qconvert.run import peak_memory
 
 from qformat import formats, store
 from qformat.arrays import Memory
@@ -160,3 +161,12 @@ def test_rows_that_share_a_parameter_are_one_piece_of_work() -> None:
 def test_less_memory_than_anything_takes_is_refused(wide: Path) -> None:
     with pytest.raises(UsageError, match=f"1000 bytes of memory to work in, expected at least {LEAST_MEMORY}"):
         qconvert.convert(wide, wide.with_name("out"), "gguf", max_memory=1000)
+
+
+@pytest.mark.parametrize("to", ["gguf", "gguf:q8_0", "qfmt", "nf4"])
+def test_a_plan_says_what_memory_writing_takes(wide: Path, to: str) -> None:
+    plan = qconvert.plan(wide, "bnb:nf4" if to == "nf4" else to)
+    least, much = (peak_memory(plan.items, allowed) for allowed in (LEAST_MEMORY, 1 << 30))
+    n_dense = 1 << 23  # bytes of the dense tensor, which is copied or, at 32 bytes for each weight, worked on in 16 pieces
+    expected = {"gguf": 1 << 27, "gguf:q8_0": 1 << 27, "qfmt": n_dense, "nf4": n_dense}[to]
+    assert (least, much) == (min(LEAST_MEMORY, expected), expected)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from qconvert.exact import Recast
 from qconvert.items import Item
 from qconvert.requantize import Requantizer
 from qconvert.sinks import Sink
-from qconvert.verdict import REQUANTIZE, ROUNDED, same_parts
+from qconvert.verdict import REFUSED, REQUANTIZE, ROUNDED, same_parts
 from qformat.arrays import Part
 from qformat.errors import QFormatError
 from qformat.fold import narrower
@@ -99,6 +100,19 @@ def units(number: int, item: Item, max_memory: int = MAX_MEMORY) -> Iterator[Uni
     produce = producer(item)
     for rows in row_ranges(item.tensor, item.form, max_memory):
         yield Unit(partial(_make, number, produce, rows), unit_bytes(item.tensor, rows))
+
+
+def peak_memory(items: Sequence[Item], max_memory: int) -> int:
+    """Give the most memory that writing takes at a time, beyond the mapped source and what starting up takes: bytes."""
+    most = 0
+    for item in (item for item in items if item.verdict.verdict != REFUSED):
+        tensor = narrowed(item).tensor
+        if same_parts(item.tensor, item.form):
+            sizes = (stop - start for part in tensor.parts for start, stop in byte_ranges(part))
+        else:
+            sizes = (unit_bytes(tensor, rows) for rows in row_ranges(tensor, item.form, max_memory))
+        most = max(most, sum(islice(sizes, MOST_WAITING)))
+    return min(most, max_memory)
 
 
 def narrowed(item: Item) -> Item:

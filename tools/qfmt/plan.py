@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qfmt.options import json_option, like_option, names_option, progress_bars, source_options
+from qfmt.options import json_option, like_option, memory_option, names_option, progress_bars, source_options
 
 
 @click.command("plan")
@@ -15,9 +15,10 @@ from qfmt.options import json_option, like_option, names_option, progress_bars, 
 @click.option("--to", required=True, metavar="TARGET", help="What to convert to, e.g. gguf, gguf:q8_0, qfmt, safetensors.")
 @names_option
 @like_option
+@memory_option
 @source_options
 @json_option
-def command(src: Path, to: str, names: str, like: Path | None, as_json: bool, said: dict[str, Any]) -> None:
+def command(src: Path, to: str, names: str, like: Path | None, max_memory: int, as_json: bool, said: dict[str, Any]) -> None:
     """Say for every tensor of SRC what TARGET can do for it; writes nothing."""
     from qconvert import opening
     from qconvert.conversion import counted
@@ -25,6 +26,7 @@ def command(src: Path, to: str, names: str, like: Path | None, as_json: bool, sa
     from qconvert.nearest import advise
     from qconvert.planning import make_plan
     from qconvert.report import describe_item, totals
+    from qconvert.run import peak_memory
     from qconvert.targets import find_target
 
     from qfmt.text import print_json
@@ -36,6 +38,7 @@ def command(src: Path, to: str, names: str, like: Path | None, as_json: bool, sa
             view = as_wanted(model, target, names=names, like=reference)
             plan = advise(make_plan(view, target, counted("plan", model.n_bytes, progress)))
         if as_json:
-            print_json("plan", {"tensors": [describe_item(item) for item in plan.items], "totals": totals(plan)})
+            sums = {**totals(plan), "peak_memory": peak_memory(plan.items, max_memory)}
+            print_json("plan", {"tensors": [describe_item(item) for item in plan.items], "totals": sums})
         else:
-            print_plan(plan)
+            print_plan(plan, peak_memory(plan.items, max_memory))

@@ -17,13 +17,13 @@ from qfmt.text import print_json, size, table
 MOST_REFUSED = 20
 
 
-def print_plan(plan: Plan) -> None:
-    """Print a line for every tensor, then the sums."""
+def print_plan(plan: Plan, peak_memory: int) -> None:
+    """Print a line for every tensor, then the sums, the memory that writing takes, and who will load what is written."""
     rows = [(item.name, shape(item), item.source, item.target, item.verdict.verdict, explain(item)) for item in plan.items]
     table(("tensor", "shape", "from", "to", "verdict", "reason"), rows, whole=(5,))
     sums = totals(plan)
     loads = f"for {sums['runtime']}" if sums["runtime"] else f"no runtime will load it: {sums['no_runtime']}"
-    click.echo(f"\n{counts(plan)}, {size(plan.n_bytes)}; {loads}")
+    click.echo(f"\n{counts(plan)}, {size(plan.n_bytes)}; at most {size(peak_memory)} of memory to work in; {loads}")
 
 
 def print_report_json(command: str, report: Report, extra: Mapping[str, Any] | None = None) -> None:
