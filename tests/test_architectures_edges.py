@@ -194,6 +194,25 @@ def test_through_a_qfmt_file_the_view_is_the_same(name: str, tmp_path: Path) -> 
         assert {n for n in one.model if one.model[n].dequantize().tobytes() != other.model[n].dequantize().tobytes()} == set()
 
 
+def test_a_qfmt_file_made_of_a_gguf_file_is_seen_as_a_checkpoint(tmp_path: Path) -> None:
+    qconvert.convert(GEMMA.file(tmp_path / "model.gguf"), tmp_path / "model.qfmt")
+    with qconvert.open(tmp_path / "model.gguf") as direct, qconvert.open(tmp_path / "model.qfmt") as kept:
+        one, other = (architectures.view(model, "hf") for model in (direct, kept))
+
+        assert other.missing == ""
+        assert config_of(other) == config_of(one)
+        assert {n: t.dequantize().tobytes() for n, t in other.model.items()} == {
+            n: t.dequantize().tobytes() for n, t in one.model.items()
+        }
+
+
+@pytest.mark.parametrize(("target", "number"), [("gguf", 32), ("gguf:f32", 0), ("gguf:bf16", 32)])
+def test_a_written_file_says_of_what_type_most_matrices_are(target: str, number: int, tmp_path: Path) -> None:
+    qconvert.convert(LLAMA.folder(tmp_path / "model"), tmp_path / "a.gguf", target)
+
+    assert gguf.GGUFReader(tmp_path / "a.gguf").fields["general.file_type"].contents() == number
+
+
 def test_an_output_equal_to_the_embedding_is_left_out_where_the_config_ties_them(tmp_path: Path) -> None:
     view = view_of(
         tmp_path, MODELS["llama-tied"], lambda hf, config: hf.update({"lm_head.weight": hf["model.embed_tokens.weight"]})
