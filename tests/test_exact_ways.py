@@ -206,6 +206,15 @@ EXACTLY: dict[str, tuple[Make, Format]] = {
     "nvfp4 times 1 as ggml's": (lambda: nvfp4(1.0), gguf.NVFP4),
     "nvfp4 times 4 as mlx's": (lambda: nvfp4(4.0), FLOATS["nvfp4"]),
     "nvfp4 with a second scale in gguf": (lambda: nvfp4(0.0123), gguf.nvfp4_scaled(0)),
+    "nvfp4 of a stack with a second scale for each": (
+        lambda: made(modelopt.nvfp4(), (3, 4, 64), global_scale=0.0123), gguf.nvfp4_scaled(4),
+    ),
+    "a stack with a second scale for each as wider floats": (
+        lambda: made(gguf.nvfp4_scaled(4), (3, 4, 64)), ct.whole("float", Grid(1, 16), "float32"),
+    ),
+    "mxfp4 of a stack with a power of two for each": (
+        lambda: made(mx.MXFP4, (3, 4, 64), scales=e8m0(30, 47, (12, 2))), gguf.nvfp4_scaled(4),
+    ),
     "nvfp4 times a power of two divided": (lambda: nvfp4(0.125), ct.NVFP4),
     "nvfp4 divided by a power of two multiplied": (lambda: made(ct.NVFP4, divisor=1024), modelopt.nvfp4()),
     "nvfp4 as wider floats": (lambda: nvfp4(0.0123), ct.whole("float", Grid(1, 16), "float32")),
