@@ -8,7 +8,7 @@ import ctypes
 import json
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,18 @@ def test_a_real_tokenizer_reads_its_ids_back_and_knows_its_special_tokens(real: 
     assert read == {text: text for text in texts}
 
 
+def test_what_transformers_saves_again_gives_the_same_key_values(real: tuple[Path, Path], tmp_path: Path) -> None:
+    source, folder = real
+    with qconvert.open(source) as model:
+        said = {key: value for key, value in model.metadata.items() if key.startswith("tokenizer.")}
+
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+
+    files = {path.name: path.read_bytes for path in tmp_path.iterdir() if path.is_file()}
+    again = {pair.key: pair.value for pair in to_gguf(files, {}, len(said["tokenizer.ggml.tokens"]))}
+    assert kept(again) == kept(said)
+
+
 @pytest.mark.parametrize("cutting", CUTTINGS, ids=lambda cutting: cutting.name)
 def test_a_text_is_cut_by_every_name_as_llama_cpp_cuts_it(cutting: Cutting, tmp_path: Path) -> None:
     tokenizer = crossing_bytes(cutting)
@@ -272,6 +284,15 @@ def of_tokenizer(tokenizer: dict[str, Any], folder: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def kept(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what transformers keeps of key-values: no scores, of which merges say the order, and nothing that is not so."""
+    return {
+        key: bytes(value.raw) if isinstance(value, GGUFArray) else value
+        for key, value in said.items()
+        if key != "tokenizer.ggml.scores" and value is not False
+    }
 
 
 def write(files: Any, folder: Path) -> None:
