@@ -7,6 +7,9 @@ import pytest
 import qconvert
 import runtimes
 import small_models
+from gguf import GGMLQuantizationType, GGUFReader
+from qconvert.conversion import dequantize
+from qconvert.quantizing import quantize
 
 # Longer than the windows of attention, each; the last tokens of some vocabularies are added ones.
 PROMPTS = (range(3, 40), [1, 5, 9, 200, 17, 318, 4, 44, 271, 60, 7, 9], [319] * 9)
@@ -39,3 +42,13 @@ def test_a_folder_made_of_the_gguf_file_gives_the_same_bits(folder: Path) -> Non
 
     for ids in PROMPTS:
         assert np.array_equal(runtimes.logits(back, ids), runtimes.logits(saved, ids))
+
+
+def test_a_quantized_file_says_the_same_once_it_is_decoded_for_each(folder: Path) -> None:
+    packed = folder / "q8_0.gguf"
+    quantize(folder / "saved", packed, "gguf:q8_0")
+    qconvert.convert(packed, folder / "decoded.gguf", "gguf:f32")
+    dequantize(packed, folder / "decoded", "f32")
+
+    assert GGMLQuantizationType.Q8_0 in {tensor.tensor_type for tensor in GGUFReader(packed).tensors}
+    runtimes.check_same(folder / "decoded", folder / "decoded.gguf", PROMPTS[:2], N_TOKENS)
