@@ -9,8 +9,8 @@ import gguf as peer
 import numpy as np
 import pytest
 import qconvert
+from exact_ways import EXACTLY, with_one_zero
 from made_tensors import SHAPE, made
-from test_exact_ways import EXACTLY, with_one_zero
 
 import qformat
 from qformat.formats import GGUF, Format, gguf, modelopt
