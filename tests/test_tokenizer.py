@@ -138,15 +138,26 @@ def test_a_tokenizer_model_alone_says_what_is_written_by_hand() -> None:
 
 
 def test_a_tokenizer_model_lends_its_scores_to_a_tokenizer_json_of_the_same_pieces() -> None:
-    of_json = made.pieces()
-    scores = [-7.0 - at for at in range(10)]
-    model = b"".join(made.piece(token, scores[at]) for token, at in of_json["model"]["vocab"].items())
-    files = made.folder(tokenizer_json=of_json, tokenizer_model=model + made.trainer() + made.normalizer())
+    # "ab" (8), "aab" (9), "\u2581ab" (7): the order of the merges.
+    scores = [-7.0, -8.0, -9.0, -10.0, -11.0, -12.0, -13.0, -20.0, -15.0, -16.5]
 
-    said = made.said(files, 11)
+    said = made.said(made.folder(tokenizer_json=made.pieces(), tokenizer_model=lender(scores)), 11)
 
     assert said["scores"] == [-1000.0, -1000.0, *scores[2:], -1000.0]
     assert said["token_type"] == [3, 3, 6, 6, 1, 1, 1, 1, 1, 1, 4]
+
+
+def test_a_tokenizer_model_whose_scores_say_another_order_lends_nothing() -> None:
+    scores = [-7.0, -8.0, -9.0, -10.0, -11.0, -12.0, -13.0, -14.0, -15.0, -16.0]
+    files = made.folder(tokenizer_json=made.pieces(), tokenizer_config_json=CONFIG, tokenizer_model=lender(scores))
+
+    assert made.said(files, 12) == PIECES_SAID
+
+
+def lender(scores: list[float]) -> bytes:
+    """Write the pieces of the hand-made tokenizer.json with other scores."""
+    rows = made.pieces()["model"]["vocab"].items()
+    return b"".join(made.piece(token, scores[at]) for token, at in rows) + made.trainer() + made.normalizer()
 
 
 def test_a_tokenizer_model_of_other_pieces_lends_nothing() -> None:

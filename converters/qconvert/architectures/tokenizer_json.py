@@ -12,7 +12,8 @@ Source: huggingface/tokenizers 0.23: models/bpe/serialization.rs, added_vocabula
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from qconvert.architectures.tokenizer_merges import Pair, scores_of
 from qconvert.architectures.tokenizer_node import Node
@@ -50,7 +51,8 @@ def read(root: Node, n_vocab: int, lent: Sequence[tuple[str, float]] = ()) -> Vo
     root    : the whole file
     n_vocab : ids that the model has
     lent    : pieces by id with their scores, as a tokenizer.model beside it has them; merges say less of scores. They count
-              where every token that is not an added one is the piece of its id
+              where every token that is not an added one is the piece of its id, and no merge stands before one of a higher
+              score
 
     Raises FileError for what breaks the format, ids outside the model's or taken twice among it; NotExact for what
     llama.cpp's tokenizers do not do.
@@ -65,18 +67,22 @@ def read(root: Node, n_vocab: int, lent: Sequence[tuple[str, float]] = ()) -> Vo
     merges = _merges(model.need("merges"), places)
     if not of_pieces:
         return Vocabulary(BYTE_LEVEL, recognize(root).name, places.finish(), places.kinds, merges=merges)
+    for token, score in _scores(places, merges, lent).items():
+        places.scores[places.ids[token]] = score
     adds_space = _adds_space(root)
-    joined = (Kind.NORMAL, Kind.BYTE, Kind.UNKNOWN)
-    found = {token: at for token, at in places.ids.items() if places.kinds[at] in joined}
+    return Vocabulary(PIECES, "default", places.finish(), places.kinds, places.scores, adds_space=adds_space)
+
+
+def _scores(places: Places, merges: Sequence[Pair], lent: Sequence[tuple[str, float]]) -> Mapping[str, float]:
+    """Give the scores of all tokens but the added ones: those lent, if they say the merges; else what the merges say."""
+    found = {token: at for token, at in places.ids.items() if places.kinds[at] in (Kind.NORMAL, Kind.BYTE, Kind.UNKNOWN)}
+    normal = {token: at for token, at in found.items() if places.kinds[at] == Kind.NORMAL}
+    own = [(left, right) for left, right in merges if left in normal and right in normal and left + right in normal]
     if lent and all(at < len(lent) and lent[at][0] == token for token, at in found.items()):
         scores = {token: lent[at][1] for token, at in found.items()}
-    else:
-        normal = sorted((token for token, at in found.items() if places.kinds[at] == Kind.NORMAL), key=found.__getitem__)
-        known = set(normal)
-        scores = scores_of([pair for pair in merges if known.issuperset((*pair, pair[0] + pair[1]))], normal)
-    for token, score in scores.items():
-        places.scores[found[token]] = score
-    return Vocabulary(PIECES, "default", places.finish(), places.kinds, places.scores, adds_space=adds_space)
+        if all(scores["".join(one)] >= scores["".join(two)] for one, two in pairwise(own)):
+            return scores
+    return scores_of(own, sorted(normal, key=normal.__getitem__))
 
 
 def _place(root: Node, n_vocab: int, of_pieces: bool) -> Places:
