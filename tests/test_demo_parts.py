@@ -65,3 +65,20 @@ def test_of_a_long_output_the_first_lines_and_the_last_are_shown(demo: ModuleTyp
     shown = demo.clipped("\n".join(str(n) for n in range(100)))
 
     assert shown.splitlines()[-3:] == ["13", "... 85 more lines", "99"]
+
+
+def test_a_llama_made_for_the_purpose_is_read_and_renamed_without_more_on_the_disk(memory: ModuleType, tmp_path: Path) -> None:
+    checkpoints = importlib.import_module("bench.checkpoints")
+    checkpoints.write_llama(tmp_path / "llama", 1)
+
+    (done,) = memory.made_to("gguf")(tmp_path / "llama")
+
+    assert done.n_disk >= checkpoints.LAYER_BYTES
+
+
+def test_more_on_the_disk_than_the_result_is_told(memory: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.write_gguf(tmp_path / "made.gguf", [(1, 32)])
+    monkeypatch.setattr(memory, "SLACK", -1)
+
+    with pytest.raises(SystemExit, match="bytes lay on the disk beyond those of the result"):
+        memory.made_to("gguf:q8_0")(tmp_path / "made.gguf")
