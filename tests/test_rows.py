@@ -14,7 +14,7 @@ from qformat.formats import Format
 from qformat.formats.bitsandbytes import four_bit
 from qformat.formats.compressed_tensors import NVFP4 as DIVIDED
 from qformat.formats.compressed_tensors import pack
-from qformat.formats.form import PartForm, parameter
+from qformat.formats.form import PartForm, packed, parameter
 from qformat.formats.fp8_block import fp8_block
 from qformat.formats.gguf import NVFP4, Q4_0, Q8_1, nvfp4_scaled
 from qformat.formats.gguf_k import Q4_K, Q6_K
@@ -28,9 +28,9 @@ from qformat.formats.torchao import nvfp4 as torchao_nvfp4
 from qformat.gather import SKIPPED_BYTES
 from qformat.layout import Field, Layout
 from qformat.rows import rearrange
-from qformat.scheme import Grid, Indexed, Opaque, Scheme
+from qformat.scheme import Grid, Indexed, Integers, Op, Opaque, Param, Ref, Scheme, Step
 from qformat.tensor import PackedTensor, assemble, format_of, from_array
-from qformat.tiling import FLAT
+from qformat.tiling import FLAT, Tiling
 
 N, K = 16, 256
 OPEN = (  # sizes that the catalogue does not show: groups that cross rows, all kinds of shared parameters
@@ -191,6 +191,33 @@ def test_a_stack_of_nvfp4_with_a_second_scale_lies_as_gguf_holds_it() -> None:
     for stacked in ([tensor, tensor], [tensor, make(nvfp4_scaled(0), seed=1)]):  # equal scales are one for each as well
         assert format_of(rearrange(stacked, np.arange(2 * N), (2, N, K))).meaning == nvfp4_scaled(N).meaning
     assert format_of(rearrange([tensor], np.arange(N), (1, N, K))).meaning == nvfp4_scaled(N).meaning
+
+
+def test_one_of_a_stack_is_a_stack_of_one() -> None:
+    stack = rearrange([make(nvfp4_scaled(0), seed=seed) for seed in range(3)], np.arange(3 * N), (3, N, K))
+    one = rearrange([stack], np.arange(N, 2 * N), (1, N, K))
+    assert format_of(one).meaning == nvfp4_scaled(N).meaning
+    assert_values(one, values(stack)[N : 2 * N])
+
+
+def test_parameters_of_several_rows_that_share_a_block_move() -> None:
+    """No format of the catalogue has these: a scale and a bias for four rows, side by side."""
+    params = tuple(Param(name, "float16", Grid(4, 32)) for name in ("scales", "biases"))
+    steps = (Step(Op.MUL, Ref("scales")), Step(Op.ADD, Ref("biases")))
+    both = Layout("both", 0, 4, tuple(Field(p.name, 2 * at, "float16", holds=p.name) for at, p in enumerate(params)))
+    parts = (PartForm("codes", packed("nibbles", 4, "codes")), PartForm("both", both))
+    tensor = make(Format("pairs", Scheme("pairs", Integers(0, 15), params, steps), parts))
+    order = np.random.default_rng(4).permutation(N)
+    assert_values(rearrange([tensor], order, (N, K)), values(tensor)[order])
+
+
+def test_blocks_that_interleave_over_the_flat_tensor_are_cut_at_rows() -> None:
+    """Nor these: runs of four weights, the even ones in one byte and the odd ones in the next; rows of six end within one."""
+    scales = Param("scales", "float16", Grid(1, 0))
+    codes = PartForm("codes", packed("nibbles", 4, "codes"), Tiling("b c=2 | i -> (b i c)"))
+    scheme = Scheme("even-odd", Integers(0, 15), (scales,), (Step(Op.MUL, Ref("scales")),))
+    tensor = make(Format("even-odd", scheme, (codes, parameter(scales, 2))), (4, 6))
+    assert_values(rearrange([tensor], np.array([2, 1, 3, 0]), (4, 6)), values(tensor)[[2, 1, 3, 0]])
 
 
 @pytest.mark.parametrize(
