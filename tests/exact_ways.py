@@ -181,7 +181,7 @@ EXACTLY: dict[str, tuple[Make, Format]] = {
         lambda: made(modelopt.nvfp4(), (3, 4, 64), global_scale=0.0123), gguf.nvfp4_scaled(4),
     ),
     "a stack with a second scale for each as wider floats": (
-        lambda: made(gguf.nvfp4_scaled(4), (3, 4, 64)), ct.whole("float", Grid(1, 16), "float32"),
+        lambda: made(gguf.nvfp4_scaled(4), (3, 4, 64)), fp8_block.fp8_block("f32", 1, 16),
     ),
     "mxfp4 of a stack with a power of two for each": (
         lambda: made(mx.MXFP4, (3, 4, 64), scales=e8m0(30, 47, (12, 2))), gguf.nvfp4_scaled(4),

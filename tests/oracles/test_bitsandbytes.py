@@ -10,8 +10,12 @@ import qconvert
 import torch
 from bitsandbytes.nn import Linear8bitLt, Params4bit
 from conftest import VECTORS
+from exact_ways import EXACTLY, Make
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+
+import qformat
+from qformat.formats.nf4 import nf4
 
 Arrays = Mapping[str, NDArray]
 Read = Callable[[str], Arrays]
@@ -30,6 +34,7 @@ every_state = pytest.mark.parametrize(
 )
 
 
+WAYS = {name: make for name, (make, form) in EXACTLY.items() if form in (nf4(64), nf4(128))}
 FOUR_BIT = sorted(path.parent for path in (VECTORS / "hf" / "bitsandbytes").glob("?[fp]4-*/model.safetensors"))
 
 
@@ -103,3 +108,19 @@ def test_written_int8_rows_are_read_by_the_peer_and_have_the_same_values(tmp_pat
         assert not any(module.load_state_dict(held))  # no key is missing, none is unexpected
         values = peer.int8_vectorwise_dequant(module.weight.data, module.weight.SCB)
         assert torch.equal(values, expected[f"{name}.weight.float32"])
+
+
+@pytest.mark.parametrize("make", WAYS.values(), ids=WAYS)
+def test_what_is_exact_has_the_values_of_its_source(make: Make, tmp_path: Path) -> None:
+    """Said in NF4 of another block size first, which the peer then reads."""
+    tensor = make()
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
+    to = next(form.name for name, (_, form) in EXACTLY.items() if WAYS.get(name) is make)
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "b.qfmt", to=f"qfmt:{to}")
+    qconvert.convert(tmp_path / "b.qfmt", tmp_path / "out", to="bnb:nf4")
+
+    arrays = load_file(tmp_path / "out" / "model.safetensors")
+    parts = {key: array for key, array in arrays.items() if key.startswith("m.weight.")}
+    weight = Params4bit.from_prequantized(arrays["m.weight"], parts, device="cpu")
+    weight.quant_state.dtype = torch.float32
+    assert torch.equal(peer.dequantize_4bit(weight.data, weight.quant_state), torch.from_numpy(tensor.dequantize()))

@@ -14,13 +14,17 @@ from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQCon
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 from compressed_tensors.quantization.utils import generate_mx_scales
 from compressed_tensors.utils.match import match_name
+from exact_ways import Make, ways_to
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
+
+import qformat
 
 HF = Path(__file__).parents[2] / "spec/vectors/hf"
 VARIANTS = sorted((HF / "compressed-tensors").iterdir())
 GPTQ = sorted(path for path in (HF / "gptq").iterdir() if "descact" not in path.name)  # an order is no longer read
 TARGETS = ["qfmt:int4-g32", "qfmt:uint4-g32", "qfmt:int8", "qfmt:mxfp4"]
+WAYS = ways_to("compressed-tensors")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -106,3 +110,16 @@ def test_the_exponents_of_groups_that_are_not_zero_are_those_of_mode_even() -> N
     scales = generate_mx_scales(torch.from_numpy(maxima[maxima > 0])).numpy()
 
     assert scales.tolist() == stored["torchao_even.scales"][maxima > 0].tolist()
+
+
+@pytest.mark.parametrize(("make", "target"), WAYS.values(), ids=WAYS)
+def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
+    """The peer decodes in the type of the scales, of small floats in bfloat16."""
+    tensor = make()
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "folder", to=target)
+
+    found = decompressed(tmp_path / "folder")["m.weight"]
+
+    expected = tensor.dequantize(str(found.dtype).removeprefix("torch."))
+    assert np.array_equal(found.float().numpy(), expected.astype(np.float32))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import qconvert
 import torch
+from exact_ways import Make, ways_to
 from hqq.core.quantize import HQQBackend, HQQLinear
 from safetensors.torch import load_file
 
@@ -14,6 +15,7 @@ from qformat.formats import gguf
 from qformat.tensor import from_values
 
 HQQ = Path(__file__).parents[2] / "spec/vectors/hf/hqq"
+WAYS = ways_to("hqq")
 VARIANTS = sorted(path.parent for path in HQQ.glob("*/model.safetensors"))
 
 
@@ -48,3 +50,14 @@ def test_blocks_of_gguf_are_the_same_here(tmp_path: Path) -> None:
     qconvert.convert(tmp_path / "q4_0.qfmt", tmp_path / "folder", to="hqq")
 
     assert torch.equal(decoded(tmp_path / "folder")["m.weight"], torch.from_numpy(source.dequantize("float16")))
+
+
+@pytest.mark.parametrize(("make", "target"), WAYS.values(), ids=WAYS)
+def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
+    tensor = make()
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "folder", to=target)
+
+    found = decoded(tmp_path / "folder")["m.weight"]
+
+    assert torch.equal(found, torch.from_numpy(tensor.dequantize(str(found.dtype).removeprefix("torch."))))

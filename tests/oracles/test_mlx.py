@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 import qconvert
 from conftest import VECTORS
+from exact_ways import Make, ways_to, with_one_zero
 from numpy.typing import NDArray
 
+import qformat
+
 HF = VECTORS / "hf"
+WAYS = ways_to("mlx")
 VARIANTS = sorted(path.parent.name for path in (HF / "mlx").glob("*/model.safetensors"))
 # Where else weights come from that MLX holds exactly: target, source.
 OTHERS = [
@@ -24,8 +28,11 @@ OTHERS = [
 ]
 
 
-def loaded(folder: Path) -> dict[str, NDArray[Any]]:
-    """Let mlx build modules from a folder's config, load its arrays and decode them."""
+def loaded(folder: Path, widened: bool = False) -> dict[str, NDArray[Any]]:
+    """Let mlx build modules from a folder's config, load its arrays and decode them.
+
+    widened : scales and biases are made float32 before
+    """
     said = json.loads((folder / "config.json").read_text())["quantization"]
     weights: dict[str, mx.array] = mx.load(str(folder / "model.safetensors"))
     found = {}
@@ -35,6 +42,8 @@ def loaded(folder: Path) -> dict[str, NDArray[Any]]:
         module = name.removesuffix(".scales")
         facts = said.get(module, {key: said[key] for key in ("group_size", "bits", "mode")})
         held = {key: weights[f"{module}.{key}"] for key in ("weight", "scales", "biases") if f"{module}.{key}" in weights}
+        if widened and "biases" in held:
+            held |= {key: held[key].astype(mx.float32) for key in ("scales", "biases")}
         n_cols = held["weight"].shape[-1] * 32 // facts["bits"]
         layer = nn.QuantizedLinear(n_cols, held["weight"].shape[-2], bias=False, **facts)
         layer.load_weights(list(held.items()), strict=False)
@@ -82,3 +91,15 @@ def test_a_checkpoint_of_another_kind_loads_with_its_values(target: str, source:
         assert set(found) == set(packed)
         for module, tensor in packed.items():
             assert found[module].tobytes() == tensor.dequantize().tobytes()
+
+
+@pytest.mark.parametrize(("make", "target"), WAYS.values(), ids=WAYS)
+def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
+    """In float32: where scales are narrower, mlx is given them widened, as it would round product and sum to their type."""
+    tensor = make()
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "made", to=target)
+
+    found = loaded(tmp_path / "made", widened=True)["m"]
+
+    assert with_one_zero(found).tobytes() == with_one_zero(tensor.dequantize()).tobytes()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import qconvert
 import torch
+from exact_ways import Make, ways_to
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
@@ -17,6 +18,7 @@ from qformat.tensor import from_values
 
 TORCHAO = Path(__file__).parents[2] / "spec/vectors/hf/torchao"
 FLOATS = ("MXTensor", "NVFP4Tensor")  # whose stored values are in float32
+WAYS = ways_to("torchao")
 VARIANTS = sorted(path.parent for path in TORCHAO.glob("*/model.safetensors"))
 
 
@@ -62,3 +64,14 @@ def test_quantizing_the_stored_input_gives_the_stored_groups(mode: str) -> None:
 
     assert scales.tobytes() == stored[f"torchao_{mode}.scales"].tobytes()
     assert codes.tobytes() == stored[f"torchao_{mode}.codes"].tobytes()
+
+
+@pytest.mark.parametrize(("make", "target"), WAYS.values(), ids=WAYS)
+def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
+    tensor = make()
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "folder", to=target)
+
+    found = decoded(tmp_path / "folder")["m.weight"]
+
+    assert torch.equal(found, torch.from_numpy(tensor.dequantize(str(found.dtype).removeprefix("torch."))))
