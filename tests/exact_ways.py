@@ -203,6 +203,9 @@ EXACTLY: dict[str, tuple[Make, Format]] = {
     "hqq of float32 with integer zeros as q8_0": (lambda: whole_zeros(dtype="float32"), gguf.Q8_0),
     "3-bit hqq as 3-bit gptq": (lambda: whole_zeros(bits=3), gptq.gptq("v2", 3, 64)),
     "hqq with zeros between integers as mlx": (lambda: whole_zeros(7.5), affine(4, 64, "f32")),
+    "uint4 whose zeros leave few bits as e4m3": (
+        lambda: made(UINT4_CHANNEL, zeros=8), ct.whole("float", ct.CHANNEL, "float16"),
+    ),
     "gptq as hqq": (lambda: made(gptq.gptq("v2", 4, 128)), hqq(4, 1, 128, ROWS * 4)),
     "q4_0 as hqq": (lambda: made(gguf.Q4_0), hqq(4, 1, 32, ROWS * 16)),
     "uint4 as int8 of torchao": (lambda: made(UINT4_32), torchao.integer(8, Grid(1, 32), "float16", is_intx=False)),

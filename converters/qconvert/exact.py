@@ -85,11 +85,11 @@ class Recast:
         Where the target holds neither zeros nor biases, zeros are whole; where it holds no biases, there are none.
         """
         scale, zero, bias = self._scale(first, last), None, None
-        factor, source, groups = np.float32(self.recoding.factor), self.source, self.groups
+        source, groups = self.source, self.groups
         if source.zero is not None:
             zero = groups.read("zero", source.zero, first, last)
             self._check_zero(zero, first)
-            zero = zero * factor
+            zero = zero * np.float32(self.recoding.unit)
         if source.bias is not None:
             op, operand = source.bias
             bias = groups.read("bias", operand, first, last)

@@ -25,6 +25,7 @@ class Recoding:
     """The way of codes from one alphabet to another.
 
     factor : what numbers are multiplied with on the way; scales are to be divided by it
+    unit   : what zero points are multiplied with, to be in the integers that levels are read as
     offset : added to every number; zero points move along, biases take it back
     """
 
@@ -37,6 +38,7 @@ class Recoding:
         else:
             self.whole = self.whole or nearly_whole(source)
             self.factor, self.offset = self.whole.factor, target.low - self.whole.low if shifts else 0
+        self.unit = self.factor if isinstance(source, Levels) else 1.0
 
     def reason(self, is_shifted: bool) -> str:
         """Say what becomes of codes, in a few words; `is_shifted` where zero points are subtracted."""
@@ -80,8 +82,8 @@ class Recoding:
             number, words = float(numbers_of(self.source)[code]), "level"
         else:
             number, words = float(code), "code"
-        found = number * self.factor - zero + self.offset
-        words += f" {number:g}" + (f" x {self.factor:g}" if self.factor != 1 else "")
+        found = number * self.unit - zero + self.offset
+        words += f" {number:g}" + (f" x {self.unit:g}" if self.unit != 1 else "")
         words += (f" - zero {zero}" if zero else "") + (f" + {self.offset}" if self.offset else "")
         words += f" = {found:g}" if found != number else ""
         held = f"{self.target.low}..{self.target.high}" if isinstance(self.target, Integers) else "the levels"

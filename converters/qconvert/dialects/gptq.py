@@ -123,9 +123,8 @@ def forms(kind: str, tensor: PackedTensor) -> Sequence[Format]:
     dtypes = dict.fromkeys(("float16", tensor.scheme.param("scales").dtype) if is_own else ("float16",))
     found = []
     for one in (kind,) if kind else PREFERRED:
-        wide = [n for n in BITS[one] if n >= bits]
-        made = [gptq(one, wide[0], group or 0, dtype, act_order) for dtype in dtypes] if wide else []
-        found += [form for form in made if _is_whole(form, tensor.shape)]
+        made = [[gptq(one, n, group or 0, dtype, act_order) for dtype in dtypes] for n in BITS[one] if n >= bits]
+        found += next((forms for forms in made if _is_whole(forms[0], tensor.shape)), [])
     return found
 
 
