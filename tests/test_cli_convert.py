@@ -142,6 +142,16 @@ def test_verify_of_a_flipped_bit_exits_1(source: Path, capsys: pytest.CaptureFix
         (["convert", "SRC", "SRC", "--force"], 1, "destination is the source"),
         (["quantize", "SRC", "x.qfmt", "--to", "qfmt:int4", "--rule", "best"], 1, "best"),
         (["quantize", "SRC", "x.gguf", "--to", "gguf"], 1, "names no packed type"),
+        (["convert", "SRC", "x.gguf", "--names", "theirs"], 2, "'theirs' is not one of"),
+        (["convert", "SRC", "x.gguf", "--names", "runtime"], 1, "no runtime will load this file"),
+        (["convert", "SRC", "x.gguf", "--max-memory", "1MiB"], 1, "1048576 bytes of memory to work in, expected at least"),
+        (["convert", "SRC", "x.gguf", "--max-memory", "much"], 2, "'much' is not a size"),
+        (["convert", "SRC", "x.gguf", "--receipt", "no/r.json"], 1, "folder 'no' does not exist"),
+        (["verify", "SRC", "--receipt", "r.json"], 2, "--receipt needs --against"),
+        (["hash", "SRC", "--names", "theirs"], 2, "'theirs' is not one of"),
+        (["hash", "SRC", "--names", "gguf"], 1, "cannot go by gguf names"),
+        (["plan", "SRC", "--to", "nope"], 1, "unknown target 'nope'"),
+        (["targets", "missing.gguf"], 1, "no such file"),
         (["nothing"], 2, "No such command"),
     ],
 )
@@ -152,6 +162,7 @@ def test_wrong_use_is_one_line(
     found, _, err = run(capsys, *[source if arg == "SRC" else arg for arg in args])
     assert (found, words in err) == (code, True)
     assert "Traceback" not in err
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
 
 
 def test_a_gguf_that_no_runtime_loads_is_said_to_be_one(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

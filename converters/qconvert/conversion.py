@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
-from qconvert.cutting import MAX_MEMORY, check_memory
+from qconvert.cutting import LEAST_MEMORY, MAX_MEMORY, check_memory
 from qconvert.destination import check_folder, check_paths, check_space
 from qconvert.items import Plan
 from qconvert.naming import AUTO, as_wanted
@@ -42,10 +42,12 @@ class Writing:
 
     compress   : for `.qfmt`: "none", "scales" or "all"
     force      : whether an existing destination is replaced
-    max_memory : bytes that may be held at a time, beyond the mapped source
+    max_memory : bytes that may be held at a time, beyond the mapped source; at least 16 MiB
     workers    : threads; the file never depends on it
     progress   : told stage, bytes done and bytes in all
     limits     : what one of several files may hold
+
+    Raises UsageError for less memory than anything takes.
     """
 
     compress: str = "none"
@@ -54,6 +56,11 @@ class Writing:
     workers: int | None = None
     progress: Progress = lambda what, done, total: None
     limits: Limits = NO_LIMITS
+
+    def __post_init__(self) -> None:
+        if self.max_memory < LEAST_MEMORY:
+            message = f"{self.max_memory} bytes of memory to work in, expected at least {LEAST_MEMORY}"
+            raise UsageError(message, expected=LEAST_MEMORY, found=self.max_memory)
 
 
 def plan(

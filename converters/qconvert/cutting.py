@@ -115,8 +115,6 @@ def check_memory(tensor: PackedTensor, max_memory: int, form: Format | None = No
 
     Raises UsageError saying how much is needed.
     """
-    if max_memory < LEAST_MEMORY:
-        raise UsageError(f"{max_memory} bytes of memory to work in, expected at least {LEAST_MEMORY}", expected=LEAST_MEMORY)
     seen = narrower(tensor, form)
     n_rows = 1 if form is None else row_step(form, seen.shape) * slabs(form, seen.shape)
     needed = min(n_rows, max(1, seen.n_rows)) * seen.n_cols * WORK_BYTES
