@@ -66,6 +66,15 @@ def test_key_values_have_the_types_and_values_that_llama_cpps_converter_gives(ha
     assert said == hand.pairs
 
 
+@pytest.mark.parametrize(("target", "dtype"), [("gguf:bf16", "bfloat16"), ("gguf:f32", "float32"), ("gguf", "bfloat16")])
+def test_the_config_says_which_floats_matrices_are(target: str, dtype: str, tmp_path: Path) -> None:
+    qconvert.convert(folder(MODELS["llama"], tmp_path), tmp_path / "a.gguf", target)
+    with qconvert.open(tmp_path / "a.gguf") as file:
+        config = json.loads(architectures.view(file, "hf").model.assets["config.json"]())
+
+    assert config["torch_dtype"] == dtype
+
+
 def logits(llama: ModuleType, path: Path) -> Any:
     with llama.Llama(path, len(made.PROMPT), in_float32=True) as model:
         return model.logits(made.PROMPT)
@@ -140,6 +149,13 @@ def test_packed_experts_of_a_folder_are_dense_as_a_folder_of_dense_ones_has_them
         expected = architectures.view(file, "hf").model
         assert set(found) == set(expected)
         assert {name for name in found if not np.array_equal(found[name].dequantize(), expected[name].dequantize())} == set()
+
+
+def test_dense_experts_of_a_folder_lie_as_they_did_when_they_are_widened(tmp_path: Path) -> None:
+    qconvert.convert(folder(MODELS["gpt-oss"], tmp_path), tmp_path / "wide", "safetensors:f32")
+
+    with qconvert.open(tmp_path / "model") as source, qconvert.open(tmp_path / "wide") as found:
+        assert {name for name in source if not np.array_equal(source[name].dequantize(), found[name].dequantize())} == set()
 
 
 def test_packed_experts_stay_packed_and_are_run(llama: ModuleType, tmp_path: Path) -> None:

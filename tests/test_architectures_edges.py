@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import qconvert
 from handmade_checkpoint import checkpoint
-from handmade_models import HEAD, MODELS, N_LAYERS, Handmade
+from handmade_models import HEAD, MODELS, N_HEADS, N_LAYERS, Handmade
 from qconvert import architectures
 from qconvert.architectures.config import float_of, plain_config
 from qconvert.architectures.flipping import flip
@@ -211,6 +211,15 @@ def test_a_written_file_says_of_what_type_most_matrices_are(target: str, number:
     qconvert.convert(LLAMA.folder(tmp_path / "model"), tmp_path / "a.gguf", target)
 
     assert gguf.GGUFReader(tmp_path / "a.gguf").fields["general.file_type"].contents() == number
+
+
+def test_columns_of_a_head_follow_from_the_width_where_a_config_leaves_them_out(tmp_path: Path) -> None:
+    view = view_of(tmp_path, LLAMA, lambda hf, config: (config.pop("head_dim"), config.pop("num_key_value_heads")))
+    said = {pair.key: pair.value for pair in view.key_values}
+
+    assert said["llama.rope.dimension_count"] == HEAD
+    assert said["llama.attention.head_count_kv"] == N_HEADS
+    assert "llama.attention.key_length" not in said
 
 
 def test_an_output_equal_to_the_embedding_is_left_out_where_the_config_ties_them(tmp_path: Path) -> None:
