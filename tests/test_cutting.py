@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import qconvert
 from qconvert import cutting
+from qconvert.compare import first_difference
 from qconvert.cutting import LEAST_MEMORY, check_memory, row_ranges, slabs
 from qconvert.digest import digest_tensor
+from qconvert.quantizing import quantize
 from qconvert.run import peak_memory
 
 from qformat import formats, store
@@ -170,3 +172,24 @@ def test_a_plan_says_what_memory_writing_takes(wide: Path, to: str) -> None:
     n_dense = 1 << 23  # bytes of the dense tensor, which is copied or, at 32 bytes for each weight, worked on in 16 pieces
     expected = {"gguf": 1 << 27, "gguf:q8_0": 1 << 27, "qfmt": n_dense, "nf4": n_dense}[to]
     assert (least, much) == (min(LEAST_MEMORY, expected), expected)
+
+
+def test_a_difference_in_a_long_row_is_named_by_its_weight(tmp_path: Path) -> None:
+    shape = (1, 1 << 20)
+    codes, scales = RNG.integers(-8, 8, shape).astype(np.int8), np.full((1, shape[1] // 32), 0.5, np.float16)
+    one = from_values(find("int4_g32"), shape, {"codes": codes, "scales": scales})
+    other = from_array(one.dequantize().astype(np.float16))
+    assert first_difference(one, other) is None
+    values = other.codes().copy()
+    values[0, 700_001] = 77
+    assert "weight 700001 is" in str(first_difference(one, from_array(values)))
+
+
+def test_the_error_of_a_long_row_is_that_of_the_same_weights_in_short_ones(tmp_path: Path) -> None:
+    weights = RNG.normal(0, 1, (1, 1 << 20)).astype(np.float32)
+    found = []
+    for name, shape in (("long", (1, 1 << 20)), ("short", (1 << 10, 1 << 10))):
+        store.save(tmp_path / f"{name}.qfmt", {"a.weight": from_array(weights.reshape(shape))})
+        _, errors = quantize(tmp_path / f"{name}.qfmt", tmp_path / f"{name}.gguf", "gguf:q4_0", max_memory=LEAST_MEMORY)
+        found.append(errors["a.weight"])
+    assert found[0] == found[1]

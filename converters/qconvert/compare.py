@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from qconvert.digest import RAW, plain_values
 from qformat.errors import NotExact, about
+from qformat.fold import narrower, refold
 from qformat.model import Model
 from qformat.scheme import Plain
-from qformat.tensor import PackedTensor
+from qformat.tensor import PackedTensor, format_of
 
 Array = NDArray[Any]
 F32 = "float32"
@@ -64,8 +65,8 @@ def first_difference(one: PackedTensor, other: PackedTensor) -> str | None:
     """Say where two tensors differ first; None where they are equal, signed zeros and NaN payloads aside."""
     if one.shape != other.shape:
         return f"shape {one.shape}, the other has {other.shape}"
-    for first, mine, theirs, places in _differing(one, other):
-        index = first * one.n_cols + int(places[0])
+    for begin, mine, theirs, places in _differing(one, other):
+        index = begin + int(places[0])
         return f"weight {index} is {mine[places[0]]!s}, the other has {theirs[places[0]]!s}"
     return None
 
@@ -86,17 +87,20 @@ def deviation(one: PackedTensor, other: PackedTensor) -> Deviation:
 
 
 def _differing(one: PackedTensor, other: PackedTensor) -> Iterator[tuple[int, Array, Array, NDArray[np.intp]]]:
-    """Walk over tiles in which weights differ: first row, values of both, flat, and places of the weights that differ."""
+    """Walk over tiles in which weights differ: the tile's first weight, values of both, flat, places that differ."""
     if not one.n_weights:
         return
     kinds = _element(one), _element(other)
     is_raw = kinds[0] == kinds[1] and kinds[0] in RAW
     wide = kinds[0] if is_raw else next(name for name, held in HOLDS.items() if all(k == F32 or k in held for k in kinds))
+    seen = narrower(one, format_of(other))
+    if seen is not one:
+        one, other = seen, refold(other, (seen.n_rows, seen.n_cols))
     for first, last in one.tiles():
         mine, theirs = (_read(tensor, slice(first, last), wide) for tensor in (one, other))
         places = np.flatnonzero(_words(mine) != _words(theirs)) if is_raw else _unequal(mine, theirs)
         if places.size:
-            yield first, mine, theirs, places
+            yield first * one.n_cols, mine, theirs, places
 
 
 def _element(tensor: PackedTensor) -> str:

@@ -30,12 +30,13 @@ from qconvert.targets import SAFETENSORS_DENSE, Target, find_mixed, find_target,
 from qconvert.verdict import REFUSED, REQUANTIZE, Verdict, judge, row_multiple
 from qconvert.views import View
 from qformat.errors import QFormatError, UsageError, show
+from qformat.fold import narrower, refold
 from qformat.formats import Format
 from qformat.formats.dense import dense
 from qformat.model import Model
 from qformat.rules import ErrorReport, Sums, measure
 from qformat.rules.catalogue import find as find_rule
-from qformat.tensor import PackedTensor
+from qformat.tensor import PackedTensor, format_of
 
 QUANTIZATION_VERSION = 2  # of ggml's block types: GGML_QNT_VERSION
 LISTED = 5
@@ -115,10 +116,11 @@ def quantize(
 
 def measured(source: PackedTensor, written: PackedTensor) -> ErrorReport:
     """Measure the error of a written tensor against its source, tile by tile."""
-    total = Sums()
-    for tile in source.tiles():
+    total, seen = Sums(), narrower(source, format_of(written))
+    made = written if seen is source else refold(written, (seen.n_rows, seen.n_cols))
+    for tile in seen.tiles():
         rows = slice(*tile)
-        total += measure(source.dequantize(rows=rows), written.dequantize(rows=rows))
+        total += measure(seen.dequantize(rows=rows), made.dequantize(rows=rows))
     return total.report(written.bits_per_weight)
 
 
