@@ -314,6 +314,24 @@ def test_tensors_of_packed_modules_keep_their_dialect(tmp_path: Path) -> None:
     assert packed == {name for name in view.model if name.endswith("_exps.weight")}
 
 
+def test_an_embedding_that_is_one_number_ends_in_no_traceback(tmp_path: Path) -> None:
+    scalar = np.array(1, np.float32)
+
+    view = view_of(tmp_path, LLAMA, lambda hf, config: hf.update({"model.embed_tokens.weight": scalar}))
+    said = {pair.key: pair.value for pair in view.key_values}
+
+    assert said["llama.vocab_size"] == 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("theta", [0.0, -1.0, 3e38])
+def test_a_base_that_scales_nothing_well_warns_of_nothing(theta: float) -> None:
+    factors = rope_factors(plain_config({"rope_scaling": llama3()}), theta, HEAD)
+
+    assert factors is not None
+    assert factors.shape == (HEAD // 2,)
+
+
 def llama3(length: int = 64, **more: Any) -> dict[str, Any]:
     given = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     return given | {"original_max_position_embeddings": length} | more

@@ -97,7 +97,7 @@ def of_tensors(model: Model, pairs: list[Pair], made: Mapping[str, Made]) -> dic
     commonest = Counter(tensor.scheme.name for tensor in matrices if tensor.scheme.name in DTYPES).most_common(1)
     return {
         "tie_word_embeddings": OUTPUT not in made,
-        "vocab_size": made[EMBEDDING].load().shape[0],
+        "vocab_size": made[EMBEDDING].load().n_rows,
         "torch_dtype": commonest[0][0] if commonest and is_dense else DTYPES[0],
     }
 

@@ -130,7 +130,7 @@ def general(model: Model, arch: Architecture) -> list[KeyValue]:
 
 def vocabulary(model: Model, arch: Architecture, config: Config, notices: list[str]) -> list[KeyValue]:
     """Say how many tokens there are, and what they are if files tell; a tokenizer that cannot be said is left out."""
-    n_tokens = model[EMBEDDING].shape[0]
+    n_tokens = model[EMBEDDING].n_rows
     none = key_value(TOKENIZER, STRING, "none")
     try:
         said = to_gguf(model.assets, config, n_tokens)

@@ -51,7 +51,7 @@ def scaling_from(factors: NDArray[np.float32], theta: float) -> Mapping[str, Any
     The factor is that of the lowest frequency; the other numbers are those of published models.
     """
     largest = float(factors.max(initial=0.0))
-    for length in LENGTHS if largest > 0 else ():
+    for length in LENGTHS if largest > 0 and 2 * factors.size <= MAX_DIM else ():
         if np.array_equal(_factors(theta, 2 * factors.size, largest, USUAL_LOW, USUAL_HIGH, length), factors):
             return {"rope_type": LLAMA3, FACTOR: largest, LOW: USUAL_LOW, HIGH: USUAL_HIGH, LENGTH: length}
     return None
@@ -59,9 +59,10 @@ def scaling_from(factors: NDArray[np.float32], theta: float) -> Mapping[str, Any
 
 def _factors(theta: float, dim: int, factor: float, low: float, high: float, length: float) -> NDArray[np.float32]:
     single = np.float32
-    powers = np.arange(0, dim, 2, dtype=np.float32) / single(dim)
-    waves = single(2 * math.pi) / (single(1) / np.power(single(theta), powers))
-    smooth = (single(length) / waves - single(low)) / single(high - low)
-    between = single(1) / ((single(1) - smooth) / single(factor) + smooth)
-    slow = np.where(waves > length / low, single(factor), between)
-    return np.where(waves < length / high, single(1), slow).astype(np.float32)
+    with np.errstate(all="ignore"):  # of any base, as llama.cpp's converter computes
+        powers = np.arange(0, dim, 2, dtype=np.float32) / single(dim)
+        waves = single(2 * math.pi) / (single(1) / np.power(single(theta), powers))
+        smooth = (single(length) / waves - single(low)) / single(high - low)
+        between = single(1) / ((single(1) - smooth) / single(factor) + smooth)
+        slow = np.where(waves > length / low, single(factor), between)
+        return np.where(waves < length / high, single(1), slow).astype(np.float32)
