@@ -98,6 +98,7 @@ def indexed(columns: Any, n_groups: int) -> PackedTensor:
     return made(form, g_idx=columns)
 
 
+SCATTERED = np.random.default_rng(9).permutation(COLS) % 4
 SCALE_16 = np.random.default_rng(8).uniform(0.001, 0.1, (ROWS, 1)).astype(F16)
 # What is kept, the source, the target.
 EXACTLY: dict[str, tuple[Make, Format]] = {
@@ -226,6 +227,11 @@ EXACTLY: dict[str, tuple[Make, Format]] = {
     "int2 in range as q2_0": (lambda: ternary(integer(2, 128)), gguf_few.Q2_0),
     "tq1_0 as int2": (lambda: ternary(gguf_few.TQ1_0), integer(2, 128)),
     "tq2_0 as q2_k": (lambda: made(gguf_few.TQ2_0, scales=SCALE_16), gguf_k.Q2_K),
+    "columns out of order as gptq": (lambda: indexed(SCATTERED, 4), gptq.gptq("v2", 4, 0, "float16", (4, COLS))),
+    "columns out of order with zeros that are the middle": (
+        lambda: made(gptq.gptq("v2", 4, 0, "float16", (4, COLS)), zeros=8, g_idx=SCATTERED, scales=2.0 ** np.arange(-9, -5)),
+        ct.pack(4, Indexed(4, "g_idx"), "bfloat16", SHAPE),
+    ),
     "columns of one group by an index": (lambda: indexed(0, 1), gguf.Q4_0),
     "columns in order by an index": (lambda: indexed(np.arange(COLS) // 128, 4), gguf.Q4_0),
 }  # fmt: skip

@@ -230,6 +230,10 @@ OTHERWISE: dict[str, tuple[Make, Format, str, str, int, float, str]] = {
         lambda: lone(integer(2, 128), "codes", 77, -2, codes=1), gguf_few.Q2_0,
         REFUSED, "codes", 77, -2, "code -2 at weight 77 is outside -1..2",
     ),
+    "a zero point of 0 in gptq v1": (
+        lambda: lone(gptq.gptq("v2", 4, 128), "zeros", 9, 0, zeros=8), gptq.gptq("v1", 4, 128),
+        REFUSED, "zeros", 9, 0, "1 zero points of 0",
+    ),
     "columns out of order": (
         out_of_order, gguf.Q4_0,
         REFUSED, "g_idx", 40, 1, "g_idx[40] is 1: columns are grouped by g_idx, which q4_0 does not hold",

@@ -55,7 +55,7 @@ class Keeper:
         """Read how a format keeps `wanted`, an operand of its scheme."""
         held = read_held(form.scheme, wanted)
         if held is None or (held.coarse is not None and not isinstance(held.coarse, Ref)):
-            raise NotExact(f"{form.name} makes a {role} of parameters that are not looked for", field=role)
+            raise NotExact(f"{form.name} makes its {role}s of parameters that are not worked out backwards", field=role)
         self.role, self.form, self.held, self.of = role, form, held, of
         self.param = form.scheme.param(held.name)
         part = next(part.layout.part(held.name) for part in form.parts if held.name in part.layout.holds)

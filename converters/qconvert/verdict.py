@@ -6,6 +6,7 @@ it is decided by `run`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,7 +122,13 @@ def _judge_codes(tensor: PackedTensor, form: Format) -> Verdict:
 def _check_values(tensor: PackedTensor, form: Format, first: int, last: int, values: dict[str, np.ndarray]) -> None:
     """Decode both forms of some rows and compare every bit."""
     mine = canonical(tensor.dequantize(rows=slice(first, last)))
-    theirs = canonical(from_values(form, mine.shape, values).dequantize())
+    try:
+        theirs = canonical(from_values(form, mine.shape, values).dequantize())
+    except NotExact as err:  # a value that the layout has no bits for
+        for param in (param for param in form.scheme.params if param.name == err.field):
+            before = math.prod(param.group.counts(first, tensor.n_cols)) if first else 0
+            err.index = before + int(np.argmax(values[param.name].reshape(-1) == err.found))
+        raise
     differs = mine.view(np.uint32) != theirs.view(np.uint32)
     if differs.any():
         where = int(np.argmax(differs))
