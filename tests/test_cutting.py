@@ -10,6 +10,7 @@ from qconvert import cutting
 from qconvert.compare import first_difference
 from qconvert.cutting import LEAST_MEMORY, check_memory, row_ranges, slabs
 from qconvert.digest import digest_tensor
+from qconvert.planning import has_spare_bits
 from qconvert.quantizing import quantize
 from qconvert.run import peak_memory
 
@@ -18,7 +19,7 @@ from qformat.arrays import Memory
 from qformat.errors import UsageError
 from qformat.fold import narrower, refold, step_of
 from qformat.formats import Format, find
-from qformat.tensor import PackedTensor, assemble, from_array, from_values
+from qformat.tensor import PackedTensor, assemble, from_array, from_values, pack_parts
 
 RNG = np.random.default_rng(29)
 SLABS = ("hqq:1", "hqq:2", "hqq:4", "hqq:8", "quanto:int2", "quanto:int4", "bitnet")
@@ -193,3 +194,20 @@ def test_the_error_of_a_long_row_is_that_of_the_same_weights_in_short_ones(tmp_p
         _, errors = quantize(tmp_path / f"{name}.qfmt", tmp_path / f"{name}.gguf", "gguf:q4_0", max_memory=LEAST_MEMORY)
         found.append(errors["a.weight"])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("row", [None, 0, 12_345, 19_999])
+def test_a_spare_bit_of_any_row_is_found(row: int | None) -> None:
+    form, shape = find("int4_g32"), (20_000, 33)  # 17 bytes a row, of the last one half
+    codes = RNG.integers(-8, 8, shape).astype(np.int8)
+    packed = pack_parts(form, shape, {"codes": codes, "scales": np.ones((shape[0], 2), np.float16)})
+    clear = packed["codes"].reshape(shape[0], 17)
+    clear[:, -1] &= 15
+    if row is not None:
+        clear[row, -1] |= 16
+    tensor = assemble(form, shape, {role: Memory(data) for role, data in packed.items()})
+    tracemalloc.start()
+    found = has_spare_bits(tensor)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found, peak < 4 * codes.size) == (row is not None, True)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from qconvert.dialects import ggml
 from qconvert.dialects.dialect import Written
 from qconvert.items import Item, Plan
@@ -32,6 +34,8 @@ from qformat.bits import DTYPES
 from qformat.errors import QFormatError, about, show
 from qformat.formats import Format
 from qformat.formats.dense import dense
+from qformat.lines import line_bytes
+from qformat.rows import rearrange
 from qformat.scheme import Opaque, Plain
 from qformat.tensor import PackedTensor, format_of
 
@@ -205,7 +209,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
     """Say what a user should hear although no value is lost: bits that no value depends on, and who can load the file."""
     model = plan.view.model
     changed = [item for item in plan.items if not same_parts(item.tensor, item.form)]
-    spare = [item.name for item in changed if item.tensor.residue()]
+    spare = [item.name for item in changed if has_spare_bits(item.tensor)]
     found = [odd.message for odd in model.oddities] if model.packed_by else []
     found += [f"'{show(name)}': bits that no value depends on are not kept" for name in spare]
     is_packed = any(not item.form.scheme.is_dense for item in plan.items)
@@ -214,3 +218,13 @@ def notices(plan: Plan) -> tuple[str, ...]:
     if plan.view.missing:
         found.append(f"{NO_RUNTIME}: {plan.view.missing}")
     return (*found, *plan.view.notices)
+
+
+def has_spare_bits(tensor: PackedTensor) -> bool:
+    """Tell whether any stored bit is set that no value depends on; where rows lie apart, a few of them at a time."""
+    if not any(part.has_spare_bits for part in tensor.parts):
+        return False
+    if any(line_bytes(tensor, part) is None for part in tensor.parts):
+        return bool(tensor.residue())
+    pieces = (rearrange([tensor], np.arange(*tile), (tile[1] - tile[0], tensor.n_cols)) for tile in tensor.tiles())
+    return any(piece.residue() for piece in pieces)
