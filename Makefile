@@ -8,7 +8,7 @@ ORACLES := .venv-oracles
 BUILT_FROM := pyproject.toml
 PLAIN_TESTS := tests/test_kernels.py
 
-.PHONY: demo test check lint perplexity oracles clean
+.PHONY: demo test check lint matrix perplexity oracles clean
 
 demo: $(MAIN)/demo.stamp
 	@$(MAIN)/bin/python tools/demo.py
@@ -25,6 +25,10 @@ lint: $(MAIN)/models.stamp
 	$(MAIN)/bin/mypy
 	$(MAIN)/bin/python tools/spec_tables.py --check
 	NUMBA_DISABLE_JIT=1 $(MAIN)/bin/python -m pytest $(PLAIN_TESTS)
+
+# Minutes: every packed format is planned for every packed target.
+matrix: $(MAIN)/models.stamp
+	$(MAIN)/bin/python tools/matrix.py --check
 
 # Minutes, and a gigabyte for files that go away.
 perplexity: $(MAIN)/models.stamp

@@ -78,20 +78,22 @@ def cell(source: Source, tensors: Mapping[str, PackedTensor], name: str) -> Cell
     few = {sample: tensors[sample] for sample in probes(tensors)}
     items = planned(source, few, name)
     if len({general(item, name) for item in items.values()}) > 1 or any(is_kept(item) for item in items.values()):
-        items = planned(source, tensors, name)
+        items |= planned(source, {sample: tensor for sample, tensor in tensors.items() if sample not in items}, name)
+        items = {sample: items[sample] for sample in tensors}
     held = {sample: item for sample, item in items.items() if item.verdict.verdict in HELD}
     others = {sample: item for sample, item in items.items() if sample not in held}
     if held:
         others = {sample: item for sample, item in others.items() if sample not in source.golden or not is_ragged(item)}
     reasons = tuple(dict.fromkeys(general(item, name) for item in others.values()))
-    stored = [item for sample, item in others.items() if sample in source.golden]
+    stored = [item for sample, item in items.items() if sample in source.golden and not is_ragged(item)]
     if held and not others:
         is_copied = all(item.verdict.verdict == SAME_BYTES for item in held.values())
         return Cell(COPY if is_copied else ALWAYS, (), True, held, ())
     if held:
-        return Cell(IF, reasons, not stored, held, tuple(others))
+        is_stored = bool(stored) and all(item.verdict.verdict in HELD for item in stored)
+        return Cell(IF, reasons, is_stored, held, tuple(others))
     if any(is_kept(item) for item in others.values()):
-        return Cell(ROUNDS, reasons, all(is_kept(item) for item in stored), held, tuple(others))
+        return Cell(ROUNDS, reasons, bool(stored) and all(is_kept(item) for item in stored), held, tuple(others))
     return Cell(NEVER, reasons[:1], False, held, tuple(others))
 
 

@@ -34,7 +34,6 @@ class Profile:
 PROFILES = {
     "signs": Profile("signs", "half", "tensor"),
     "ternary": Profile("ternary", "half", "tensor"),
-    "ternary rows": Profile("ternary", "short", "row"),
     "crumbs": Profile("crumbs", "half", "tensor"),
     "nibbles": Profile("nibbles", "short", "row"),
     "low nibbles": Profile("nibbles", "half", "tensor", "low"),
@@ -43,9 +42,7 @@ PROFILES = {
     "scale by row": Profile("all", "short", "row"),
     "powers of two": Profile("all", "powers", "group"),
     "short scales": Profile("all", "short", "group"),
-    "lowest zeros": Profile("all", "short", "group", "low"),
     "float16 scales": Profile("all", "float16", "group"),
-    "any zero": Profile("all", "half", "tensor", "whole"),
     "any zeros": Profile("all", "short", "group", "whole"),
     "wide scales": Profile("all", "wide", "group"),
     "float32 scales": Profile("all", "float32", "group", "whole"),

@@ -258,4 +258,5 @@ def _finite(dtype: str, rng: np.random.Generator, n: int) -> F32:
     bits = min(DTYPES[dtype].bits, 32)
     stored = rng.integers(0, 1 << bits, 2 * n + 64, dtype=np.uint64).astype(f"u{bits // 8}").view(numpy_dtype(dtype))
     found = as_float32(stored, dtype)
-    return found[np.isfinite(found) & (stored.view(f"u{bits // 8}") != TOP)][:n]
+    kept: F32 = found[np.isfinite(found) & (stored.view(f"u{bits // 8}") != TOP)]
+    return kept[:n]
