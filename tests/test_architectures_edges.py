@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -480,6 +481,28 @@ def test_a_tokenizer_that_cannot_be_said_is_left_out(tmp_path: Path) -> None:
     assert view.missing == ""
     assert [notice.startswith("the tokenizer is left out: ") for notice in view.notices] == [True]
     assert {pair.key: pair.value for pair in view.key_values}["tokenizer.ggml.model"] == "none"
+
+
+ODD = (-1, 10**400, "x", [1], {}, {"full_attention": 3})
+FIELDS = ("rope_scaling", "rope_parameters", "text_config", "layer_types", "sliding_window", "_sliding_window_pattern")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3moe", "gemma3", "gpt-oss"])
+def test_whatever_a_field_or_a_key_holds_a_view_is_given(name: str, tmp_path: Path) -> None:
+    hand = MODELS[name]
+    with qconvert.open(hand.folder(tmp_path / "model")) as folder, qconvert.open(hand.file(tmp_path / "a.gguf")) as file:
+        scaled = hand.config | {"rope_scaling": llama3()}
+        configs = [hand.config | {field: value} for field in (*hand.config, *FIELDS) for value in ODD]
+        configs += [
+            scaled | {"rope_scaling": llama3(**{field: value})} for field in llama3() if field[0] != "o" for value in ODD
+        ]
+        texts = [json.dumps(config).encode() for config in configs]
+        views = [architectures.view(replace(folder, assets={"config.json": partial(bytes, text)}), "gguf") for text in texts]
+        metadata = [{**file.metadata, key: value} for key in hand.pairs for value in ODD]
+        views += [architectures.view(replace(file, read_metadata=partial(dict, said)), "hf") for said in metadata]
+
+    assert len({view.missing for view in views}) > len(hand.config)
+    assert all(view.missing or view.origins for view in views)
 
 
 def test_rows_that_are_no_whole_heads_are_refused_by_name(tmp_path: Path) -> None:

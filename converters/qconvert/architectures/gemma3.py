@@ -37,10 +37,10 @@ _DEFAULTS = {
 
 def doubts(config: Config) -> str:
     """Say where llama.cpp, which knows the published models, would scale or look otherwise."""
-    period = config.get(PATTERN, config.get(f"_{PATTERN}", PERIOD))
-    layers = config.get("layer_types")
-    expected = ["full_attention" if period and not (n + 1) % period else "sliding_attention" for n in range(len(layers or ()))]
-    if layers and layers != expected:
+    said, layers = config.get(PATTERN, config.get(f"_{PATTERN}")), config.get("layer_types")
+    period = said if isinstance(said, int) and said > 0 else PERIOD
+    n_layers = len(layers) if isinstance(layers, list) else 0
+    if n_layers and layers != ["sliding_attention" if (n + 1) % period else "full_attention" for n in range(n_layers)]:
         return f"layer_types are not those of a full_attention in {period} layers: a gguf file says no other, results differ"
     scalar, usual = config.get(SCALAR), scaled_by(config).get(SCALAR)
     if scalar is not None and usual is not None and scalar != usual:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.architectures.architecture import Config
-from qconvert.architectures.config import LLAMA3, SCALING, scaling_of
+from qconvert.architectures.config import LLAMA3, MAX_FLOAT32, SCALING, scaling_of
 from qformat.errors import FileError
 
 TENSOR = "rope_freqs.weight"
@@ -36,7 +36,7 @@ def rope_factors(config: Config, theta: float, dim: int) -> NDArray[np.float32] 
         return None
     scaling = {LOW: USUAL_LOW, HIGH: USUAL_HIGH, LENGTH: config.get(LENGTH, LENGTHS[0]), **config[SCALING]}
     numbers = [scaling.get(field) for field in (FACTOR, LOW, HIGH, LENGTH)]
-    positive = [float(n) for n in numbers if isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < math.inf]
+    positive = [float(n) for n in numbers if isinstance(n, int | float) and not isinstance(n, bool) and 0 < n <= MAX_FLOAT32]
     if len(positive) < len(numbers):
         raise FileError(f"llama3 scaling by {numbers}, expected four numbers above 0", field=SCALING)
     factor, low, high, length = positive
