@@ -236,6 +236,67 @@ def sections() -> dict[str, str]:
     return {title: text for title, _, text in (part.partition("\n") for part in PAGE.split("\n## From ")[1:])}
 
 
+def rows_of(text: str) -> list[list[str]]:
+    """Give the cells of a table, head and rows."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return [lines[0], *lines[2:]]
+
+
+def cell_of(family: str, name: str, target: str) -> str:
+    """Read one cell of the page, without the numbers of its reasons."""
+    head, *rows = rows_of(sections()[family])
+    column = next(at for at, names in enumerate(head) if name in names.split(", "))
+    kind = target.partition(":")[2]
+    found = [row for row in rows for label in row[0].split(" and ") if label.startswith(target.partition(":")[0])
+             and kind in label.partition(":")[2].split(", ")]  # fmt: skip
+    return found[0][column].partition(" ")[0]
+
+
+# What is promised of formats, whoever finds the way: from a family's variant to a target, and the least that is so.
+PROMISED = [
+    ("qfmt", "int4-g32", "gguf:q4_0", "exact"),
+    ("qfmt", "int4-g128", "gguf:q4_0", "exact"),
+    ("qfmt", "uint4-g32", "gguf:q5_0", "exact"),
+    ("qfmt", "uint4-g32", "gguf:q4_1", "if"),
+    ("qfmt", "uint4-g32", "mlx:f32", "exact"),
+    ("qfmt", "int4-channel", "gguf:q4_k", "exact"),
+    ("compressed-tensors", "w4a16-channel-asym", "gguf:q4_k", "if*"),
+    ("GGUF, K-quants", "q4_k", "mlx:f32", "exact"),
+    ("GGUF, K-quants", "q5_k", "mlx:f32", "exact"),
+    ("GGUF, K-quants", "q3_k", "compressed-tensors:pack", "exact"),
+    ("GGUF, K-quants", "q6_k", "compressed-tensors:pack", "exact"),
+    ("GGUF, K-quants", "q2_k", "mlx:f32", "if"),
+    ("GGUF, K-quants", "q6_k", "mlx:f32", "if"),
+    ("GGUF, blocks of 32", "q4_0", "gguf:q8_0", "exact"),
+    ("GGUF, blocks of 32", "q5_0", "gguf:q8_0", "exact"),
+    ("GGUF, blocks of 32", "iq4_nl", "gguf:q8_0", "exact"),
+    ("GGUF, blocks of 32", "mxfp4", "gguf:q8_0", "if"),
+    ("GGUF, blocks of 32", "q8_0", "mlx:f32", "exact"),
+    ("GGUF, blocks of 32", "q4_1", "mlx:f16", "exact"),
+    ("mlx", "affine-8bit-g32", "gguf:q8_0", "if"),
+    ("mlx", "affine-4bit-g32", "gguf:q4_0", "if"),
+    *(("gpt-oss", "experts", target, "if*") for target in ("gguf:mxfp4", "qfmt:mxfp4", "mlx:mxfp4", "torchao:mxfp4")),
+    *(("compressed-tensors", "mxfp4a16", target, "if*") for target in ("modelopt:mxfp4", "gguf:mxfp4", "fp8-block:ue8m0")),
+    ("modelopt", "mxfp4", "compressed-tensors:nvfp4", "if"),
+    ("modelopt", "nvfp4", "compressed-tensors:nvfp4", "if"),
+    ("compressed-tensors", "nvfp4a16", "modelopt:nvfp4", "if"),
+    ("bitsandbytes", "nf4-b64-dq", "bnb:nf4", "exact"),
+    ("bitsandbytes", "nf4-b128", "qfmt:nf4-b64", "exact"),
+    ("bitsandbytes", "nf4-b64", "gguf:q4_0", "if"),  # without an asterisk: not what was stored
+    ("hqq", "4bit-g64-axis1", "gptq:v2", "if"),
+    ("gptq", "v1-4bit-g64-sym", "gptq:v2", "exact"),
+    ("gptq", "v2-4bit-g64-asym", "gptq:v1", "if"),
+    ("gptq", "v2-4bit-g32-asym-descact", "mlx:f32", "if"),
+    ("GGUF, one and two bits", "tq1_0", "gguf:tq2_0", "exact"),
+    ("GGUF, one and two bits", "tq2_0", "bitnet", "if"),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "target", "state"), PROMISED, ids=[f"{n} to {t}" for _, n, t, _ in PROMISED])
+def test_a_promised_path_is_there(family: str, name: str, target: str, state: str) -> None:
+    assert cell_of(family, name, target) == state
+
+
 @pytest.mark.parametrize("folder", VARIANTS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def test_every_stored_variant_is_a_column(folder: Path) -> None:
     head = re.split(r" \| |, ", sections()[folder.parent.name.removesuffix("-mxfp4")].strip().splitlines()[0].strip("| "))
@@ -246,7 +307,7 @@ def test_every_stored_variant_is_a_column(folder: Path) -> None:
 @pytest.mark.parametrize("family", [dialect.name for dialect in DIALECTS] + ["qfmt", "GGUF, K-quants"])
 def test_every_table_has_a_row_for_every_target_and_every_reason_is_given(family: str) -> None:
     text = sections()[family]
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")][2:]
+    _, *rows = rows_of(text)
     labels = [row[0].partition(" and ")[2] or row[0] for row in rows]
     kinds = {f"{label.partition(':')[0]}:{kind}" for label in labels for kind in label.partition(":")[2].split(", ")}
     numbers = {number for row in rows for cell in row[1:] for number in re.findall(r" (\d+)", cell)}
