@@ -4,11 +4,13 @@ offender where it does not.
 Values are compared all, and some of them as the reference decodes them, which shares no code with what derives and judges.
 """
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+import qconvert
 from exact_ways import (
     ASYM,
     COLS,
@@ -25,8 +27,11 @@ from exact_ways import (
     ROWS,
     TENTH,
     UINT4_32,
+    UINT4_CHANNEL,
     Make,
     agreeing,
+    e8m0,
+    f32,
     indexed,
     mxfp4,
     nvfp4,
@@ -39,6 +44,7 @@ from made_tensors import made
 from numpy.typing import NDArray
 from qconvert.verdict import EXACT, REFUSED, ROUNDED, judge
 
+import qformat
 from qformat import reference
 from qformat.formats import Format, bitnet, gguf, gguf_few, gguf_k, gptq, modelopt, mx, nf4
 from qformat.formats import bitsandbytes as bnb
@@ -46,6 +52,7 @@ from qformat.formats import compressed_tensors as ct
 from qformat.formats.hqq import hqq
 from qformat.formats.integer import integer
 from qformat.formats.mlx import FLOATS, affine
+from qformat.scheme import Grid
 from qformat.tensor import PackedTensor, from_values
 
 
@@ -251,3 +258,47 @@ def test_the_first_offender_is_named_where_a_condition_does_not_hold(
 
     assert (found.verdict, found.field, found.index, found.value) == (verdict, field, index, value), found
     assert words in found.reason
+
+
+LARGE, LINES, STACK = (1100, 512), (5000, 96), (3, 400, 512)  # of several tiles, and units of work
+IN_TILES: dict[str, tuple[Make, str]] = {
+    "integers times a float": (lambda: made(UINT4_CHANNEL, LARGE), "gguf:q4_k"),
+    "a scale of the tensor": (lambda: made(mx.MXFP4, LARGE, scales=e8m0(30, 47, (1100, 16))), "modelopt:nvfp4"),
+    "a scale for each of a stack": (lambda: made(gguf.nvfp4_scaled(400), STACK), "fp8-block:f32"),
+    "a second scale for each of a stack": (lambda: made(mx.MXFP4, STACK, scales=e8m0(30, 47, (1200, 16))), "gguf:nvfp4"),
+    "blocks across rows that agree": (lambda: made(nf4.nf4(64), LINES, scales=np.repeat(f32(3750), 2)), "qfmt:nf4-b128"),
+    "blocks across rows in parts": (lambda: made(nf4.nf4(256), LINES), "qfmt:nf4-b64"),
+}
+
+
+@pytest.mark.parametrize(("make", "target"), IN_TILES.values(), ids=IN_TILES)
+def test_a_tensor_of_several_tiles_is_written_with_its_values(make: Make, target: str, tmp_path: Path) -> None:
+    tensor, end = make(), ".gguf" if target.startswith("gguf") else ".qfmt" if target.startswith("qfmt") else ""
+    qformat.save(tmp_path / "a.qfmt", {"m.experts.down.weight": tensor})
+
+    report = qconvert.convert(tmp_path / "a.qfmt", tmp_path / f"b{end}", to=target)
+
+    assert report.plan.counts() == {EXACT: 1}
+    with qconvert.open(tmp_path / f"b{end}") as model:
+        (found,) = (model[name] for name in model)
+        assert with_one_zero(found.dequantize()).tobytes() == with_one_zero(tensor.dequantize()).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("form", "target", "name", "index", "value", "field", "found"),
+    [
+        (INT8["channel"], INT8["tensor"], "scales", 1000, 0.25, "scales", 1000),
+        (gguf.Q8_0, gguf.Q4_0, "codes", 1000 * 512 + 7, 100, "codes", 1000 * 512 + 7),
+        (INT8_32, gguf.Q8_0, "scales", 1000 * 16 + 3, 1e6, "scales", 1000 * 16 + 3),
+        (ct.pack(4, Grid(1, 32), "float32", LARGE), gguf_k.Q4_K, "scales", 1000 * 16 + 9, 0.1, "sub_scales", 1000 * 16 + 8),
+    ],
+    ids=["rows", "codes", "scales", "two levels"],
+)
+def test_an_offender_is_counted_from_the_beginning_of_the_tensor(
+    form: Format, target: Format, name: str, index: int, value: float, field: str, found: int
+) -> None:
+    tensor = planted(made(form, LARGE, codes=1, scales=0.5), form, name, index, value)
+
+    verdict = judge(tensor, target)
+
+    assert (verdict.verdict, verdict.field, verdict.index) == (REFUSED, field, found), verdict

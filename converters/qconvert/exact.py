@@ -7,8 +7,6 @@ Which weights share a value is `grouping`'s, what becomes of codes `recoding`'s,
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from qconvert.affine import Affine, not_whole, read_affine, zero_of
@@ -43,13 +41,12 @@ class Recast:
         self.recoding = Recoding(_alphabet(tensor), form.scheme.alphabet, form.name, bool(self.zero or self.bias))
         self.of_tensor = None
         if self.scale.shared and not self.scale.is_integer:
-            scales = (self._scale(*self.groups.lines(*tile)) for tile in tensor.tiles(together=self.groups.together))
-            self.of_tensor = TensorScale(tensor, self.scale, self.groups, source.scale, scales)
+            self.of_tensor = TensorScale(tensor, self.scale, self.groups, source.scale, self._scale)
 
     @property
     def together(self) -> int:
         """Rows that begin a group, or all of a tensor's, are this many apart."""
-        return math.lcm(self.groups.together, (self.of_tensor.rows if self.of_tensor else 0) or 1)
+        return self.groups.together if self.of_tensor is None else self.of_tensor.together
 
     def derive(self, first: int, last: int, rounding: bool = False) -> Derived:
         """Give the target's codes and parameters for rows [first, last), which begin and, but at the end, end a group.

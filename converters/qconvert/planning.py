@@ -133,8 +133,8 @@ def decide(name: str, tensor: PackedTensor, target: Target, ask: Judge = judge) 
     has_type = target.wanted is not None and target.container == "gguf" and ggml.type_of(stored) == ggml.type_of(target.wanted)
     keeps = has_type or (target.keeps and target.is_dense and stored.scheme.is_dense)
     if target.wanted is not None and takes_wanted and not keeps:
-        wanted = ggml.fitted(target.wanted, tensor) if target.container == "gguf" else target.wanted
-        item = _judged(name, tensor, wanted, target, ask)
+        forms = ggml.fitted(target.wanted, tensor) if target.container == "gguf" else (target.wanted,)
+        item = _first(_judged(name, tensor, form, target, ask) for form in forms)
         return requantized(item) if item.verdict.verdict == REFUSED and can_requantize(item) else item
     if (own := held(target, stored, tensor)) is not None:
         return _judged(name, tensor, own, target, ask)

@@ -59,7 +59,7 @@ class Target:
         """Give the formats that a packed tensor may take, in no order."""
         if self.dialect is not None:
             return self.dialect.forms(self.kind, tensor)
-        return tuple(dict.fromkeys((*self.packed, *(ggml.fitted(form, tensor) for form in self.packed))))
+        return tuple(fitting for form in self.packed for fitting in ggml.fitted(form, tensor))
 
     @property
     def is_dense(self) -> bool:

@@ -7,7 +7,7 @@ multiplies. One that has none gets 1, or a power of two. Whether weights are the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +31,14 @@ class TensorScale:
     rows : of a tensor; 0: all
     """
 
-    def __init__(self, tensor: PackedTensor, keeper: Keeper, groups: Grouping, source: Operand, scales: Iterable[F32]) -> None:
+    def __init__(
+        self, tensor: PackedTensor, keeper: Keeper, groups: Grouping, source: Operand, scales: Callable[[int, int], F32]
+    ) -> None:
         """Choose the numbers.
 
         keeper : of the scale, in two levels
         source : what the source's scale is made of
-        scales : the effective ones of all rows, range by range
+        scales : gives the effective ones of a range of lines
         """
         form, over = keeper.form, keeper.form.scheme.param(keeper.shared).group
         assert isinstance(over, Grid)  # as the keeper checks
@@ -44,13 +46,19 @@ class TensorScale:
         levels = _own_levels(tensor.scheme, source, over)
         self.own = None if levels is None else levels[0]
         if levels is None:
-            self.numbers = new_numbers(self.op, form.scheme.param(keeper.held.name).dtype, scales, self.rows)
+            all_scales = (scales(*groups.lines(*tile)) for tile in tensor.tiles(together=self.together))
+            self.numbers = new_numbers(self.op, form.scheme.param(keeper.held.name).dtype, all_scales, self.rows)
             self.stored, self.errors = self.numbers, np.zeros(self.numbers.shape)
         else:
             fine, coarse, op = levels
             self.stored = groups.operands.operand(coarse, 0, tensor.n_rows)[0][:: self.rows or tensor.n_rows, :1]
             present = as_float32(np.unique(tensor.param(fine.name).view(np.uint8)), tensor.scheme.param(fine.name).dtype)
             self.numbers, self.errors = other_way(self.op, op, self.stored, present)
+
+    @property
+    def together(self) -> int:
+        """Rows that begin a tensor of the stack, and a group, are this many apart."""
+        return math.lcm(self.groups.together, self.rows or 1)
 
     def put(self, found: Derived, scale: F32, factor: float, first: int, last: int, rounding: bool) -> F32:
         """Store the numbers of lines [first, last), and give what is left for their groups.

@@ -20,7 +20,7 @@ from qformat.formats import GGUF, Format, PartForm, matrix
 from qformat.formats.dense import dense
 from qformat.formats.gguf import NVFP4, nvfp4_scaled
 from qformat.layout import Field, Layout
-from qformat.scheme import Grid, Opaque, Scheme
+from qformat.scheme import Grid, Levels, Opaque, Scheme
 from qformat.tensor import PackedTensor
 from qformat.tiling import FLAT
 
@@ -101,11 +101,10 @@ def type_of(form: Format) -> int | None:
     return _known().get(form.meaning)
 
 
-def fitted(form: Format, tensor: PackedTensor) -> Format:
-    """Give a type as it holds a tensor: NVFP4 with a second scale where the tensor has one beside those of groups."""
-    groups = {param.group for param in tensor.scheme.params}
-    has_second = len(groups) > 1 and any(isinstance(group, Grid) and not group.cols for group in groups)
-    return _with_scale(tensor.shape) if has_second and form is NVFP4 else form
+def fitted(form: Format, tensor: PackedTensor) -> tuple[Format, ...]:
+    """Give the formats that a type is for packed weights: NVFP4 by itself, and with a second scale where it has a place."""
+    takes_second = form is NVFP4 and isinstance(tensor.scheme.alphabet, Levels) and _scale_dims(tensor.shape) is not None
+    return (form, _with_scale(tensor.shape)) if takes_second else (form,)
 
 
 def _with_scale(shape: tuple[int, ...]) -> Format:
