@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import qconvert
 import runtimes
+import torch
 from conftest import VECTORS
 from gguf import GGUFReader
 from qconvert.conversion import dequantize
 from qconvert.quantizing import quantize
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 SOURCE = VECTORS / "hf" / "tiny-llama" / "bf16"
 STORED = load_file(SOURCE.parent / "logits.safetensors")
@@ -67,3 +69,17 @@ def test_without_a_tokenizer_the_file_says_none(folder: Path) -> None:
 
     assert fields["tokenizer.ggml.model"].contents() == "none"
     assert fields["llama.vocab_size"].contents() == 512
+
+
+def test_transformers_runs_a_packed_folder_made_of_a_gguf_file(tmp_path: Path) -> None:
+    # The embedding and the output stay: transformers loads no packed embedding.
+    quantize(SOURCE, tmp_path / "q4_0.gguf", "gguf:q4_0", exclude=("token_embd.weight", "output.weight"))
+    qconvert.convert(tmp_path / "q4_0.gguf", tmp_path / "packed", "compressed-tensors", names="runtime")
+    dequantize(tmp_path / "q4_0.gguf", tmp_path / "dense", "f32")
+
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", dtype=torch.float32, attn_implementation="eager")
+    dense = runtimes.load(tmp_path / "dense")
+
+    assert packed.config.quantization_config.quant_method == "compressed-tensors"
+    for ids in PROMPTS:
+        assert np.array_equal(runtimes.logits(packed, ids), runtimes.logits(dense, ids))
