@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import qconvert
 import torch
+from exact_ways import Make, ways_to
 from optimum.quanto import requantize
 from optimum.quanto.library.extensions.extension import get_extension
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from qformat.formats import gguf
 from qformat.tensor import from_values
 
 QUANTO = Path(__file__).parents[2] / "spec/vectors/hf/quanto"
+WAYS = ways_to("quanto")
 VARIANTS = sorted(path.parent for path in QUANTO.glob("*/model.safetensors"))
 SHAPES = {"proj0.weight": (32, 256), "proj1.weight": (48, 128)}
 
@@ -63,3 +65,14 @@ def test_blocks_of_gguf_are_the_same_here(target: str, tmp_path: Path) -> None:
 
     found = decoded(tmp_path / "folder", {"m.weight": (16, 256)}, torch.bfloat16)["m.weight"]
     assert torch.equal(found.float(), torch.from_numpy(source.dequantize()))
+
+
+@pytest.mark.parametrize(("make", "target"), WAYS.values(), ids=WAYS)
+def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
+    tensor = make()
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "folder", to=target)
+
+    found = decoded(tmp_path / "folder", {"m.weight": (tensor.n_rows, tensor.n_cols)}, torch.float32)["m.weight"]
+
+    assert torch.equal(found.float(), torch.from_numpy(tensor.dequantize()))
