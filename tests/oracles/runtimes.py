@@ -1,7 +1,8 @@
 """One model under two runtimes: transformers reads a folder, llama.cpp a GGUF file, both in float32 and of the same tokens.
 
-llama.cpp keeps keys and values in float32 and computes attention step by step: nothing is rounded to 16 bits anywhere. What is
-left are sums in another order, and sines, exponentials and square roots of other libraries.
+llama.cpp keeps keys and values in float32 and computes attention step by step: nothing is rounded to 16 bits, but GELU, for
+which see test_runtimes_gemma3.py. What is left are sums in another order, and sines, exponentials and square roots of other
+libraries.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +29,7 @@ BOUND = 1e-3
 def tool(name: str) -> ModuleType:
     """Give a script below tools/ as a module."""
     sys.path.append(str(ROOT / "tools"))
-    return __import__(name)
+    return import_module(name)
 
 
 def load(folder: Path) -> PreTrainedModel:

@@ -68,8 +68,8 @@ SPREAD, SMALL_SPREAD = 2.0, 0.25
 NORM_STEP = 2.0**-7  # of a norm's values: small enough to differ, so large that adding 1 rounds nothing
 
 
-def save(name: str, folder: Path) -> Path:
-    """Make a model, the same on every call, and let transformers save it in float32; returns the folder."""
+def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Make a model, the same on every call, and let transformers save it; returns the folder."""
     given = {"model_type": name} | SIZES | CONFIGS[name]
     config = AutoConfig.for_model(**given)
     torch.manual_seed(sorted(CONFIGS).index(name))
@@ -82,5 +82,5 @@ def save(name: str, folder: Path) -> Path:
             else:
                 spread = SMALL_SPREAD if "gemma" in name and "embed" in key else SPREAD
                 parameter.normal_(std=0.3 if parameter.ndim == 1 else spread * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     return folder
