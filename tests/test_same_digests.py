@@ -100,3 +100,13 @@ def test_a_folder_made_of_the_gguf_file_has_them_too(
 
     assert {name: digest for name, digest in found.items() if name in expected} == expected
     assert len(found) == N_PACKED + 9
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if not target.startswith("gguf")])
+def test_the_gguf_file_is_the_same_whatever_it_is_made_of(
+    target: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts(capsys, "convert", folder / TARGETS[target], tmp_path / "made.gguf", "--to", "gguf:q4_0")
+
+    made, expected = (gguf.GGUFReader(path).tensors for path in (tmp_path / "made.gguf", folder / "q4_0.gguf"))
+    assert {t.name: t.data.tobytes() for t in made} == {t.name: t.data.tobytes() for t in expected}
