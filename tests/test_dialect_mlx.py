@@ -313,7 +313,7 @@ def test_scales_of_bfloat16_widen_to_float32_and_do_not_shrink(tmp_path: Path) -
     report = qconvert.convert(source, tmp_path / "wide", to="mlx:f32")
 
     assert report.plan.counts() == {"exact": 1}
-    with pytest.raises(NotExact, match=r"biases rounds \(15, .*nearest: exact with mlx:bf16; use --allow rounded"):
+    with pytest.raises(NotExact, match=r"scales rounds \(15, .*nearest: exact with mlx:bf16; use --allow rounded"):
         qconvert.convert(source, tmp_path / "narrow", to="mlx:f16")
 
 
