@@ -83,7 +83,7 @@ def agreeing(form: Format, groups: int = 2) -> PackedTensor:
     return quiet(made(form), form, "sub_scales", groups)
 
 
-def doubled(n_groups: int) -> PackedTensor:
+def doubled() -> PackedTensor:
     """Make NF4 with 8-bit scales, a float32 for every 256 of them."""
     table = np.linspace(-1, 1, bnb.N_SCALES, dtype=np.float32)
     return made(bnb.four_bit("nf4", 64, nested=(256, 0.25)), nested_quant_map=table)
@@ -191,7 +191,7 @@ EXACTLY: dict[str, tuple[Make, Format]] = {
     "nvfp4 divided by a power of two multiplied": (lambda: made(ct.NVFP4, divisor=1024), modelopt.nvfp4()),
     "nvfp4 as wider floats": (lambda: nvfp4(0.0123), ct.whole("float", Grid(1, 16), "float32")),
     "nvfp4 as integers": (lambda: nvfp4(0.0123), ct.pack(5, Grid(1, 16), "float32", SHAPE)),
-    "8-bit scales of nf4 expanded": (lambda: doubled(0), nf4.nf4(64)),
+    "8-bit scales of nf4 expanded": (doubled, nf4.nf4(64)),
     "nf4 in blocks of half the size": (lambda: made(nf4.nf4(128)), nf4.nf4(64)),
     "nf4 in blocks across rows": (lambda: made(nf4.nf4(128), (5, 96)), nf4.nf4(64)),
     "nf4 in blocks that agree": (lambda: made(nf4.nf4(64), scales=np.repeat(f32(ROWS * 4), 2)), nf4.nf4(128)),
