@@ -21,7 +21,7 @@ from qconvert.architectures.flipping import flip
 from qconvert.architectures.rope import rope_factors, scaling_from
 from qconvert.views import View
 
-from qformat.errors import FileError, QFormatError
+from qformat.errors import FileError
 from qformat.tensor import from_array
 
 LLAMA, GEMMA = MODELS["llama"], MODELS["gemma3"]
@@ -325,12 +325,25 @@ def test_an_embedding_that_is_one_number_ends_in_no_traceback(tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("theta", [0.0, -1.0, 3e38])
-def test_a_base_that_scales_nothing_well_warns_of_nothing(theta: float) -> None:
-    factors = rope_factors(plain_config({"rope_scaling": llama3()}), theta, HEAD)
+@pytest.mark.parametrize("theta", [0.0, -1.0, -0.0, 1e-320])
+def test_a_base_that_gives_no_factors_is_refused_and_warns_of_nothing(theta: float) -> None:
+    with pytest.raises(FileError, match=r"field 'rope_scaling': .* gives no factors in float32"):
+        rope_factors(plain_config({"rope_scaling": llama3()}), theta, HEAD)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("factor", [1e-320, 1e-39])
+def test_a_factor_too_small_for_float32_is_refused(factor: float) -> None:
+    with pytest.raises(FileError, match=r"field 'rope_scaling': .* gives no factors in float32"):
+        rope_factors(plain_config({"rope_scaling": llama3(factor=factor)}), 1e4, HEAD)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_large_base_warns_of_nothing() -> None:
+    factors = rope_factors(plain_config({"rope_scaling": llama3()}), 3e38, HEAD)
 
     assert factors is not None
-    assert factors.shape == (HEAD // 2,)
+    assert factors.tolist() == [1] + [8] * (HEAD // 2 - 1)  # 64 is less than every wave length but the first, 2 pi
 
 
 def llama3(length: int = 64, **more: Any) -> dict[str, Any]:
@@ -505,11 +518,39 @@ def test_whatever_a_field_or_a_key_holds_a_view_is_given(name: str, tmp_path: Pa
     assert all(view.missing or view.origins for view in views)
 
 
-def test_rows_that_are_no_whole_heads_are_refused_by_name(tmp_path: Path) -> None:
-    view = view_of(tmp_path, LLAMA, lambda hf, config: config.update(num_attention_heads=3))
+HEADS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "heads": ("llama", {"num_attention_heads": 3}, "q_proj.weight' field 'shape': 64 rows, expected a multiple of 6 by"),
+    "no heads": ("llama", {"num_attention_heads": 0}, "64 rows, expected a multiple of 0 by attention.head_count 0"),
+    "shared heads": ("llama", {"num_key_value_heads": 3}, "32 rows, expected a multiple of 6 by attention.head_count_kv 3"),
+    "experts": ("gpt-oss", {"num_local_experts": 3}, "gate_up_proj' field 'shape': shape [4, 192, 64], expected a stack of 3"),
+}
 
-    with pytest.raises(QFormatError, match=r"blk\.0\.attn_q\.weight.*holds 60 items, expected 64"):
-        view.model["blk.0.attn_q.weight"]
+
+@pytest.mark.parametrize(("name", "more", "message"), HEADS.values(), ids=list(HEADS))
+def test_a_config_that_counts_otherwise_than_its_tensors_stays_as_it_is(
+    name: str, more: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    view = view_of(tmp_path, MODELS[name], lambda hf, config: config.update(more))
+
+    assert message in view.missing
+    assert view.origins == {}
+
+
+COUNTS = {
+    "llama": ("attention.head_count", "64 rows, expected a multiple of 6 by attention.head_count 3"),
+    "qwen3moe": ("expert_count", "shape [4, 32, 64], expected a stack of 3"),
+    "gpt-oss": ("expert_count", "shape [4, 96, 64], expected a stack of 3"),
+}
+
+
+@pytest.mark.parametrize(("name", "key", "message"), [(name, *said) for name, said in COUNTS.items()], ids=list(COUNTS))
+def test_a_gguf_file_that_counts_otherwise_than_its_tensors_stays_as_it_is(
+    name: str, key: str, message: str, tmp_path: Path
+) -> None:
+    view = view_back(tmp_path, MODELS[name], lambda tensors, pairs: pairs.update({f"{name}.{key}": ("UINT32", 3)}))
+
+    assert message in view.missing
+    assert view.origins == {}
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (1, 1), (4, 1, 7)])

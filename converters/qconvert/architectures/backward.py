@@ -24,7 +24,7 @@ from qconvert.architectures.rope import scaling_from
 from qconvert.architectures.tokenizer import to_hf
 from qconvert.containers.gguf_values import Scalar
 from qconvert.views import Origin, View
-from qformat.errors import QFormatError, UsageError
+from qformat.errors import QFormatError, UsageError, about
 from qformat.model import Model
 from qformat.tensor import PackedTensor
 
@@ -54,6 +54,9 @@ def as_hf(model: Model, decode: bool, with_tokenizer: bool) -> View:
     made: dict[str, Made] = {}
     for pair in pairs:
         if all(name in model for name in pair.gguf):
+            if pair.is_cut:
+                with about(model.path, pair.gguf[0]):
+                    rewriting.check_here(pair.tensor, [model[name] for name in pair.gguf], len(pair.hf), facts)
             made |= tensors_of(model, pair, facts, decode)
     notices = []
     if ROPE_FREQS in model:

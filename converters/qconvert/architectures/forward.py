@@ -21,7 +21,7 @@ from qconvert.architectures.tokenizer import to_gguf
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import GGUFArray, KeyValue, Scalar, key_value
 from qconvert.views import Origin, View
-from qformat.errors import QFormatError, UsageError
+from qformat.errors import QFormatError, UsageError, about
 from qformat.model import Model
 from qformat.tensor import PackedTensor, from_array
 
@@ -61,6 +61,9 @@ def as_gguf(model: Model, with_tokenizer: bool) -> View:
     made = rotary(arch, config, facts)
     for pair in pairs:
         if all(name in model and name not in skipped for name in pair.hf):
+            if pair.is_cut:
+                with about(model.path, pair.hf[0]):
+                    rewriting.check_there(pair.tensor, [model[name] for name in pair.hf], facts)
             made |= tensors_of(model, pair, facts)
     tokens = vocabulary(model if with_tokenizer else replace(model, assets={}), arch, config, notices)
     said = (*general(model, arch), *key_values(arch, facts), *tokens)

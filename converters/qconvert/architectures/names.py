@@ -23,6 +23,11 @@ class Pair:
     hf: tuple[str, ...]
     gguf: tuple[str, ...]
 
+    @property
+    def is_cut(self) -> bool:
+        """Tell whether sizes say how rows are cut or stacked."""
+        return bool(self.tensor.order) or EXPERT in self.tensor.name
+
 
 def pairs_of(arch: Architecture, n_layers: int, n_experts: int) -> list[Pair]:
     """List all tensors that a model of an architecture can have, in the order in which they are written.

@@ -29,6 +29,7 @@ Sizes = Mapping[str, object]
 _KEY = re.compile(r"\{([^}]+)\}")
 _SIZE = re.compile(r"=(\d+)")
 MATRIX = 2  # axes
+STACK_SIZE = "expert_count"
 
 
 def to_gguf(tensor: Tensor, sources: Sequence[PackedTensor], part: int, name: str, sizes: Sizes) -> PackedTensor:
@@ -41,9 +42,8 @@ def to_gguf(tensor: Tensor, sources: Sequence[PackedTensor], part: int, name: st
 
     Raises UsageError where the rows are not as many as the declaration says.
     """
-    flipped = [flip(source) if tensor.flipped and source.scheme.is_dense else source for source in sources]
-    n_parts = len(tensor.known) or 1
-    made = _moved(tensor, flipped, part, n_parts, _shape_there(tensor, flipped, n_parts), sizes, forward=True)
+    turned, shape = _seen(tensor, sources), check_there(tensor, sources, sizes)
+    made = _moved(tensor, turned, part, len(tensor.known) or 1, shape, sizes, forward=True)
     if tensor.plus:
         return from_array(added(made, tensor.plus))
     return _as_float(made) if kept_because(name) is not None or len(made.shape) < MATRIX else made
@@ -60,12 +60,27 @@ def to_hf(
 
     Raises UsageError where the rows are not as many as the declaration says.
     """
-    if EXPERT in tensor.name and _first(sources).shape[:1] != (n_parts,):
-        raise UsageError(f"shape {list(_first(sources).shape)}, expected a stack of {n_parts}", field="shape")
-    made = _moved(tensor, sources, part, n_parts, _shape_here(tensor, sources), sizes, forward=False)
+    made = _moved(tensor, sources, part, n_parts, check_here(tensor, sources, n_parts, sizes), sizes, forward=False)
     if tensor.flipped and (decode or made.scheme.is_dense):
         made = flip(made)
     return from_array(added(made, -tensor.plus)) if tensor.plus else made
+
+
+def check_there(tensor: Tensor, sources: Sequence[PackedTensor], sizes: Sizes) -> tuple[int, ...]:
+    """Give the shape that tensors of a checkpoint have in a GGUF file; what `to_gguf` raises is raised here."""
+    seen = _seen(tensor, sources)
+    shape = _shape_there(tensor, seen, len(tensor.known) or 1)
+    _sized(tensor, seen, sizes)
+    return shape
+
+
+def check_here(tensor: Tensor, sources: Sequence[PackedTensor], n_parts: int, sizes: Sizes) -> tuple[int, ...]:
+    """Give the shape that tensors of a GGUF file have in a checkpoint; what `to_hf` raises is raised here."""
+    if EXPERT in tensor.name and _first(sources).shape[:1] != (n_parts,):
+        raise UsageError(f"shape {list(_first(sources).shape)}, expected a stack of {n_parts}", field="shape")
+    shape = _shape_here(tensor, sources)
+    _sized(tensor, sources, sizes)
+    return shape
 
 
 def added(tensor: PackedTensor, term: float) -> NDArray[np.float32]:
@@ -114,10 +129,10 @@ def _moved(
     """Take the share of all rows that a part has, in the order of the side that it is for."""
     if not tensor.order and len(sources) == 1 and n_parts == 1:
         return sources[0]
+    n_rows = _n_rows(tensor, sources)
+    where = _positions(_sized(tensor, sources, sizes), n_rows)
     if tensor.is_bias:
         sources = [_vector(source) for source in sources]
-    n_rows = sum(source.n_cols if tensor.is_bias else source.n_rows for source in sources)
-    where = _positions(tensor.order, n_rows, sizes)
     rows = np.argsort(where) if forward else where
     share = n_rows // n_parts
     picked = rows[part * share : (part + 1) * share]
@@ -126,13 +141,34 @@ def _moved(
     return replace(rearrange(sources, picked, (share,)), shape=shape)
 
 
-def _positions(order: str, n_rows: int, sizes: Sizes) -> NDArray[np.int64]:
-    """Give, for every row of a checkpoint, its number among those of a GGUF file."""
-    if not order or not n_rows:
-        return np.arange(n_rows, dtype=np.int64)
-    sized = _KEY.sub(lambda found: str(sizes[found[1]]), order)
+def _seen(tensor: Tensor, sources: Sequence[PackedTensor]) -> list[PackedTensor]:
+    """See tensors of a checkpoint with their rows as rows."""
+    return [flip(source) if tensor.flipped and source.scheme.is_dense else source for source in sources]
+
+
+def _n_rows(tensor: Tensor, sources: Sequence[PackedTensor]) -> int:
+    return sum(source.n_weights if tensor.is_bias else source.n_rows for source in sources)
+
+
+def _sized(tensor: Tensor, sources: Sequence[PackedTensor], sizes: Sizes) -> str:
+    """Give the order of rows with its sizes. Raises UsageError where the rows are not as many as these say."""
+    n_rows = _n_rows(tensor, sources)
+    if not tensor.order or not n_rows:
+        return ""
+    n_stacked = sizes[STACK_SIZE] if STACK_SIZE in _KEY.findall(tensor.order) else None
+    if n_stacked is not None and _first(sources).shape[:1] != (n_stacked,):
+        raise UsageError(f"shape {list(_first(sources).shape)}, expected a stack of {n_stacked}", field="shape")
+    sized = _KEY.sub(lambda found: str(sizes[found[1]]), tensor.order)
     known = math.prod(map(int, _SIZE.findall(sized)))
-    found = strides(sized.replace("{}", str(n_rows // known if known else 0)), n_rows, 1)
+    if not known or n_rows % known:
+        said = ", ".join(f"{key} {sizes[key]}" for key in _KEY.findall(tensor.order))
+        raise UsageError(f"{n_rows} rows, expected a multiple of {known} by {said}", field="shape")
+    return sized.replace("{}", str(n_rows // known))
+
+
+def _positions(order: str, n_rows: int) -> NDArray[np.int64]:
+    """Give, for every row of a checkpoint, its number among those of a GGUF file."""
+    found = strides(order, n_rows, 1)
     where = np.full((), found.base, np.int64)
     for size, step in zip(found.sizes, found.steps, strict=True):
         where = where[..., None] + np.arange(size, dtype=np.int64) * step

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qconvert.architectures.architecture import Config
 from qconvert.architectures.config import LLAMA3, MAX_FLOAT32, SCALING, scaling_of
-from qformat.errors import FileError
+from qformat.errors import FileError, show
 
 TENSOR = "rope_freqs.weight"
 FACTOR, LOW, HIGH, LENGTH = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
@@ -23,6 +23,7 @@ FACTOR, LOW, HIGH, LENGTH = "factor", "low_freq_factor", "high_freq_factor", "or
 USUAL_LOW, USUAL_HIGH = 1.0, 4.0
 LENGTHS = (8192, 4096, 2048, 16384, 32768, 65536, 131072, 1024, 512, 256, 128, 64)
 MAX_DIM = 1 << 16
+SMALLEST = float(np.finfo(np.float32).smallest_normal)
 
 
 def rope_factors(config: Config, theta: float, dim: int) -> NDArray[np.float32] | None:
@@ -38,11 +39,14 @@ def rope_factors(config: Config, theta: float, dim: int) -> NDArray[np.float32] 
     numbers = [scaling.get(field) for field in (FACTOR, LOW, HIGH, LENGTH)]
     positive = [float(n) for n in numbers if isinstance(n, int | float) and not isinstance(n, bool) and 0 < n <= MAX_FLOAT32]
     if len(positive) < len(numbers):
-        raise FileError(f"llama3 scaling by {numbers}, expected four numbers above 0", field=SCALING)
+        raise FileError(f"llama3 scaling by {show(str(numbers), limit=100)}, expected four numbers above 0", field=SCALING)
     factor, low, high, length = positive
     if not 1 < dim <= MAX_DIM or low == high:
         raise FileError(f"llama3 scaling of {dim} columns, between {low} and {high}", field=SCALING)
-    return _factors(theta, dim, factor, low, high, length)
+    factors = _factors(theta, dim, factor, low, high, length)
+    if theta < SMALLEST or not ((factors >= SMALLEST) & (factors < math.inf)).all():
+        raise FileError(f"llama3 scaling by {numbers} of base {theta} gives no factors in float32", field=SCALING)
+    return factors
 
 
 def scaling_from(factors: NDArray[np.float32], theta: float) -> Mapping[str, Any] | None:

@@ -25,4 +25,4 @@ def view(model: Model, family: str, decode: bool = False, with_tokenizer: bool =
             return as_dense(model) if decode and family == HF else View(model)
         return as_gguf(model, with_tokenizer) if family == GGUF else as_hf(model, decode, with_tokenizer)
     except QFormatError as err:
-        return View(model, missing=f"field '{err.field}': {err.message}" if err.field else err.message)
+        return View(model, missing=str(QFormatError(err.message, tensor=err.tensor, field=err.field)))
