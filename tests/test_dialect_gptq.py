@@ -458,3 +458,18 @@ def test_rows_that_are_written_range_by_range_lie_as_those_of_the_whole(
     qconvert.convert(source, tmp_path / "there", to=f"gptq:{kind}")
 
     assert stored(tmp_path / "there") == stored(expected)
+
+
+@pytest.mark.parametrize(("kind", "said", "is_middle"), [("v1", "gptq", False), ("planar", "gptq_p", True)])
+def test_levels_that_are_integers_are_symmetric_where_their_zero_point_is_the_middle(
+    kind: str, said: str, is_middle: bool, tmp_path: Path
+) -> None:
+    source, one = str(VECTORS / "hf" / "mlx" / "mxfp4"), str(tmp_path / "one")
+    assert main(["extract", source, one, "--include", "*q_proj*"]) == 0
+    assert main(["convert", one, str(tmp_path / "out"), "--to", f"gptq:{kind}"]) == 0  # -12..12 are 5 bits; v1 has 8
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    with qconvert.open(tmp_path / "out") as written, qconvert.open(source) as model:
+        tensor = written[f"{GOLDEN}.weight"]
+        assert tensor.dequantize().tobytes() == model[f"{GOLDEN}.weight"].dequantize().tobytes()
+        assert bool((tensor.zeros() == 1 << (config["bits"] - 1)).all()) == is_middle
+    assert (config["checkpoint_format"], config["sym"]) == (said, is_middle)

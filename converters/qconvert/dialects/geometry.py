@@ -99,14 +99,19 @@ def coarser(tensor: PackedTensor, sizes: Sequence[int]) -> list[int]:
 
 
 def is_symmetric(tensor: PackedTensor) -> bool:
-    """Tell whether every zero point is the middle of the codes, or there is none and the codes reach both ways."""
-    alphabet = tensor.scheme.alphabet
-    if not isinstance(alphabet, Integers):
+    """Tell whether every zero point is the middle of the integers that codes are, or there is none and they reach both ways."""
+    from qconvert.affine import read_affine  # here: nothing that only lists tensors looks at values
+    from qconvert.alphabets import whole
+
+    found, affine = whole(tensor.scheme.alphabet), read_affine(tensor.scheme)
+    if found is None or affine is None or affine.bias is not None:
         return False
-    middle = (alphabet.low + alphabet.high + 1) // 2
-    if any(param.name == "zeros" for param in tensor.scheme.params):
-        return bool((tensor.param("zeros") == middle).all())
-    return middle == 0 and len(tensor.scheme.steps) == 1
+    middle = (found.low + found.high + 1) // 2
+    if affine.zero is None:
+        return middle == 0
+    return any(param.name == "zeros" for param in tensor.scheme.params) and bool(
+        (tensor.param("zeros") == middle / found.factor).all()
+    )
 
 
 def _fineness(group: Group) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from qformat.errors import FileError, NotExact
 from qformat.formats.form import Format
 from qformat.formats.gptq import BITS, DOWN, KINDS, PLANES, WORD, gptq
 from qformat.model import Oddity
-from qformat.scheme import Grid, Indexed, Integers
+from qformat.scheme import Grid, Indexed
 from qformat.tensor import PackedTensor
 
 if TYPE_CHECKING:
@@ -209,10 +209,7 @@ def facts_of(weight: Written) -> tuple[int, int]:
 
 def _is_symmetric(weight: Written) -> bool:
     """Tell whether every zero point is the middle of the codes as they are written, which may be wider than the source's."""
-    source, target = weight.tensor.scheme.alphabet, weight.form.scheme.alphabet
-    assert isinstance(source, Integers)  # no others have integer codes to write
-    assert isinstance(target, Integers)
-    return source.high - source.low == target.high - target.low and is_symmetric(weight.tensor)
+    return integer_bits(weight.tensor.scheme) == code_bits(weight.form.scheme) and is_symmetric(weight.tensor)
 
 
 def _is_of(weight: Written, bits: int, size: int) -> bool:
