@@ -12,7 +12,7 @@ import pytest
 import qconvert
 from numpy.typing import NDArray
 from qconvert import architectures
-from qconvert.compare import Deviation, deviation, first_difference
+from qconvert.compare import Deviation, deviation, first_difference, same_bytes, same_format
 from qconvert.difference import Difference, TensorDifference, compare_models
 from qconvert.pairing import Rename, pair_names, parse_rename
 from qconvert.views import Origin, View
@@ -251,6 +251,16 @@ def damaged(path: Path, value: bytes) -> Path:
     data[data.index(value)] ^= 1
     path.write_bytes(data)
     return path
+
+
+def test_bytes_are_compared_by_what_their_arrays_are_wherever_these_stand() -> None:
+    tensor = qformat.quantize(np.arange(128, dtype=F32).reshape(2, 64), "int4-g32")
+    turned = replace(tensor, parts=tensor.parts[::-1])
+
+    assert len({part.source.n_bytes for part in tensor.parts}) == 2
+    assert same_format(tensor, turned)
+    assert same_bytes(tensor, turned)
+    assert not same_bytes(tensor, qformat.quantize(np.ones((2, 64), F32), "int4-g32"))
 
 
 @pytest.mark.parametrize("compress", ["none", "scales", "all"])

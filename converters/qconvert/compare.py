@@ -1,8 +1,8 @@
-"""Comparing values: which weights of two tensors differ, and by how much, whatever either is kept in.
+"""Comparing two tensors: whether they hold the same bytes; which weights differ, and by how much, whatever either is kept in.
 
-Decides what equal means: the same number, with one zero and one NaN, in float32, or in a wider type where float32 does not
-contain an element type. Two tensors of one such type are compared by their bytes, as their value digests are. Works tile by
-tile; must not know names, files or what a user wants to count.
+Bytes are read, unless digests say that they are equal. Values are equal that are the same number, with one zero and one NaN, in
+float32, or in a wider type where float32 does not contain an element type; two tensors of one such type are compared by their
+bytes, as their value digests are. Works piece by piece; must not know names, files or what a user wants to count.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.cutting import byte_ranges
 from qconvert.digest import RAW, plain_values
+from qformat.arrays import ByteSource, Part
 from qformat.errors import NotExact, about
+from qformat.file.same import is_same_part
 from qformat.fold import narrower, refold
 from qformat.model import Model
-from qformat.scheme import Plain
+from qformat.scheme import Opaque, Plain
+from qformat.store import PlaneBytes
 from qformat.tensor import PackedTensor, format_of
 
 Array = NDArray[Any]
@@ -84,6 +88,45 @@ def deviation(one: PackedTensor, other: PackedTensor) -> Deviation:
         n_different += places.size
         max_abs, max_rel = (float(np.maximum(old, new.max())) for old, new in ((max_abs, off), (max_rel, rel)))
     return Deviation(n_different, max_abs, max_rel)
+
+
+def same_format(one: PackedTensor, other: PackedTensor) -> bool:
+    """Tell whether two tensors lie in byte arrays that mean the same, so that equal bytes are equal values."""
+    if format_of(one).meaning != format_of(other).meaning:
+        return False
+    if not isinstance(one.scheme.alphabet, Opaque):
+        return True
+    return {part.swapped for part in one.parts} == {part.swapped for part in other.parts}  # words of a block are not known
+
+
+def same_bytes(one: PackedTensor, other: PackedTensor) -> bool:
+    """Tell whether two tensors of one format and shape hold the same bytes, byte order aside."""
+    others = {part.form.role: part for part in other.parts}
+    return all(_same_part(part, others[part.form.role]) for part in one.parts)
+
+
+def _same_part(one: Part, other: Part) -> bool:
+    """Tell whether two parts hold the same bytes; what digests say to be equal is not read."""
+    mine, theirs = one.source, other.source
+    if _digests_agree(mine, theirs):
+        return True
+    if mine.n_bytes != theirs.n_bytes:
+        return False
+    for start, stop in byte_ranges(one):
+        if one.swapped == other.swapped:
+            same = np.array_equal(mine.read(start, stop), theirs.read(start, stop))
+        else:
+            same = np.array_equal(one.ordered(start, stop), other.ordered(start, stop))
+        if not same:
+            return False
+    return True
+
+
+def _digests_agree(mine: ByteSource, theirs: ByteSource) -> bool:
+    """Tell whether digests say that bytes are equal; False where there are none."""
+    if not (isinstance(mine, PlaneBytes) and isinstance(theirs, PlaneBytes)):
+        return False
+    return is_same_part(mine.file, mine.entry, theirs.file, theirs.entry, mine.role)
 
 
 def _differing(one: PackedTensor, other: PackedTensor) -> Iterator[tuple[int, Array, Array, NDArray[np.intp]]]:

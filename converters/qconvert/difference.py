@@ -13,18 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-import numpy as np
-
-from qconvert.compare import deviation
+from qconvert.compare import deviation, same_bytes, same_format
 from qconvert.items import spelled
 from qconvert.meta_difference import MetaDifference, compare_metadata
 from qconvert.pairing import Rename, facing, pair_names
-from qformat.arrays import ByteSource, Part
 from qformat.errors import about
-from qformat.file.same import is_same_part
 from qformat.model import Model
 from qformat.scheme import Opaque
-from qformat.store import PlaneBytes
 from qformat.tensor import PackedTensor, format_of
 
 STRUCTURE, BYTES, VALUES = DEPTHS = ("structure", "bytes", "values")
@@ -167,13 +162,11 @@ def _compare(found: TensorDifference, mine: PackedTensor, theirs: PackedTensor, 
     if mine.shape != theirs.shape:
         return replace(found, equal=False, reason="shapes differ")
     opaque = [t.scheme.alphabet.name for t in (mine, theirs) if isinstance(t.scheme.alphabet, Opaque)]
-    found = replace(found, same_format=format_of(mine).meaning == format_of(theirs).meaning)
-    if opaque and {part.swapped for part in mine.parts} != {part.swapped for part in theirs.parts}:
-        found = replace(found, same_format=False)  # the words of its blocks are not known
+    found = replace(found, same_format=same_format(mine, theirs))
     if depth == STRUCTURE:
         return found
     if found.same_format:
-        found = replace(found, bytes_equal=_same_bytes(mine, theirs))
+        found = replace(found, bytes_equal=same_bytes(mine, theirs))
         if found.bytes_equal:
             return replace(found, equal=True, n_different=0, max_abs=0.0, max_rel=0.0)
     if depth == BYTES:
@@ -188,34 +181,3 @@ def _counted(found: TensorDifference, values_only: bool) -> TensorDifference:
     """Say whether a tensor differs in what counts."""
     others = found.same_format and found.bytes_equal is not False
     return replace(found, status=SAME if found.equal is not False and (values_only or others) else DIFFERS)
-
-
-def _same_bytes(mine: PackedTensor, theirs: PackedTensor) -> bool:
-    """Tell whether the parts of two tensors of one format hold the same bytes, byte order aside."""
-    others = {part.form.role: part for part in theirs.parts}
-    return all(_same_part(part, others[part.form.role]) for part in mine.parts)
-
-
-def _same_part(mine: Part, theirs: Part) -> bool:
-    one, other = mine.source, theirs.source
-    if _digests_agree(one, other):
-        return True
-    if one.n_bytes != other.n_bytes:
-        return False
-    from qconvert.cutting import byte_ranges  # here: digests that answer need nothing of what makes files
-
-    for start, stop in byte_ranges(mine):
-        if mine.swapped == theirs.swapped:
-            same = np.array_equal(one.read(start, stop), other.read(start, stop))
-        else:
-            same = np.array_equal(mine.ordered(start, stop), theirs.ordered(start, stop))
-        if not same:
-            return False
-    return True
-
-
-def _digests_agree(one: ByteSource, other: ByteSource) -> bool:
-    """Tell whether digests say that bytes are equal; False where there are none."""
-    if not (isinstance(one, PlaneBytes) and isinstance(other, PlaneBytes)):
-        return False
-    return is_same_part(one.file, one.entry, other.file, other.entry, one.role)

@@ -13,11 +13,12 @@ from qconvert.architectures import rewriting
 from qconvert.architectures.architecture import EMBEDDING, OUTPUT, Architecture, Config
 from qconvert.architectures.catalogue import ARCHITECTURE, config_of, of_config
 from qconvert.architectures.config import MAX_COUNT, TOKEN_IDS, key_values, plain_config, read_facts
-from qconvert.architectures.made import Made, check_names, same_bytes, unwrapped, view_of
+from qconvert.architectures.made import Made, check_names, unwrapped, view_of
 from qconvert.architectures.names import SUFFIXES, Pair, pairs_of, skipped_names
 from qconvert.architectures.rope import TENSOR as ROPE_FREQS
 from qconvert.architectures.rope import rope_factors
 from qconvert.architectures.tokenizer import to_gguf
+from qconvert.compare import same_bytes, same_format
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import GGUFArray, KeyValue, Scalar, key_value
 from qconvert.views import Origin, View
@@ -54,7 +55,7 @@ def as_gguf(model: Model, with_tokenizer: bool) -> View:
     if zeros:
         notices.append(f"left out: {len(zeros)} biases that are zeros, as '{min(zeros)}', for which {arch.name} has no place")
     if is_tied and OUTPUT in model:
-        if same_bytes(model[OUTPUT], model[EMBEDDING]):
+        if is_copy(model[OUTPUT], model[EMBEDDING]):
             skipped.add(OUTPUT)
         else:
             notices.append(f"'{OUTPUT}' is kept: the config says that it is the embedding, its values say otherwise")
@@ -81,6 +82,11 @@ def expected(model: Model, arch: Architecture, facts: Mapping[str, Scalar]) -> t
         if not 0 < count <= most:
             raise UsageError(f"{count} {what}, expected 1 to {most}")
     return pairs_of(arch, n_layers, n_experts), skipped_names(arch, n_layers)
+
+
+def is_copy(one: PackedTensor, other: PackedTensor) -> bool:
+    """Tell whether two tensors are stored alike, byte for byte."""
+    return one.shape == other.shape and same_format(one, other) and same_bytes(one, other)
 
 
 def zero_biases(model: Model, pairs: Sequence[Pair]) -> set[str]:

@@ -12,9 +12,7 @@ from typing import Any
 from qconvert.views import Origin, View
 from qformat.errors import UsageError
 from qformat.model import Model
-from qformat.tensor import PackedTensor, format_of
-
-CHUNK = 1 << 24  # bytes compared at a time
+from qformat.tensor import PackedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +84,3 @@ def view_of(
     )
     origins = {name: tensor.origin for name, tensor in made.items()}
     return View(seen, {n: replace(o, names=tuple(own.get(name, name) for name in o.names)) for n, o in origins.items()})
-
-
-def same_bytes(one: PackedTensor, other: PackedTensor) -> bool:
-    """Tell whether two tensors are stored alike, byte for byte."""
-    if one.shape != other.shape or format_of(one).meaning != format_of(other).meaning:
-        return False
-    return all(
-        (mine.source.read(start, start + CHUNK) == theirs.source.read(start, start + CHUNK)).all()
-        for mine, theirs in zip(one.parts, other.parts, strict=True)
-        for start in range(0, mine.source.n_bytes, CHUNK)
-    )
