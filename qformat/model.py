@@ -58,6 +58,7 @@ class Model:
     n_bytes    : size on disk
     check_digests : checks every byte of the file, padding included; None where the container has no digests
     files      : those that hold the weights; empty where `path` alone does
+    beside     : those that lie beside the weights and belong to the checkpoint: configs, an index, a tokenizer's
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Model:
     read_oddities: Callable[[], Sequence[Oddity]] = tuple
     check_digests: Callable[[], None] | None = None
     files: Sequence[Path] = ()
+    beside: Sequence[Path] = ()
     packed_by: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property

@@ -247,7 +247,7 @@ def check_early(model: Model, dst: Path, writing: Writing) -> None:
 
 def check_target(model: Model, force: bool, dst: Path) -> None:
     """Refuse a destination that exists, or that is one of the source's files."""
-    for src in (model.path, *model.files):
+    for src in (model.path, *model.files, *model.beside):
         check_paths(src, dst, force)
 
 

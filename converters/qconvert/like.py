@@ -78,7 +78,7 @@ def as_like(model: Model, reference: Model, family: str, widens: bool = False) -
     wide = {name for name, held in theirs.items() if widens and is_wider(held, mine[name])}
     origins = {name: source.origins.get(name, Origin((name,))) for name in wanted.model}
     origins |= {name: replace(origins[name], how=", ".join(filter(None, (origins[name].how, WIDENED)))) for name in wide}
-    files = (*model.files, reference.path, *reference.files)  # none of which is to be written over
+    files = (*model.files, reference.path, *reference.files, *reference.beside)  # none of which is to be written over
     load = partial(load_like, source.model, wide)
     held = replace(source.model, names=dict.fromkeys(wanted.model), load=load, files=files, read_recipe=lambda: None)
     if family == GGUF:

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from qconvert.containers.checkpoint import CheckpointFile, open_checkpoint, resolve
+from qconvert.containers.checkpoint import Checkpoint, CheckpointFile, open_checkpoint, resolve
 from qconvert.containers.gguf_header import Header, parse_header
 from qconvert.containers.gguf_split import open_parts
 from qconvert.containers.shards import read_json_object
 from qconvert.containers.strict_json import parse_json
 from qconvert.dialects import Claim, Shelf, check_assumed, claim_all, find, ggml
+from qconvert.dialects.dialect import PACKING_FILES
 from qformat.arrays import ByteSource, View
 from qformat.errors import FileError, QFormatError, UsageError, about
 from qformat.formats.dense import dense
@@ -56,11 +57,19 @@ def open(
         model = open_gguf_model(checkpoint.shards[0])
     else:
         model = open_safetensors_model(Path(path), tuple(assume), shapes)
+    model.beside = beside(checkpoint)
     for name in shapes:
         if name not in model:
             model.close()
             raise UsageError("a shape is given for it, but there is no such tensor", path=path, tensor=name)
     return model
+
+
+def beside(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """List the files of a checkpoint that hold no weights: those that go with it, and those that it is read by."""
+    read = [checkpoint.folder / name for name in ("config.json", *PACKING_FILES)]
+    index = () if checkpoint.index is None else (checkpoint.index,)
+    return tuple(dict.fromkeys((*checkpoint.side_files, *index, *(path for path in read if os.path.lexists(path)))))
 
 
 def opened(path: str | Path | None, assume: Sequence[str] = ()) -> AbstractContextManager[Model | None]:
