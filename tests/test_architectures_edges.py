@@ -15,14 +15,16 @@ import pytest
 import qconvert
 from handmade_checkpoint import checkpoint
 from handmade_models import HEAD, MODELS, N_HEADS, N_LAYERS, Handmade
+from numpy.typing import NDArray
 from qconvert import architectures
 from qconvert.architectures.config import float_of, plain_config
-from qconvert.architectures.flipping import flip
+from qconvert.architectures.flipping import Flipped, flip
 from qconvert.architectures.rope import rope_factors, scaling_from
 from qconvert.views import View
 
 from qformat.errors import FileError
-from qformat.tensor import from_array
+from qformat.formats.dense import dense
+from qformat.tensor import assemble, from_array
 
 LLAMA, GEMMA = MODELS["llama"], MODELS["gemma3"]
 Change = Callable[[dict[str, Any], dict[str, Any]], object]
@@ -567,3 +569,29 @@ def test_exchanged_rows_and_columns_are_read_from_any_byte_to_any(shape: tuple[i
         (a, b) for a in range(n + 1) for b in range(a, n + 1) if part.source.read(a, b).tobytes() != expected[a:b].tobytes()
     ]
     assert wrong == []
+
+
+class Counted:
+    """Bytes of an array that note how many were read."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.data, self.n_read = array.reshape(-1).view(np.uint8), 0
+        self.n_bytes = self.data.size
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        self.n_read += stop - start
+        return self.data[start:stop]
+
+
+def test_matrices_that_are_exchanged_piece_by_piece_are_read_once_and_not_kept() -> None:
+    array = np.arange(3 * 64 * 32, dtype=np.float32).reshape(3, 64, 32)
+    counted = Counted(array)
+    (part,) = flip(assemble(dense("float32"), array.shape, {"values": counted})).parts
+    assert isinstance(part.source, Flipped)
+    step = 1000  # a matrix is 8192 bytes, so that pieces lie across two
+
+    pieces = [part.source.read(at, min(at + step, part.source.n_bytes)) for at in range(0, part.source.n_bytes, step)]
+
+    assert np.concatenate(pieces).tobytes() == array.swapaxes(1, 2).tobytes()
+    assert counted.n_read == array.nbytes
+    assert part.source.kept == {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +17,23 @@ from qformat.tensor import PackedTensor, assemble
 
 MATRIX = 2  # axes
 DECODED = "float32"
+KEPT = 2  # matrices: while one is read to its end, the next is begun
 
 
 @dataclass(frozen=True, slots=True)
 class Flipped:
     """The bytes of a stack of matrices, each with rows and columns exchanged.
 
+    A column is in every row, so that a matrix is taken as a whole; read piece by piece, it is taken once.
+
     dtype : of the values: the tensor's own, or that which it is decoded to
+    kept  : matrices that were taken last, by number, while there is more to be read of them
     """
 
     tensor: PackedTensor
     dtype: str
+    kept: dict[int, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
+    lock: Lock = field(default_factory=Lock, compare=False, repr=False)
 
     @property
     def n_bytes(self) -> int:
@@ -42,10 +50,23 @@ class Flipped:
         pieces = []
         for matrix in range(first // width, -(-last // width)):
             low, high = max(first - matrix * width, 0), min(last - matrix * width, width)
-            rows = slice(matrix * height, (matrix + 1) * height)
-            values = self.tensor.codes(rows) if self.tensor.scheme.is_dense else self.tensor.dequantize(self.dtype, rows)
-            pieces.append(np.ascontiguousarray(values[:, low:high].T).reshape(-1).view(np.uint8))
+            columns = self._matrix(matrix, is_last=stop >= (matrix + 1) * width * line)[:, low:high]
+            pieces.append(np.ascontiguousarray(columns.T).reshape(-1).view(np.uint8))
         return np.concatenate(pieces)[start - first * line : stop - first * line]
+
+    def _matrix(self, number: int, is_last: bool) -> NDArray[Any]:
+        """Give a matrix as it lies, and keep it unless its last bytes are what is asked for."""
+        with self.lock:  # whoever wants the same one waits for it
+            found = self.kept.pop(number, None)
+            if found is None:
+                height = self.tensor.shape[-2]
+                rows = slice(number * height, (number + 1) * height)
+                found = self.tensor.codes(rows) if self.tensor.scheme.is_dense else self.tensor.dequantize(self.dtype, rows)
+            if not is_last:
+                self.kept[number] = found
+                while len(self.kept) > KEPT:
+                    del self.kept[next(iter(self.kept))]
+        return found
 
     @property
     def _item_bytes(self) -> int:
