@@ -11,6 +11,7 @@ from qfmt.__main__ import main
 from safetensors.numpy import load_file, save_file
 
 NO_RUNTIME = re.compile("qfmt: note: tensor names and metadata are the source's own: no runtime will load this file: .*\n")
+TINY_LLAMA = Path(__file__).parents[1] / "spec" / "vectors" / "hf" / "tiny-llama" / "bf16"
 RNG = np.random.default_rng(3)
 
 
@@ -45,6 +46,18 @@ def test_quantize_reports_rule_and_error_of_each_tensor(source: Path, capsys: py
 def test_exclude_leaves_a_tensor_as_it_is(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = facts(capsys, "quantize", source, source.with_suffix(".qfmt"), "--to", "qfmt:nf4", "--exclude", "a.w*")
     assert found["errors"] == []
+
+
+@pytest.mark.parametrize("glob", ["lm_head*", "output.weight"], ids=["source", "target"])
+def test_globs_choose_by_either_name(glob: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.gguf"
+    found = facts(
+        capsys, "quantize", TINY_LLAMA, out, "--to", "gguf:q8_0", "--exclude", glob, "--tensor-type", "*up_proj*=q4_0"
+    )
+    types = {tensor["name"]: tensor["to"] for tensor in found["tensors"]}
+    kept = {name for name, kind in types.items() if kind == "gguf:bf16"}
+    assert kept == {"output.weight"}
+    assert {name for name, kind in types.items() if kind == "gguf:q4_0"} == {n for n in types if n.endswith("ffn_up.weight")}
 
 
 def test_plan_and_convert_print_the_same_verdicts(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,10 +113,14 @@ def housed(item: Item, target: Target) -> Item:
     return item
 
 
-def is_chosen(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Tell whether globs choose a tensor's name; without any, every name is."""
-    named = not include or any(fnmatchcase(name, glob) for glob in include)
-    return named and not any(fnmatchcase(name, glob) for glob in exclude)
+def is_chosen(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Tell whether globs choose a tensor by one of its names; without any, every tensor is."""
+    return (not include or any(matches(names, glob) for glob in include)) and not any(matches(names, glob) for glob in exclude)
+
+
+def matches(names: Sequence[str], glob: str) -> bool:
+    """Tell whether a glob covers one of the names."""
+    return any(fnmatchcase(name, glob) for name in names)
 
 
 def is_float_matrix(name: str, tensor: PackedTensor) -> bool:

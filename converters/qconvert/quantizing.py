@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from qconvert.imatrix import Entry, Imatrix, read_imatrix
 from qconvert.items import Item, Plan
 from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, find_mix, mix_of
 from qconvert.naming import AUTO, as_wanted
-from qconvert.planning import MIN_MATRIX_RANK, decide, is_chosen, is_float_matrix, traced
+from qconvert.planning import MIN_MATRIX_RANK, decide, is_chosen, is_float_matrix, matches, traced
 from qconvert.report import Report
 from qconvert.roles import category, expert_of, kept_because, runtime_name, traits_of
 from qconvert.targets import SAFETENSORS_DENSE, Target, find_mixed, find_target, gguf_type
@@ -33,7 +32,6 @@ from qformat.errors import QFormatError, UsageError, show
 from qformat.fold import narrower, refold
 from qformat.formats import Format
 from qformat.formats.dense import dense
-from qformat.model import Model
 from qformat.rules import ErrorReport, Sums, measure
 from qformat.rules.catalogue import find as find_rule
 from qformat.tensor import PackedTensor, format_of
@@ -85,7 +83,7 @@ def quantize(
 
     to               : target with a packed type, "qfmt:mxfp4", "gguf:q4_k", or a mix of types, "gguf:q4_k_m"
     rule             : how scales and codes are chosen; the format's default if absent
-    include, exclude : globs of tensor names, as they are in the target
+    include, exclude : globs of tensor names, in the target or in the source
     tensor_types     : "GLOB=TYPE", before what the target says; the first that matches counts
     imatrix          : file of importances, for rules that have a use for them
     limits           : what one of several files may hold
@@ -151,39 +149,39 @@ def plan_quantize(view: View, wish: Wish) -> Plan:
         raise UsageError(message, expected="e.g. qfmt:mxfp4, gguf:q4_0, gguf:q4_k_m")
     if form is not None:
         find_rule(form, wish.rule)
-    types = choose_types(model, wish)
+    types = choose_types(view, wish)
     items = []
     for name, tensor in model.items():
         try:
-            reason = kept(name, tensor, wish)
+            reason = kept(view.names_of(name), tensor, wish)
             item = keep(name, tensor, wish, reason) if reason else quantized(name, tensor, *types[name], wish)
             items.append(traced(item, view))
         except QFormatError as err:
             err.tensor, err.path = err.tensor or name, err.path or str(model.path)
             raise
     for glob in (*(glob for glob, _ in wish.overrides), *wish.include):
-        if not any(fnmatchcase(name, glob) for name in types):
+        if not any(matches(view.names_of(name), glob) for name in types):
             message = f"no tensor to quantize matches '{glob}', of {len(types)}; a glob covers the whole name: '*attn_v*'"
             raise UsageError(message, path=model.path, found=glob)
     says = wish.target.container == "gguf" and any(item.rule for item in items)
     return Plan(wish.target, tuple(items), view, said_by_file(wish) if says else ())
 
 
-def choose_types(model: Model, wish: Wish) -> dict[str, tuple[Format, str]]:
+def choose_types(view: View, wish: Wish) -> dict[str, tuple[Format, str]]:
     """Choose a format for every matrix of a model that may be quantized, whatever its element type, and say why.
 
     Of a GGUF, only what llama.cpp's own tools would quantize. Reasons name the row of the mix, the fall-back, the override.
     """
-    shapes = {name: tensor.shape for name, tensor in model.items()}
+    shapes = {name: tensor.shape for name, tensor in view.model.items()}
     own = {name: shape for name, shape in shapes.items() if len(shape) >= MIN_MATRIX_RANK and not kept_by_name(name, wish)}
     types: dict[str, tuple[Format, str]] = {}
     if wish.mix is not None:
-        choices = choose(wish.mix, own, traits_of(model.metadata, shapes), wish.imatrix is not None)
+        choices = choose(wish.mix, own, traits_of(view.model.metadata, shapes), wish.imatrix is not None)
         types = {name: (gguf_type(choice.kind), choice.reason) for name, choice in choices.items()}
     elif wish.target.wanted is not None:
         types = dict.fromkeys(own, (wish.target.wanted, f"as {wish.target.name} says"))
     for name in own:
-        glob, form = next(((glob, form) for glob, form in wish.overrides if fnmatchcase(name, glob)), ("", None))
+        glob, form = next((pair for pair in wish.overrides if matches(view.names_of(name), pair[0])), ("", None))
         if form is not None:
             types[name] = form, f"as '{glob}' says"
             if wish.mix is not None and not form.scheme.is_dense:
@@ -197,15 +195,15 @@ def kept_by_name(name: str, wish: Wish) -> str | None:
     return kept_because(runtime_name(name)) if wish.target.container == "gguf" else None
 
 
-def kept(name: str, tensor: PackedTensor, wish: Wish) -> str:
-    """Say why a tensor stays as it is; nothing where it is to be quantized."""
-    if not is_chosen(name, wish.include, wish.exclude):
+def kept(names: tuple[str, ...], tensor: PackedTensor, wish: Wish) -> str:
+    """Say why a tensor of these names, its own first, stays as it is; nothing where it is to be quantized."""
+    if not is_chosen(names, wish.include, wish.exclude):
         return "not chosen"
     if not tensor.scheme.is_dense:
         return f"already {tensor.scheme.name}"
-    if not is_float_matrix(name, tensor):
+    if not is_float_matrix(names[0], tensor):
         return "no float matrix"
-    why = kept_by_name(name, wish)
+    why = kept_by_name(names[0], wish)
     return f"{why} is kept" if why else ""
 
 

@@ -59,7 +59,7 @@ def repackage(
 
 def choose(model: Model, include: Sequence[str], exclude: Sequence[str]) -> Model:
     """Leave out the tensors that are not chosen."""
-    names = [name for name in model if is_chosen(name, include, exclude)]
+    names = [name for name in model if is_chosen((name,), include, exclude)]
     if len(model) and not names:
         globs = ", ".join(map(repr, include)) or "every name"
         but = f" but not {', '.join(map(repr, exclude))}" if exclude else ""

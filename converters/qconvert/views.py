@@ -44,3 +44,7 @@ class View:
     key_values: tuple[KeyValue, ...] = ()
     missing: str = ""
     notices: tuple[str, ...] = ()
+
+    def names_of(self, name: str) -> tuple[str, ...]:
+        """Give the names by which a user may call a tensor: the view's, and the source's of what it is made of."""
+        return (name, *(self.origins[name].names if name in self.origins else ()))

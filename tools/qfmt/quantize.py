@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     "--to", required=True, metavar="TARGET", help="e.g. qfmt:mxfp4, qfmt:int4-g128, gguf:q4_k, or a mix: gguf:q4_k_m."
 )
 @click.option("--rule", metavar="NAME", help="How scales and codes are chosen; by default the target's own rule.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Quantize only tensors of these names.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave tensors of these names as they are.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Quantize only tensors of these names, in SRC or in DST.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave tensors of these names, in SRC or in DST, as they are.")
 @click.option(
     "--tensor-type", "tensor_types", multiple=True, metavar="GLOB=TYPE",
     help="Another type for tensors of these names; f32, f16, bf16 as well. The first that matches counts.",
