@@ -20,7 +20,7 @@ from qformat.formats.form import PartForm, matrix, parameter
 from qformat.gather import Gathered
 from qformat.layout import CODES
 from qformat.lines import by_row, codes_layout, line_bytes, made_lines, rows_of_line, stored_lines
-from qformat.scheme import Grid, Group, Plain, Scheme, Table
+from qformat.scheme import Grid, Group, Indexed, Plain, Scheme, Strided, Table
 from qformat.tensor import PackedTensor, assemble, format_of
 from qformat.tiling import ROWS
 
@@ -50,6 +50,8 @@ def rearrange(tensors: Sequence[PackedTensor], rows: NDArray[np.int64], shape: t
     """
     if not tensors:
         raise UsageError("no tensors to take rows of", expected="at least one")
+    if rows.dtype.kind not in "iu":
+        raise UsageError(f"row numbers are {rows.dtype}, expected integers", found=str(rows.dtype), expected="int64")
     numbers = np.ascontiguousarray(rows, np.int64)
     if all(len(of) == 1 for of in (shape, *(tensor.shape for tensor in tensors))):
         columns = [_column(tensor) for tensor in tensors]
@@ -226,8 +228,20 @@ def _difference(mine: Scheme, theirs: Scheme) -> tuple[str, str, str]:
         if other.dtype != param.dtype:
             return param.name, f"{mine.name} with {param.dtype} {param.name}", f"{theirs.name} with {other.dtype}"
         if other.group != param.group:
-            return param.name, f"{mine.name} with {param.name} for {param.group}", f"{theirs.name} with {other.group}"
+            one, another = (f"for {_said(of.group)}" for of in (param, other))
+            return param.name, f"{mine.name} with {param.name} {one}", f"{theirs.name} with {param.name} {another}"
     names = [", ".join(param.name for param in scheme.params) for scheme in (mine, theirs)]
     if mine.name == theirs.name and names[0] != names[1]:
         return "scheme", f"{mine.name} with {names[0] or 'no parameters'}", f"{theirs.name} with {names[1] or 'none'}"
     return "scheme", f"rows of {mine.name}", f"rows of {theirs.name}"
+
+
+def _said(group: Group) -> str:
+    """Say which weights share a parameter."""
+    if isinstance(group, Grid):
+        return f"{group.rows or 'all'} x {group.cols or 'all'} weights"
+    if isinstance(group, Indexed):
+        return f"{group.n_groups} groups by '{group.index}'"
+    if isinstance(group, Table):
+        return f"{group.n_entries} entries"
+    return f"{group.n_weights} {'strided' if isinstance(group, Strided) else 'flat'} weights"

@@ -49,11 +49,12 @@ def open(path: str | Path, verify: bool = True) -> Model:
     Raises FileError where header or index break spec/qfmt.md.
     """
     file = open_file(path, verify=verify)
+    formats: dict[int, Format] = {}
     return Model(
         path=Path(path),
         container="qfmt",
         names=file.tensors,
-        load=lambda name: read_tensor(file, file.tensors[name]),
+        load=lambda name: read_tensor(file, file.tensors[name], formats),
         read_metadata=lambda: {key: plain(value) for key, value in file.metadata.items()},
         dialects=("qfmt",),
         n_bytes=Path(path).stat().st_size,
@@ -121,10 +122,15 @@ def columns(layout: Layout) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def read_tensor(file: File, entry: TensorEntry) -> PackedTensor:
-    """Make a tensor from its records. Raises FileError where they and the descriptor disagree."""
+def read_tensor(file: File, entry: TensorEntry, formats: dict[int, Format]) -> PackedTensor:
+    """Make a tensor from its records.
+
+    formats : those of descriptors that were read, by their ids: tensors share descriptors, which live as long as the file
+
+    Raises FileError where the records and the descriptor disagree.
+    """
     try:
-        form = read_format(entry.descriptor)
+        form = formats.get(id(entry.descriptor)) or formats.setdefault(id(entry.descriptor), read_format(entry.descriptor))
         lengths = {part.role: part.n_bytes for part in entry.parts}
         if set(lengths) != {part.role for part in form.parts}:
             raise FileError(f"stores {sorted(lengths)}, its descriptor says {sorted(p.role for p in form.parts)}")

@@ -1,10 +1,13 @@
 """Descriptors: every declaration survives JSON, and nothing else is accepted."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import qformat
 from qformat import formats
 from qformat.describe import describe, read_format
 from qformat.errors import FileError
@@ -68,3 +71,18 @@ def test_a_field_of_another_range_or_type_than_the_scheme_says_is_refused() -> N
         read_format(broken("scheme", "alphabet", "low", value=-9))
     with pytest.raises(FileError, match="'scales' is stored as float16, expected bfloat16"):
         read_format(broken("scheme", "params", 0, "dtype", value="bfloat16"))
+
+
+def test_a_descriptor_that_tensors_share_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"{name}{n}": np.full(4, n, name) for name in ("float32", "float16") for n in range(5)}
+    qformat.save(tmp_path / "w.qfmt", tensors)
+    read: list[object] = []
+    monkeypatch.setattr("qformat.store.read_format", lambda described: read.append(described) or read_format(described))
+
+    with qformat.open(tmp_path / "w.qfmt") as model:
+        found = {name: tensor.codes() for name, tensor in [*model.items(), *model.items()]}
+
+    assert len(read) == 2
+    assert {name: (array.dtype.name, array.tolist()) for name, array in found.items()} == {
+        name: (array.dtype.name, array.tolist()) for name, array in tensors.items()
+    }

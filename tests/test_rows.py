@@ -376,7 +376,7 @@ def replaced(form: Format, old: str, new: str) -> PackedTensor:
         ),
         (
             (make(gptq("v2", 4, 32)), make(gptq("v2", 4, 64))),
-            "gptq:v2 with scales for Grid(rows=1, cols=32) and gptq:v2 with Grid",
+            "gptq:v2 with scales for 1 x 32 weights and gptq:v2 with scales for 1 x 64 weights cannot stand in one tensor",
         ),
         ((make(NVFP4), make(nvfp4_scaled(0))), "nvfp4 with scales and nvfp4 with scales, global_scale cannot stand"),
     ],
@@ -385,6 +385,14 @@ def test_tensors_that_do_not_mean_the_same_are_refused(tensors: tuple[PackedTens
     with pytest.raises(NotExact) as caught:
         rearrange(tensors, np.arange(2 * N), (2 * N, K))
     assert words in str(caught.value)
+
+
+def test_groups_that_cross_rows_and_those_that_do_not_are_told_apart_in_words() -> None:
+    crossing = make(four_bit("nf4", 64), (N, 96))
+    within = rearrange([crossing], np.arange(N)[::-1], (N, 96))
+    with pytest.raises(NotExact) as caught:
+        rearrange([crossing, within], np.arange(2 * N), (2 * N, 96))
+    assert "with scales for 64 flat weights and bnb:nf4 with scales for 1 x 32 weights cannot stand" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -419,6 +427,12 @@ def test_rows_that_there_are_not_are_refused(rows: list[int], shape: tuple[int, 
     with pytest.raises(UsageError) as caught:
         rearrange([make(Q4_0)], np.array(rows), shape)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [np.array([0.5]), np.array([True]), np.array(["0"])], ids=lambda rows: rows.dtype.name)
+def test_rows_that_are_no_integers_are_refused(rows: NDArray[Any]) -> None:
+    with pytest.raises(UsageError, match=f"row numbers are {rows.dtype}, expected integers"):
+        rearrange([make(Q4_0)], rows, (1, K))
 
 
 def test_rows_of_no_tensor_are_refused() -> None:
