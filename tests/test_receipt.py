@@ -208,3 +208,14 @@ def test_hash_by_names_of_another_family_is_that_of_the_source(
     first, end = json.JSONDecoder().raw_decode(out)
     second = json.loads(out[end:])
     assert (first["digest"] == second["digest"]) == (names == "hf")
+
+
+def test_a_receipt_that_exists_is_replaced_only_by_force(tmp_path: Path) -> None:
+    save_file({"a.weight": np.arange(512, dtype=np.float32).reshape(2, 256)}, tmp_path / "a.safetensors")
+    receipt, source, dst = tmp_path / "r.json", tmp_path / "a.safetensors", tmp_path / "a.qfmt"
+    receipt.write_text("mine")
+    with pytest.raises(UsageError, match="destination exists; use --force"):
+        qconvert.convert(source, dst, receipt=str(receipt))
+    assert (receipt.read_text(), dst.exists()) == ("mine", False)
+    qconvert.convert(source, dst, receipt=str(receipt), force=True)
+    assert check_receipt(receipt, dst, source)[0] == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.cutting import LEAST_MEMORY, MAX_MEMORY, check_memory
-from qconvert.destination import check_folder, check_paths, check_space
+from qconvert.destination import check_folder, check_held, check_paths, check_space
 from qconvert.items import Plan
 from qconvert.naming import AUTO, as_wanted
 from qconvert.nearest import advise
@@ -101,7 +101,7 @@ def convert(
     limits: Limits = NO_LIMITS,
     assume: Sequence[str] = (),
     shapes: opening.Shapes = opening.NONE,
-    receipt: Path | None = None,
+    receipt: str | Path | None = None,
     names: str = AUTO,
     like: str | Path | None = None,
 ) -> Report:
@@ -111,7 +111,8 @@ def convert(
     dst        : file to make, or what the names of several are made from; must not exist unless `force`
     to         : target; by default what the suffix of `dst` says
     allow      : "exact", or the worst verdict that is let pass: "rounded", "requantize"
-    receipt    : JSON file of verdicts and digests to write, from which `receipt.check_receipt` derives all anew
+    receipt    : JSON file of verdicts and digests to write, from which `receipt.check_receipt` derives all anew; must not
+                 exist unless `force`
     assume, shapes : what the source leaves open: see `opening.open`
     names      : by which tensors go into the target: see `naming.as_wanted`
     like       : a file or folder of the same model, whose names, order and metadata are to be taken
@@ -124,14 +125,14 @@ def convert(
     with opening.open(src, True, assume, shapes) as model, opening.opened(like, assume) as reference:
         for one in (model, reference):
             if receipt is not None and one is not None:
-                check_receipt_place(one, receipt, Path(dst))
+                check_receipt_place(one, Path(receipt), Path(dst), force)
         writing = Writing(compress, force, max_memory, workers, progress, limits)
         report = convert_model(model, Path(dst), target, writing, allow, names, to is not None, reference)
         if receipt is not None:
             is_folder = SUFFIXES.get(Path(dst).suffix.lower()) is None
             asked = Asked(target.name, target.keeps, is_folder, allow, names, tuple(assume), shapes, identity(reference))
             with opening.open(report.paths[0], assume=report.plan.assume, shapes=report.plan.shapes) as written:
-                write_receipt(receipt, make_receipt(asked, report.plan, model, written))
+                write_receipt(Path(receipt), make_receipt(asked, report.plan, model, written))
         return report
 
 
@@ -209,8 +210,9 @@ def carry_out(made: Plan, dst: Path, writing: Writing, allow: str = REQUANTIZE) 
     check_space(dst, made.n_bytes)
     paths: list[Path] = []
 
-    def check(path: Path) -> None:
-        check_target(model, writing.force, path)
+    def check(path: Path, names: Collection[str]) -> None:
+        check_target(model, writing.force, path, bool(names))
+        check_held(files_of(model), path, names)
         paths.append(path)
 
     sink = open_sink(dst, made, writing.compress, writing.limits, check)
@@ -242,20 +244,24 @@ def check_early(model: Model, dst: Path, writing: Writing) -> None:
     """Refuse a destination before anything is planned, as far as its name is known by then."""
     check_folder(dst)
     if not writing.limits.are_set:
-        check_target(model, writing.force, dst)
+        check_target(model, writing.force, dst, dst.suffix.lower() not in SUFFIXES)
 
 
-def check_target(model: Model, force: bool, dst: Path) -> None:
-    """Refuse a destination that exists, or that is one of the source's files."""
-    for src in (model.path, *model.files, *model.beside):
-        check_paths(src, dst, force)
+def check_target(model: Model, force: bool, dst: Path, is_folder: bool = False) -> None:
+    """Refuse a destination that exists, or that is one of the source's files; `is_folder` where it may be a folder."""
+    check_paths(files_of(model), dst, force, is_folder)
 
 
-def check_receipt_place(model: Model, receipt: Path, dst: Path) -> None:
-    """Refuse a receipt in the place of the source or of the destination; an older receipt may be replaced."""
-    check_target(model, True, receipt)
+def files_of(model: Model) -> tuple[Path, ...]:
+    """List what a model is read from, and what lies beside that and belongs to it."""
+    return (model.path, *model.files, *model.beside)
+
+
+def check_receipt_place(model: Model, receipt: Path, dst: Path, force: bool) -> None:
+    """Refuse a receipt in the place of the source or of the destination, and one that exists already unless `force`."""
     if receipt.resolve() == dst.resolve():
         raise UsageError("the receipt has the name of the destination", path=receipt)
+    check_target(model, force, receipt)
 
 
 def refuse_dense(model: Model, target: Target) -> None:

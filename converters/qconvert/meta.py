@@ -156,7 +156,7 @@ def copy(src: str | Path, dst: str | Path, include: Sequence[str] = (), to: Dest
 
     def alter(file: File, pairs: Pairs) -> list[str]:
         if to.path is not None:
-            check_paths(Path(src), to.path, to.force)
+            check_paths((Path(src),), to.path, to.force)
         with open_one(Path(src)) as source:
             theirs = pairs_of(source)
         for glob in include:
@@ -192,7 +192,7 @@ def _edit(path: Path, alter: Alter, to: Destination) -> Edit:
 def _write(path: Path, rewrite: Rewrite, to: Destination) -> How:
     source = Path(os.path.realpath(path))  # a link stays a link: what it leads to is edited
     if to.path is not None:
-        check_paths(path, to.path, to.force)
+        check_paths((path,), to.path, to.force)
     elif not os.access(source, os.W_OK):
         raise UsageError("cannot be written: permission denied", path=path)
     elif rewrite.fits:

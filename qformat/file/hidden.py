@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from qformat.errors import FileError
+from qformat.errors import FileError, show
 
 
 class Hidden:
@@ -53,6 +53,8 @@ class Hidden:
         with explain(self.path):
             if self.names:
                 self._place_all()
+            elif self.is_folder and self.path.is_dir() and not self.path.is_symlink():
+                self._exchange()
             else:
                 os.replace(self.place, self.path)
             sync(self.path.parent)
@@ -63,6 +65,24 @@ class Hidden:
             shutil.rmtree(self.place, ignore_errors=True)
         else:
             self.place.unlink(missing_ok=True)
+
+    def _exchange(self) -> None:
+        """Take the place of a folder, and remove its files of the same names; it stays where it holds anything else."""
+        held, made = sorted(os.listdir(self.path)), set(os.listdir(self.place))
+        for name in held:
+            if name not in made or (self.path / name).is_dir():
+                message = f"the folder holds {show(name, quote=True)}, which is not written anew"
+                raise FileError(message, path=self.path, found=name)
+        old = self.place.with_suffix(".old")
+        os.replace(self.path, old)
+        try:
+            os.replace(self.place, self.path)
+        except BaseException:
+            os.replace(old, self.path)
+            raise
+        for name in held:
+            (old / name).unlink()
+        old.rmdir()
 
     def _place_all(self) -> None:
         """Move files that are replaced away, the first one first, and the finished ones in, the first one last.

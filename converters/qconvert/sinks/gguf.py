@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ FILE_TYPE = "general.file_type"
 INT64, FLOAT64 = 11, 12
 
 
-def gguf_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path], None]) -> PlacedSink:
+def gguf_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path, Collection[str]], None]) -> PlacedSink:
     """Begin a GGUF file, or as many parts as the limits ask for, all metadata in the first.
 
     Source of what a part holds: ggml-org/llama.cpp: gguf-py/gguf/gguf_writer.py (add_shard_kv_data).
@@ -54,7 +54,7 @@ def gguf_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path], No
         for name, plan, held in zip(names or (path.name,), plans, divided, strict=True)
     ]
     for file in files:
-        check(path.with_name(file.name))
+        check(path.with_name(file.name), ())
     return PlacedSink(Hidden(path, names), files, {})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ CONFIG = "config.json"
 KEY = "quantization_config"
 
 
-def safetensors_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path], None]) -> PlacedSink:
+def safetensors_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path, Collection[str]], None]) -> PlacedSink:
     """Begin a safetensors file, or a folder with it where the destination has no such suffix.
 
     Where the limits make several, an index names them; of a file, all lie where it would. The header of one is the source's
@@ -61,7 +61,7 @@ def safetensors_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Pa
         beside[f"{stem}{INDEX_SUFFIX}"] = index_json(index, sum(sizes.values()))
     names = (f"{stem}{INDEX_SUFFIX}", *shards) if is_file and len(files) > 1 else ()
     for name in names or (path.name,):
-        check(path.with_name(name))
+        check(path.with_name(name), () if is_file else (*shards, *beside))
     return PlacedSink(Hidden(path, names, is_folder=not is_file), files, beside)
 
 

@@ -6,7 +6,7 @@ them their own names when told to. `qformat.file.write.Writer` is one as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -20,8 +20,8 @@ from qconvert.sinks.qfmt import qfmt_sink
 from qconvert.sinks.safetensors import safetensors_sink
 from qformat.errors import UsageError
 
-# Told every path that is about to appear, before anything is made; raises where it must not.
-Check = Callable[[Path], None]
+# Told every path that is about to appear, and of a folder the names in it, before anything is made; raises where it must not.
+Check = Callable[[Path, Collection[str]], None]
 
 
 class Sink(Protocol):
@@ -55,5 +55,5 @@ def open_sink(path: Path, plan: Plan, compress: str, limits: Limits, check: Chec
         return safetensors_sink(path, plan, limits, check)
     if limits.are_set:
         raise UsageError("a .qfmt is one file, expected gguf or safetensors where a file's size is limited", path=path)
-    check(path)
+    check(path, ())
     return qfmt_sink(path, plan, compress)
