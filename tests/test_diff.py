@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import qconvert
+from handmade_models import MODELS
 from numpy.typing import NDArray
 from qconvert import architectures
 from qconvert.compare import Deviation, deviation, first_difference, same_bytes, same_format
@@ -535,3 +536,30 @@ def test_why_names_are_not_translated_is_said(families: Callable[[str], None], b
 
     assert [t.status for t in found.tensors] == ["only_a", "only_b"]
     assert found.notices == ("names are compared as they are: architecture 'x' is unknown",)
+
+
+LLAMA = MODELS["llama"]
+INV_FREQ = "model.layers.0.self_attn.rotary_emb.inv_freq"
+
+
+def tied(tmp_path: Path, output: NDArray[Any]) -> tuple[Path, Path]:
+    """Write a model whose config ties its output, and which has one all the same; the GGUF file has none."""
+    hf = LLAMA.hf | {"lm_head.weight": output, INV_FREQ: f32(1, 2, 3, 4, 5, 6, 7, 8)}
+    hand = replace(LLAMA, hf=hf, config=LLAMA.config | {"tie_word_embeddings": True})
+    there = replace(LLAMA, gguf={name: array for name, array in LLAMA.gguf.items() if name != "output.weight"})
+    return hand.folder(tmp_path / "model"), there.file(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["folder first", "gguf first"])
+def test_what_a_gguf_file_leaves_out_on_purpose_is_no_difference(order: int, tmp_path: Path) -> None:
+    found = compared(*tied(tmp_path, LLAMA.hf["model.embed_tokens.weight"])[::order], values_only=True)
+
+    assert found.is_same
+    assert len(found.tensors) == len(LLAMA.hf) - 1
+    assert any(said == "not compared: 2 tensors that a gguf file leaves out, as 'lm_head.weight'" for said in found.notices)
+
+
+def test_an_output_that_is_not_the_embedding_is_a_difference(tmp_path: Path) -> None:
+    found = compared(*tied(tmp_path, LLAMA.hf["lm_head.weight"]), values_only=True)
+
+    assert [(t.name, t.status) for t in found.tensors if t.status != "same"] == [("lm_head.weight", "only_a")]

@@ -7,7 +7,7 @@ seen under the latter, as `architectures` says.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qformat.errors import UsageError, show
 from qformat.model import Model
@@ -57,7 +57,10 @@ def parse_rename(text: str) -> Rename:
 
 
 def facing(one: Model, other: Model, renames: Sequence[Rename] = ()) -> Sides:
-    """See two checkpoints under names that can be compared: one with GGUF's names under HF's, where the other has those."""
+    """See two checkpoints under names that can be compared: one with GGUF's names under HF's, where the other has those.
+
+    Of the other, what a GGUF file leaves out on purpose is left out as well; a copy is read to know that it is one.
+    """
     from qconvert import architectures
 
     families = [architectures.family_of(model) for model in (one, other)]
@@ -67,8 +70,13 @@ def facing(one: Model, other: Model, renames: Sequence[Rename] = ()) -> Sides:
     view = architectures.view(one if is_first else other, "hf", with_tokenizer=False)
     if view.missing:
         return Sides(one, other, (f"names are compared as they are: {view.missing}",))
-    notices = (f"{show(str(view.model.path))} is seen under HF names",)
-    return Sides(view.model, other, notices) if is_first else Sides(one, view.model, notices)
+    if is_first:
+        known = {_renamed(name, renames) for name in view.model}
+        folder, left_out = _without_left_out(other, [name for name in other if name not in known])
+    else:
+        folder, left_out = _without_left_out(one, [name for name in one if _renamed(name, renames) not in view.model])
+    notices = (f"{show(str(view.model.path))} is seen under HF names", *left_out)
+    return Sides(view.model, folder, notices) if is_first else Sides(folder, view.model, notices)
 
 
 def pair_names(
@@ -89,6 +97,19 @@ def pair_names(
         if owners.setdefault(new, name) != name:
             raise UsageError(f"--map: {show(owners[new], quote=True)} comes to {show(new, quote=True)} as well", tensor=name)
     return pairs, [name for name in other if name not in owners]
+
+
+def _without_left_out(folder: Model, strangers: Collection[str]) -> tuple[Model, tuple[str, ...]]:
+    """Take from a folder those of some tensors that a GGUF file of it would leave out; say so where there are any."""
+    from qconvert import architectures
+
+    if not strangers:
+        return folder, ()
+    left_out = architectures.view(folder, "gguf", with_tokenizer=False).left_out.intersection(strangers)
+    if not left_out:
+        return folder, ()
+    said = f"not compared: {len(left_out)} tensors that a gguf file leaves out, as {show(min(left_out), quote=True)}"
+    return replace(folder, names=dict.fromkeys(name for name in folder if name not in left_out)), (said,)
 
 
 def _renamed(name: str, renames: Iterable[Rename]) -> str:

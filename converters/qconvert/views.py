@@ -37,6 +37,7 @@ class View:
     key_values : what a GGUF file is to say; empty for other containers
     missing    : why the model is as it was: unknown architecture, tensors that are not there; empty where it is complete
     notices    : what a user should hear
+    left_out   : the source's tensors that have no place here on purpose: copies, and what a runtime computes by itself
     """
 
     model: Model
@@ -44,6 +45,7 @@ class View:
     key_values: tuple[KeyValue, ...] = ()
     missing: str = ""
     notices: tuple[str, ...] = ()
+    left_out: frozenset[str] = frozenset()
 
     def names_of(self, name: str) -> tuple[str, ...]:
         """Give the names by which a user may call a tensor: the view's, and the source's of what it is made of."""

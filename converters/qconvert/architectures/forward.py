@@ -69,7 +69,8 @@ def as_gguf(model: Model, with_tokenizer: bool) -> View:
     tokens = vocabulary(model if with_tokenizer else replace(model, assets={}), arch, config, notices)
     said = (*general(model, arch), *key_values(arch, facts), *tokens)
     plain = {each.key: each.value for each in said if not isinstance(each.value, GGUFArray)}
-    return replace(view_of(model, made, plain, {}, own), key_values=said, notices=tuple(notices))
+    left_out = frozenset(own[name] for name in skipped if name in model)
+    return replace(view_of(model, made, plain, {}, own), key_values=said, notices=tuple(notices), left_out=left_out)
 
 
 def expected(model: Model, arch: Architecture, facts: Mapping[str, Scalar]) -> tuple[list[Pair], set[str]]:
