@@ -34,6 +34,9 @@ def prove(plan: Plan, written: Model, progress: Progress, max_memory: int = MAX_
         found = written[item.name]
         if found.shape != item.tensor.shape:
             raise NotExact(f"shape {found.shape}, expected {item.tensor.shape}", path=written.path, tensor=item.name)
+        if not same_parts(found, item.form):
+            message = f"the file says {format_of(found).name}, which does not mean the same as {item.form.name}"
+            raise NotExact(message, path=written.path, tensor=item.name, field="scheme")
         if same_parts(item.tensor, item.form):
             _same_bytes(item, found)
         elif item.verdict.verdict == EXACT:
