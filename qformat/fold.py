@@ -69,6 +69,5 @@ def _bound(part: Part, tensor: PackedTensor, shape: tuple[int, int]) -> Part:
 
 
 def _largest_divisor(n: int, most: int) -> int:
-    """Give the largest divisor of a number that is at most `most`."""
-    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
-    return max(divisor for i in small for divisor in (i, n // i) if divisor <= most)
+    """Give the largest divisor of a number that is at most `most`; looks downward from there, however large the number is."""
+    return next(divisor for divisor in range(min(n, most), 0, -1) if n % divisor == 0)

@@ -211,3 +211,10 @@ def test_a_spare_bit_of_any_row_is_found(row: int | None) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (found, peak < 4 * codes.size) == (row is not None, True)
+
+
+@pytest.mark.parametrize("n_cols", [1 << 60, (1 << 61) - 1], ids=["a power of two", "a prime"])
+def test_rows_that_are_long_by_a_claim_alone_are_cut_at_once(n_cols: int) -> None:
+    form = next(form for form in formats.DENSE if form.name == "float32")
+    seen = narrower(random_tensor(form, (0, n_cols)), n_weights=1000)
+    assert seen.shape == (0, 512 if n_cols == 1 << 60 else 1)
