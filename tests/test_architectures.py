@@ -17,6 +17,7 @@ import qconvert
 from handmade_models import MODELS, Handmade
 from qconvert import architectures
 from qconvert.containers.gguf_types import VALUE_TYPES
+from qconvert.conversion import dequantize
 from qconvert.quantizing import quantize
 
 # Activations are rounded to 8 bits where weights are packed: see test_llama.py.
@@ -75,6 +76,16 @@ def test_the_config_says_which_floats_matrices_are(target: str, dtype: str, tmp_
     assert config["torch_dtype"] == dtype
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [("f32", "float32"), ("f16", "float16"), ("bf16", "bfloat16")])
+def test_the_config_says_which_floats_packed_matrices_become(dtype: str, expected: str, tmp_path: Path) -> None:
+    qconvert.quantize(folder(MODELS["llama"], tmp_path), tmp_path / "a.gguf", "gguf:q8_0")
+    dequantize(tmp_path / "a.gguf", tmp_path / "dense", dtype)
+    qconvert.convert(tmp_path / "a.gguf", tmp_path / "packed", "mlx:f32")
+
+    said = [json.loads((tmp_path / name / "config.json").read_text())["torch_dtype"] for name in ("dense", "packed")]
+    assert said == [expected, "float32"]
+
+
 def logits(llama: ModuleType, path: Path) -> Any:
     with llama.Llama(path, len(made.PROMPT), in_float32=True) as model:
         return model.logits(made.PROMPT)
@@ -126,8 +137,8 @@ def test_seen_there_and_back_a_model_is_the_same_signs_of_zeros_aside(hand: Hand
         assert {name for name in source if not np.array_equal(source[name].dequantize(), back[name].dequantize())} == set()
 
 
-@pytest.mark.parametrize("decode", [False, True], ids=["packed", "to be dense"])
-def test_packed_experts_are_decoded_the_other_way_round_for_a_checkpoint_of_dense_ones(decode: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("decode", ["", "float32"], ids=["packed", "to be dense"])
+def test_packed_experts_are_decoded_the_other_way_round_for_a_checkpoint_of_dense_ones(decode: str, tmp_path: Path) -> None:
     hand, name = MODELS["gpt-oss-packed"], "model.layers.1.mlp.experts.gate_up_proj"
     qconvert.convert(folder(hand, tmp_path), tmp_path / "packed.gguf")
     with qconvert.open(tmp_path / "packed.gguf") as file:
@@ -137,7 +148,7 @@ def test_packed_experts_are_decoded_the_other_way_round_for_a_checkpoint_of_dens
 
     gate, up = (hand.gguf[f"blk.1.ffn_{part}_exps.weight"] for part in ("gate", "up"))
     expected = np.stack([gate, up], axis=2).reshape(len(gate), -1, made.WIDTH)
-    assert tensor.scheme.is_dense == decode
+    assert tensor.scheme.is_dense == bool(decode)
     assert np.array_equal(found, expected.swapaxes(1, 2) if decode else expected)
 
 

@@ -44,11 +44,12 @@ def as_wanted(model: Model, target: Target, dst: Path | None = None, names: str 
             raise UsageError(f"{what} cannot take the names of '{like.path.name}'", path=model.path, field="like")
         return as_like(model, like, wanted, widens=target.container == "gguf")
     family = architectures.family_of(model)
+    decoded = target.wanted.scheme.name if target.wanted is not None and target.is_dense else ""
     if family == wanted and target.is_dense and names != OWN:
-        return architectures.view(model, wanted, decode=True)
+        return architectures.view(model, wanted, decoded)
     if not wanted or (family or _by_container(model)) == wanted:
         return View(model)
-    view = View(model, missing=KEPT) if names == OWN else architectures.view(model, wanted, target.is_dense)
+    view = View(model, missing=KEPT) if names == OWN else architectures.view(model, wanted, decoded)
     if view.missing and names == RUNTIME:
         raise NotExact(f"no runtime will load this file: {view.missing}", path=model.path, field="names")
     return view

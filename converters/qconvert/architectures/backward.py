@@ -34,7 +34,7 @@ MATRIX = 2  # axes
 OF_FILE = ("general.architecture", "general.type", "general.file_type", "general.quantization_version", "general.alignment")
 
 
-def as_hf(model: Model, decode: bool, with_tokenizer: bool) -> View:
+def as_hf(model: Model, decode: str, with_tokenizer: bool) -> View:
     """See a GGUF file as a checkpoint.
 
     decode, with_tokenizer : see `seeing.view`
@@ -57,7 +57,7 @@ def as_hf(model: Model, decode: bool, with_tokenizer: bool) -> View:
             if pair.is_cut:
                 with about(model.path, pair.gguf[0]):
                     rewriting.check_here(pair.tensor, [model[name] for name in pair.gguf], len(pair.hf), facts)
-            made |= tensors_of(model, pair, facts, decode)
+            made |= tensors_of(model, pair, facts, bool(decode))
     notices = []
     if ROPE_FREQS in model:
         scaling = scaling_from(model[ROPE_FREQS].dequantize().reshape(-1), float(facts.get("rope.freq_base", THETA)))
@@ -66,7 +66,7 @@ def as_hf(model: Model, decode: bool, with_tokenizer: bool) -> View:
         else:
             config[SCALING] = dict(scaling)
     config |= {flag: name in made for flag, name in arch.flags.items()}
-    config |= of_tensors(model, pairs, made)
+    config |= of_tensors(model, made, decode)
     config |= {field: int(metadata[key]) for field, key in TOKEN_IDS.items() if isinstance(metadata.get(key), int)}
     if dropped := [key for key in metadata if key.startswith("general.") and key not in OF_FILE]:
         notices.append(f"a checkpoint has no place for {', '.join(dropped)}")
@@ -93,15 +93,18 @@ def tensors_of(model: Model, pair: Pair, facts: Mapping[str, Scalar], decode: bo
     }
 
 
-def of_tensors(model: Model, pairs: list[Pair], made: Mapping[str, Made]) -> dict[str, Any]:
-    """Say what the tensors tell: whether there is an output, how many tokens there are, and which floats weights are."""
-    matrices = [tensor for _, tensor in model.items() if len(tensor.shape) >= MATRIX]
-    is_dense = all(tensor.scheme.is_dense for tensor in matrices)
-    commonest = Counter(tensor.scheme.name for tensor in matrices if tensor.scheme.name in DTYPES).most_common(1)
+def of_tensors(model: Model, made: Mapping[str, Made], decode: str) -> dict[str, Any]:
+    """Say what the tensors tell: whether there is an output, how many tokens there are, and which floats weights are.
+
+    decode : floats that packed weights are to be; empty where they stay packed, and what is computed with them is float32
+    """
+    schemes = [tensor.scheme for _, tensor in model.items() if len(tensor.shape) >= MATRIX]
+    floats = Counter(scheme.name if scheme.is_dense else decode for scheme in schemes)
+    commonest = next((name for name, _ in floats.most_common() if name in DTYPES), DTYPES[0])
     return {
         "tie_word_embeddings": OUTPUT not in made,
         "vocab_size": made[EMBEDDING].load().n_rows,
-        "torch_dtype": commonest[0][0] if commonest and is_dense else DTYPES[0],
+        "torch_dtype": DTYPES[0] if "" in floats else commonest,
     }
 
 

@@ -11,11 +11,12 @@ from qformat.errors import QFormatError
 from qformat.model import Model
 
 
-def view(model: Model, family: str, decode: bool = False, with_tokenizer: bool = True) -> View:
+def view(model: Model, family: str, decode: str = "", with_tokenizer: bool = True) -> View:
     """See a model by the names of a family.
 
     family  : "gguf" or "hf"
-    decode  : whether packed tensors are to be dense in the end: in a checkpoint, dense experts may lie the other way round
+    decode  : floats that packed tensors are to be in the end, if they are: in a checkpoint, dense experts may lie the other
+              way round, and its config says which floats these are
     with_tokenizer : whether its files or key-values are wanted as well; those of a large vocabulary take seconds
     returns : a view whose tensors are made when they are asked for; where a model is of no known architecture, or
               incomplete, the model as it is, and `missing` says why
