@@ -100,7 +100,7 @@ def exponent_255(target: str, nearest: str) -> Callable[[Path], Refusal]:
         pytest.param(act_order("hqq", "exact as qfmt"), id="act-order-hqq"),
         pytest.param(nf4, id="nf4"),
         pytest.param(unlucky_zeros, id="unlucky-zeros"),
-        pytest.param(exponent_255("gguf", "gguf:q8_0 with --allow requantize"), id="exponent-255-gguf"),
+        pytest.param(exponent_255("gguf", "exact as qfmt"), id="exponent-255-gguf"),
         pytest.param(exponent_255("mlx", "exact as qfmt"), id="exponent-255-mlx"),
     ],
 )

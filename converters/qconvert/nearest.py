@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qconvert.items import Item, Plan
-from qconvert.planning import can_requantize, settle
+from qconvert.planning import can_requantize, not_finite, settle
 from qconvert.targets import Target, siblings
 from qconvert.verdict import EXACT, ORDER, REQUANTIZE, ROUNDED, SAME_BYTES
 from qformat.errors import QFormatError
@@ -52,4 +52,4 @@ def nearest(item: Item, target: Target, first: str = "") -> str:
             anew = other.name
     if rounded is not None:
         return rounded[1]
-    return f"{anew} with --allow {REQUANTIZE}" if anew else AS_IT_IS
+    return f"{anew} with --allow {REQUANTIZE}" if anew and not_finite(item.tensor) is None else AS_IT_IS

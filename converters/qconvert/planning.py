@@ -31,7 +31,7 @@ from qconvert.verdict import (
 )
 from qconvert.views import View
 from qformat.bits import DTYPES
-from qformat.errors import QFormatError, about, show
+from qformat.errors import NotExact, QFormatError, about, show
 from qformat.formats import Format
 from qformat.formats.dense import dense
 from qformat.lines import line_bytes
@@ -157,19 +157,50 @@ def held(target: Target, form: Format, tensor: PackedTensor) -> Format | None:
 
 
 def _judged(name: str, tensor: PackedTensor, form: Format, target: Target, ask: Judge) -> Item:
-    return Item(name, tensor, form, ask(tensor, form), target.container)
+    item = Item(name, tensor, form, ask(tensor, form), target.container)
+    problem = without_place(item) if item.verdict.verdict != REFUSED else None
+    return item if problem is None else replace(item, verdict=problem)
+
+
+def without_place(item: Item) -> Verdict | None:
+    """Refuse what a GGUF file has a type for, but no place: a second scale beside another name than a module's, a long name."""
+    if item.container != "gguf":
+        return None
+    try:
+        ggml.unbind(item.name, item.form, item.tensor.shape, item.part_bytes())
+    except NotExact as err:
+        return Verdict(REFUSED, err.message, field=err.field)
+    return None
 
 
 def requantized(item: Item) -> Item:
-    """Plan to quantize a tensor anew, by the default rule of the format that does not hold it as it is."""
+    """Plan to quantize a tensor anew, by the default rule of the format that does not hold it as it is.
+
+    Refused where a weight is not finite: no rule has codes for it.
+    """
+    if (found := not_finite(item.tensor)) is not None:
+        where, value = found
+        reason = f"{item.verdict.reason}; weight {where} is {value}, which nothing quantizes anew"
+        return replace(item, verdict=Verdict(REFUSED, reason, "values", where, value))
     return replace(item, verdict=replace(item.verdict, verdict=REQUANTIZE), rule=item.form.rule)
 
 
 def can_requantize(item: Item) -> bool:
-    """Tell whether a tensor could be quantized anew into its format: it has values, and a rule, and rows of whole blocks."""
+    """Tell whether a format could hold a tensor quantized anew: it has values, and a rule, whole blocks in rows, a place."""
     form, has_values = item.form, not isinstance(item.tensor.scheme.alphabet, Opaque)
     fits = not item.unheld and not form.scheme.is_dense and item.tensor.n_cols % row_multiple(form) == 0
-    return has_values and fits and bool(form.rule)
+    return has_values and fits and bool(form.rule) and without_place(item) is None
+
+
+def not_finite(tensor: PackedTensor) -> tuple[int, float] | None:
+    """Give flat index and value of the first weight that is not finite; None where all are."""
+    for first, last in tensor.tiles():
+        values = tensor.dequantize(rows=slice(first, last)).reshape(-1)
+        wrong = ~np.isfinite(values)
+        if wrong.any():
+            where = int(np.argmax(wrong))
+            return first * tensor.n_cols + where, float(values[where])
+    return None
 
 
 def _widen(name: str, tensor: PackedTensor, target: Target, ask: Judge) -> Item:

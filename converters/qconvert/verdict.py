@@ -110,8 +110,9 @@ def _judge_codes(tensor: PackedTensor, form: Format) -> Verdict:
         n_rounded += derived.n_rounded
         worst = max(worst, derived.max_rel_error)
         offender = offender or derived.first
+        made = _packed(tensor, form, first, last, derived.values)
         if not n_rounded:
-            _check_values(tensor, form, first, last, derived.values)
+            _check_values(tensor, form, made, first, last)
     reason = ", ".join(reasons) or "no weights"
     if n_rounded == 0:
         return Verdict(EXACT, reason)
@@ -119,16 +120,20 @@ def _judge_codes(tensor: PackedTensor, form: Format) -> Verdict:
     return Verdict(ROUNDED, f"{reason}; {offender[0]} rounds", *offender, n_rounded, worst)
 
 
-def _check_values(tensor: PackedTensor, form: Format, first: int, last: int, values: dict[str, np.ndarray]) -> None:
-    """Decode both forms of some rows and compare every bit."""
-    mine = canonical(tensor.dequantize(rows=slice(first, last)))
+def _packed(tensor: PackedTensor, form: Format, first: int, last: int, values: dict[str, np.ndarray]) -> PackedTensor:
+    """Pack what was derived for some rows. Raises NotExact that names a value that the layout has no bits for."""
     try:
-        theirs = canonical(from_values(form, mine.shape, values).dequantize())
-    except NotExact as err:  # a value that the layout has no bits for
+        return from_values(form, (last - first, tensor.n_cols), values)
+    except NotExact as err:
         for param in (param for param in form.scheme.params if param.name == err.field):
             before = math.prod(param.group.counts(first, tensor.n_cols)) if first else 0
             err.index = before + int(np.argmax(values[param.name].reshape(-1) == err.found))
         raise
+
+
+def _check_values(tensor: PackedTensor, form: Format, made: PackedTensor, first: int, last: int) -> None:
+    """Decode some rows, and what was packed of them, and compare every bit."""
+    mine, theirs = canonical(tensor.dequantize(rows=slice(first, last))), canonical(made.dequantize())
     differs = mine.view(np.uint32) != theirs.view(np.uint32)
     if differs.any():
         where = int(np.argmax(differs))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from qconvert.containers.gguf_plan import PlannedTensor
-from qconvert.containers.gguf_tensors import TensorInfo
+from qconvert.containers.gguf_tensors import MAX_NAME_BYTES, TensorInfo
 from qconvert.containers.gguf_types import GGML_TYPES, GGUF_DENSE, type_name
 from qformat.errors import NotExact
 from qformat.formats import GGUF, Format, PartForm, matrix
@@ -27,6 +27,7 @@ from qformat.tiling import FLAT
 BLOCKS = "blocks"
 WEIGHT, SCALE = ".weight", ".scale"
 RANK_OF_STACK = 3
+MAX_RANK = 4
 
 
 def bind(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[TensorInfo, ...]]:
@@ -48,7 +49,7 @@ def unbind(name: str, form: Format, shape: tuple[int, ...], n_bytes: Mapping[str
 
     n_bytes: of each part, by role
 
-    Raises NotExact where GGUF has no tensor type for the format, or no place for a second scale.
+    Raises NotExact where GGUF has no tensor type for the format, no place for a second scale, or none for the name or shape.
     """
     type_id = type_of(form)
     if type_id is None:
@@ -66,6 +67,11 @@ def unbind(name: str, form: Format, shape: tuple[int, ...], n_bytes: Mapping[str
         if not name.endswith(WEIGHT):
             raise NotExact(f"gguf holds it in '<module>{SCALE}' beside '<module>{WEIGHT}' alone", tensor=name, field=role)
         found[role] = (_scale_name(name), dims, _ids()["f32"], n_bytes[role])
+    n_name = max(len(held.encode()) for held, *_ in found.values())
+    if n_name > MAX_NAME_BYTES:
+        raise NotExact(f"name of {n_name} bytes, gguf holds at most {MAX_NAME_BYTES}", tensor=name, field="name")
+    if len(shape) > MAX_RANK:
+        raise NotExact(f"{len(shape)} dimensions, gguf holds at most {MAX_RANK}", tensor=name, field="shape")
     return found
 
 

@@ -23,12 +23,10 @@ from qconvert.opening import gguf_header
 from qconvert.planning import MIN_MATRIX_RANK
 from qconvert.sinks.placed import Home, PlacedSink, PlannedFile
 from qformat import store
-from qformat.errors import NotExact, UsageError
+from qformat.errors import UsageError
 from qformat.file.hidden import Hidden
 from qformat.model import Model
 
-MAX_NAME = 63
-MAX_RANK = 4
 FILE_TYPE = "general.file_type"
 INT64, FLOAT64 = 11, 12
 
@@ -39,7 +37,8 @@ def gguf_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path, Col
     Source of what a part holds: ggml-org/llama.cpp: gguf-py/gguf/gguf_writer.py (add_shard_kv_data).
     """
     items, model = plan.items, plan.view.model
-    homes = [[((number, role), tensor) for role, tensor in tensors_of(item).items()] for number, item in enumerate(items)]
+    planned = [ggml.unbind(item.name, item.form, item.tensor.shape, item.part_bytes()) for item in items]
+    homes = [[((number, role), tensor) for role, tensor in held.items()] for number, held in enumerate(planned)]
     # By weight: units of rows write to all tensors of one in turn, and one file is open at a time.
     divided = [[home for k in members for home in homes[k]] for members in divide([item.n_bytes for item in items], limits)]
     groups = [[tensor for _, tensor in held] for held in divided]
@@ -102,17 +101,6 @@ def pairs_of(model: Model) -> list[KeyValue]:
     """Give the key-values of a model, those of a GGUF file as the bytes they were."""
     header = gguf_header(model)
     return key_values(model.metadata) if header is None else without_split(header.key_values.values())
-
-
-def tensors_of(item: Item) -> dict[str, PlannedTensor]:
-    """Give the tensors that an item is in the file, by the role of its parts. Raises NotExact where GGUF cannot hold it."""
-    n_name, rank = len(item.name.encode()), len(item.tensor.shape)
-    found = ggml.unbind(item.name, item.form, item.tensor.shape, item.part_bytes())
-    if n_name > MAX_NAME:
-        raise NotExact(f"name of {n_name} bytes, gguf holds at most {MAX_NAME}", tensor=item.name, field="name")
-    if rank > MAX_RANK:
-        raise NotExact(f"{rank} dimensions, gguf holds at most {MAX_RANK}", tensor=item.name, field="shape")
-    return found
 
 
 def keys(plan: Places, homes: Sequence[tuple[Home, PlannedTensor]]) -> dict[Home, int]:
