@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import qconvert
+from conftest import VECTORS
+from qconvert import holding
+from qconvert.dialects import DIALECTS
 from qconvert.holding import COUNTED, HEAD_WEIGHTS, Held
-from qconvert.targets import Target, packed_targets
+from qconvert.targets import Target, find_target, packed_targets, siblings
 from qfmt.__main__ import main
 
 from qformat import rules, store
@@ -16,6 +19,8 @@ from qformat.tensor import from_array, from_values
 
 RNG = np.random.default_rng(23)
 WEIGHTS = RNG.normal(0, 0.05, (8, 256)).astype(np.float32)
+GOLDEN = sorted(path.parent for path in VECTORS.glob("hf/*/*/config.json"))
+FEW = ("qfmt", "gguf", "gguf:q8_0", "mlx:f32")  # targets that every golden folder is looked at for, beside its own kinds
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,18 @@ def test_a_target_holds_what_its_plan_says(source: Path, looked: dict[str, Held]
     else:
         first = next(item for item in plan.items if item.verdict.verdict not in ("same-bytes", "exact"))
         assert held.tensor == first.name
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def test_targets_of_a_golden_folder_are_those_whose_plans_refuse_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dialect = next((dialect for dialect in DIALECTS if dialect.name == folder.parent.name), None)
+    own = () if dialect is None else siblings(find_target(dialect.short or dialect.name))
+    chosen = (*map(find_target, FEW), *own)
+    monkeypatch.setattr(holding, "packed_targets", lambda: chosen)
+    looked = found(folder)
+    counts = {target.name: qconvert.plan(folder, target.name).counts() for target in chosen}
+    are_exact = {name for name, verdicts in counts.items() if verdicts.keys() <= {"same-bytes", "exact"}}
+    assert {name for name, held in looked.items() if held.is_exact} == are_exact
 
 
 def test_targets_stand_in_the_order_of_their_size(source: Path) -> None:

@@ -17,7 +17,7 @@ from qconvert.items import Item
 from qconvert.naming import as_wanted, family_wanted
 from qconvert.planning import settle, traced
 from qconvert.targets import Target, packed_targets
-from qconvert.verdict import EXACT, REFUSED, SAME_BYTES, Verdict, judge
+from qconvert.verdict import EXACT, REFUSED, SAME_BYTES, Verdict, judge, same_parts
 from qconvert.views import View
 from qformat.errors import QFormatError, about
 from qformat.formats import Format
@@ -98,9 +98,17 @@ class _Looks:
                 yield traced(item, self.view)
 
     def judge_head(self, name: str, whole: PackedTensor, form: Format) -> Verdict:
-        """Judge a tensor by its first rows; by what formats declare, where no value was at fault for another."""
+        """Judge a tensor by its first rows; by what formats declare, where no value was at fault for another.
+
+        Whole where it already lies in that format, and where its rows have their parameters otherwise by themselves, so that
+        a refusal of these says nothing of it.
+        """
         tensor = self.heads[name]
-        return self.once((format_of(tensor).meaning, form.meaning, tensor.n_cols), name, tensor, form)
+        if same_parts(whole, form):
+            return self.judge_whole(name, whole, form)
+        found = self.once((format_of(tensor).meaning, form.meaning, tensor.n_cols), name, tensor, form)
+        is_told = tensor.scheme == whole.scheme or found.verdict in (SAME_BYTES, EXACT)
+        return found if is_told else self.judge_whole(name, whole, form)
 
     def judge_whole(self, name: str, tensor: PackedTensor, form: Format) -> Verdict:
         """Judge a tensor by every value."""
