@@ -1,5 +1,6 @@
 """Receipts: whatever was changed since, in the receipt, the source or the files, is found; and what was not is not."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import qconvert
+from handmade_gguf import gguf, info
+from qconvert import receipt as receipts
+from qconvert.containers.shards import Limits
 from qconvert.receipt import check_receipt, differences, fingerprint, own_digest
 from qfmt.__main__ import main
 from safetensors.numpy import save_file
@@ -219,3 +223,38 @@ def test_a_receipt_that_exists_is_replaced_only_by_force(tmp_path: Path) -> None
     assert (receipt.read_text(), dst.exists()) == ("mine", False)
     qconvert.convert(source, dst, receipt=str(receipt), force=True)
     assert check_receipt(receipt, dst, source)[0] == 1
+
+
+def test_blocks_that_nothing_decodes_have_a_receipt_without_their_digest(tmp_path: Path) -> None:
+    source, dst, receipt = tmp_path / "a.gguf", tmp_path / "a.qfmt", tmp_path / "r.json"
+    block = bytes(range(32))
+    source.write_bytes(gguf([], [info("x", [256, 4], 77, 0), info("y", [8], 0, 32)], block + block))
+    qconvert.convert(source, dst, receipt=receipt)
+    facts = json.loads(receipt.read_text())
+    assert [(line["name"], line["digest"] is None) for line in facts["tensors"]] == [("x", True), ("y", False)]
+    assert check_receipt(receipt, dst, source)[0] == 2
+
+
+@pytest.mark.parametrize("to", ["a.gguf", "b.gguf"])
+def test_without_its_receipt_there_is_no_file(source: Path, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
+    folder, receipt = source.parent, source.with_name("r.json")
+    (folder / "b.gguf").write_bytes(b"mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(handle: object) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(receipts, "sync", full)
+    with pytest.raises(FileError, match=r"r\.json: cannot be written: no space left"):
+        qconvert.convert(source, folder / to, "gguf", "requantize", force=True, receipt=receipt)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.gguf", "out"])
+def test_a_receipt_is_of_the_files_by_their_own_names(tmp_path: Path, source: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "other"}')
+    only = source.with_name("only.qfmt")
+    store.save(only, {"a.weight": rules.quantize(WEIGHTS, "int4_g32"), "b.weight": rules.quantize(WEIGHTS, "int4_g32")})
+    limits, to = Limits(n_tensors=1), {"a.gguf": "gguf", "out": "mlx:f32"}.get(name, "safetensors:f32")
+    report = qconvert.convert(only, tmp_path / name, to, limits=limits, receipt=tmp_path / "r.json")
+    assert check_receipt(tmp_path / "r.json", report.paths[0], only)[0] == 2

@@ -16,7 +16,7 @@ from pathlib import Path
 from qconvert import opening
 from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.cutting import LEAST_MEMORY, MAX_MEMORY, check_memory
-from qconvert.destination import check_folder, check_held, check_paths, check_space
+from qconvert.destination import check_beside, check_folder, check_held, check_paths, check_space
 from qconvert.items import Plan
 from qconvert.naming import AUTO, as_wanted
 from qconvert.nearest import advise
@@ -29,11 +29,14 @@ from qconvert.sinks import open_sink
 from qconvert.targets import SAFETENSORS_DENSE, SUFFIXES, Target, find_target
 from qconvert.verdict import REQUANTIZE, ROUNDED, same_parts
 from qformat.errors import NotExact, UsageError, about
+from qformat.file.hidden import Hidden
 from qformat.formats.dense import dense
 from qformat.model import Model
 
 # Told what is being done ("plan", "write", "prove"), and bytes done and in all.
 Progress = Callable[[str, int, int], None]
+# Given a plan and its finished files, gives what is still hidden and belongs to them; None where nothing does.
+Seal = Callable[[Plan, Model], Hidden | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +128,17 @@ def convert(
     with opening.open(src, True, assume, shapes) as model, opening.opened(like, assume) as reference:
         for one in (model, reference):
             if receipt is not None and one is not None:
-                check_receipt_place(one, Path(receipt), Path(dst), force)
+                check_beside(files_of(one), Path(receipt), Path(dst), force)
         writing = Writing(compress, force, max_memory, workers, progress, limits)
-        report = convert_model(model, Path(dst), target, writing, allow, names, to is not None, reference)
-        if receipt is not None:
-            is_folder = SUFFIXES.get(Path(dst).suffix.lower()) is None
+        is_folder = SUFFIXES.get(Path(dst).suffix.lower()) is None
+
+        def seal(made: Plan, written: Model) -> Hidden | None:
+            if receipt is None:
+                return None
             asked = Asked(target.name, target.keeps, is_folder, allow, names, tuple(assume), shapes, identity(reference))
-            with opening.open(report.paths[0], assume=report.plan.assume, shapes=report.plan.shapes) as written:
-                write_receipt(Path(receipt), make_receipt(asked, report.plan, model, written))
-        return report
+            return write_receipt(Path(receipt), make_receipt(asked, made, model, written))
+
+        return convert_model(model, Path(dst), target, writing, allow, names, to is not None, reference, seal)
 
 
 def convert_model(
@@ -145,10 +150,12 @@ def convert_model(
     names: str = AUTO,
     is_named: bool = True,
     like: Model | None = None,
+    seal: Seal = lambda made, written: None,
 ) -> Report:
     """Convert an open checkpoint; see `convert`.
 
     is_named : whether the user asked for the target by name, not by a suffix
+    seal     : see `carry_out`
     """
     started = time.monotonic()
     check_early(model, dst, writing)
@@ -160,7 +167,7 @@ def convert_model(
         with about(model.path, name):
             check_memory(tensor, writing.max_memory)
     made = make_plan(view, target, counted("plan", model.n_bytes, writing.progress), allow)
-    return replace(carry_out(made, dst, writing, allow), seconds=time.monotonic() - started)
+    return replace(carry_out(made, dst, writing, allow, seal), seconds=time.monotonic() - started)
 
 
 def dequantize(
@@ -194,8 +201,13 @@ def dequantize(
         return convert_model(model, path, target, Writing("none", force, max_memory, workers, progress), ROUNDED, names)
 
 
-def carry_out(made: Plan, dst: Path, writing: Writing, allow: str = REQUANTIZE) -> Report:
-    """Write and prove a plan, unless it holds a verdict worse than `allow`."""
+def carry_out(
+    made: Plan, dst: Path, writing: Writing, allow: str = REQUANTIZE, seal: Seal = lambda made, written: None
+) -> Report:
+    """Write and prove a plan, unless it holds a verdict worse than `allow`.
+
+    seal : given the proved files before they have their names, writes what is to be named right after them
+    """
     started, model = time.monotonic(), made.view.model
     if SUFFIXES.get(dst.suffix.lower(), made.target.container) != made.target.container:
         raise UsageError(f"destination ends in '{dst.suffix}', the target is {made.target.name}", path=dst)
@@ -209,6 +221,7 @@ def carry_out(made: Plan, dst: Path, writing: Writing, allow: str = REQUANTIZE) 
                 check_memory(item.tensor, writing.max_memory, item.form)
     check_space(dst, made.n_bytes)
     paths: list[Path] = []
+    sealed: Hidden | None = None
 
     def check(path: Path, names: Collection[str]) -> None:
         check_target(model, writing.force, path, bool(names))
@@ -223,10 +236,14 @@ def carry_out(made: Plan, dst: Path, writing: Writing, allow: str = REQUANTIZE) 
         hidden = sink.finish()
         with opening.open(hidden, assume=made.assume, shapes=made.shapes) as written:
             prove(made, written, counted("prove", model.n_bytes, writing.progress), writing.max_memory)
-            n_bytes = written.n_bytes
+            n_bytes, sealed = written.n_bytes, seal(made, written)
         sink.commit()
+        if sealed is not None:
+            sealed.commit()
     finally:
         sink.abort()
+        if sealed is not None:
+            sealed.abort()
     return Report(made, (), n_bytes, time.monotonic() - started, notices(made), tuple(paths))
 
 
@@ -255,13 +272,6 @@ def check_target(model: Model, force: bool, dst: Path, is_folder: bool = False) 
 def files_of(model: Model) -> tuple[Path, ...]:
     """List what a model is read from, and what lies beside that and belongs to it."""
     return (model.path, *model.files, *model.beside)
-
-
-def check_receipt_place(model: Model, receipt: Path, dst: Path, force: bool) -> None:
-    """Refuse a receipt in the place of the source or of the destination, and one that exists already unless `force`."""
-    if receipt.resolve() == dst.resolve():
-        raise UsageError("the receipt has the name of the destination", path=receipt)
-    check_target(model, force, receipt)
 
 
 def refuse_dense(model: Model, target: Target) -> None:

@@ -50,6 +50,13 @@ def check_held(sources: Iterable[Path], dst: Path, names: Collection[str]) -> No
             raise UsageError(message, path=dst, found=name, expected=tuple(names))
 
 
+def check_beside(sources: Iterable[Path], receipt: Path, dst: Path, force: bool) -> None:
+    """Refuse a receipt in the place of a source or of the destination, and one that exists already unless `force`."""
+    if receipt.resolve() == dst.resolve():
+        raise UsageError("the receipt has the name of the destination", path=receipt)
+    check_paths(sources, receipt, force)
+
+
 def check_folder(dst: Path) -> None:
     """Refuse a destination in a folder that does not exist."""
     if not dst.parent.is_dir():

@@ -24,8 +24,10 @@ from qconvert.prove import prove
 from qconvert.report import describe_item, totals, worse
 from qconvert.targets import find_target
 from qconvert.verdict import EXACT, SAME_BYTES
-from qformat.errors import FileError, NotExact, UsageError
+from qformat.errors import FileError, NotExact, UsageError, about
+from qformat.file.hidden import Hidden, explain, sync
 from qformat.model import Model
+from qformat.scheme import Opaque
 
 SCHEMA = "qfmt.receipt/1"
 FOLDER, FILE = Path("folder"), Path("file.safetensors")
@@ -77,20 +79,25 @@ def make_receipt(asked: Asked, plan: Plan, source: Model, written: Model) -> dic
     written : the finished files, opened anew
 
     returns: what the JSON file holds: of every tensor its line of the plan, the value digest of the source's and, as
-             "written", of the written one
+             "written", of the written one; null where blocks are copied that nothing here can decode
+
+    Raises QFormatError naming the tensor where a value cannot be read.
     """
-    digests = {item.name: digest_tensor(item.tensor) for item in plan.items}
-    changed = {item.name for item in plan.items if item.verdict.verdict not in (SAME_BYTES, EXACT)}
-    made = {name: digest_tensor(written[name]) if name in changed else found for name, found in digests.items()}
-    lines = [
-        {**describe_item(replace(item, nearest="")), "digest": digests[item.name].hex(), "written": made[item.name].hex()}
-        for item in plan.items
-    ]
+    digests, made, lines = dict[str, bytes](), dict[str, bytes](), list[dict[str, Any]]()
+    for item in plan.items:
+        line = {**describe_item(replace(item, nearest="")), "digest": None, "written": None}
+        if not isinstance(item.tensor.scheme.alphabet, Opaque):
+            is_kept = item.verdict.verdict in (SAME_BYTES, EXACT)
+            with about(source.path, item.name):
+                digests[item.name] = digest_tensor(item.tensor)
+                made[item.name] = digests[item.name] if is_kept else digest_tensor(written[item.name])
+            line |= {"digest": digests[item.name].hex(), "written": made[item.name].hex()}
+        lines.append(line)
     facts = {
         "schema": SCHEMA,
         "asked": asked.describe(),
         "source": fingerprint(source),
-        "output": fingerprint(written),
+        "output": fingerprint(written, asked.is_folder),
         "tensors": lines,
         "totals": totals(plan),
         "notices": list(notices(plan)),
@@ -107,9 +114,20 @@ def own_digest(facts: Mapping[str, Any]) -> str:
     return blake3(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def write_receipt(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a receipt."""
-    path.write_text(json.dumps(facts, indent=1) + "\n")
+def write_receipt(path: Path, facts: Mapping[str, Any]) -> Hidden:
+    """Write a receipt, durable under a hidden name, which is the caller's to commit or to abort.
+
+    Raises FileError when the file system refuses.
+    """
+    hidden = Hidden(path)
+    try:
+        with explain(path):
+            hidden.place.write_text(json.dumps(facts, indent=1) + "\n")
+            sync(hidden.place)
+    except BaseException:
+        hidden.abort()
+        raise
+    return hidden
 
 
 def read_receipt(path: Path) -> tuple[Asked, Mapping[str, Any]]:
@@ -180,7 +198,7 @@ def check_receipt(path: Path, written: Path, source: str | Path, like: str | Pat
                 raise NotExact(message, path=path, tensor=item.name, field="allow", expected=asked.allow)
         with opening.open(written, assume=plan.assume, shapes=plan.shapes) as found:
             has_digests = found.verify()
-            _expect(path, facts, {"output": fingerprint(found)}, "output")
+            _expect(path, facts, {"output": fingerprint(found, asked.is_folder)}, "output")
             prove(plan, found, lambda n_bytes: None)
             made = make_receipt(asked, plan, model, found)
             for key in dict.fromkeys((*made, *facts)):
@@ -189,8 +207,11 @@ def check_receipt(path: Path, written: Path, source: str | Path, like: str | Pat
     return len(plan.items), has_digests
 
 
-def fingerprint(model: Model) -> dict[str, Any]:
-    """Give length and BLAKE3 of the files that hold a model's weights, and of those beside them by their names."""
+def fingerprint(model: Model, is_whole: bool = True) -> dict[str, Any]:
+    """Give length and BLAKE3 of the files that hold a model's weights, and of those beside them by their names.
+
+    is_whole : whether what lies beside belongs to the model; where files are not in a folder of their own, anything may
+    """
     files = []
     for path in model.files or (model.path,):
         hasher = blake3()
@@ -199,7 +220,7 @@ def fingerprint(model: Model) -> dict[str, Any]:
     return {
         "container": model.container,
         "files": files,
-        "assets": {n: blake3(a()).hexdigest() for n, a in model.assets.items()},
+        "assets": {n: blake3(a()).hexdigest() for n, a in model.assets.items()} if is_whole else {},
     }
 
 
