@@ -229,20 +229,32 @@ def test_a_planar_target_takes_overrides_of_its_own(model: Path, tmp_path: Path,
         (["--to", "gguf:q4_k_x"], "unknown target 'gguf:q4_k_x': expected q4_0, "),
         (["--to", "gguf:q4_k_x"], ", or a mix: q1_0_mix, q2_0_mix, tq1_0_mix, tq2_0_mix, q2_k_s, q2_k_mix, q3_k_s, "),
         (["--to", "gguf:q4_k_x"], ", q4_k_m, q5_k_s, q5_k_m, q6_k_mix, q4_0_mix, "),
-        (["--to", "gguf:f16"], "names no packed type"),
-        (["--to", "gguf:iq2_xs"], "nothing quantizes to 'iq2_xs'"),
         (["--to", "gguf:iq3_m"], "'gguf:iq3_m' is a mix of iq3_s, to which nothing quantizes"),
         (["--to", "gguf:q8_0", "--tensor-type", "q8_0"], "tensor type 'q8_0', expected GLOB=TYPE"),
         (["--to", "gguf:q8_0", "--tensor-type", "=q8_0"], "tensor type '=q8_0', expected GLOB=TYPE"),
         (["--to", "gguf:q8_0", "--tensor-type", "*=q9"], "unknown target 'gguf:q9'"),
         (["--to", "gguf:q8_0", "--tensor-type", "*=i8"], "'i8' is no type to quantize to"),
-        (["--to", "gguf:q8_0", "--tensor-type", "*=iq1_s"], "nothing quantizes to 'iq1_s'"),
         (["--to", "gguf:q8_0", "--tensor-type", "*=q4_k_m"], "'q4_k_m' is a mix of types, expected one type"),
+        (["--to", "gguf:q4_k_m", "--rule", "best"], "unknown rule 'best'"),
+    ],
+)
+def test_a_word_that_means_nothing_is_wrong_use(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], words: str
+) -> None:
+    code, out, err = run(capsys, "quantize", model, tmp_path / "a.gguf", *args)
+    assert (code, out, words in err, "Traceback" in err, (tmp_path / "a.gguf").exists()) == (2, "", True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--to", "gguf:f16"], "names no packed type"),
+        (["--to", "gguf:iq2_xs"], "nothing quantizes to 'iq2_xs'"),
+        (["--to", "gguf:q8_0", "--tensor-type", "*=iq1_s"], "nothing quantizes to 'iq1_s'"),
         (["--to", "gguf:q8_0", "--tensor-type", "*norm*=f16"], "no tensor to quantize matches '*norm*', of 10"),
         (["--to", "gguf:q8_0", "--include", "zzz"], "no tensor to quantize matches 'zzz', of 10"),
         (["--to", "gguf:q8_0", "--tensor-type", "*attn_q*=q4_k"], "rows of 288 weights, expected a multiple of 256"),
         (["--to", "gguf:q8_0", "--imatrix", "none.dat"], "none.dat: no such file"),
-        (["--to", "gguf:q4_k_m", "--rule", "best"], "unknown rule 'best'"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -257,7 +269,8 @@ def test_a_mix_is_for_quantizing_alone(
 ) -> None:
     dst = tmp_path / "a.gguf"
     args = [{"SRC": model, "DST": dst}.get(arg, arg) for arg in command]
-    assert "'gguf:q4_k_m' is a mix, for qfmt quantize alone" in refused(capsys, dst, *args, "--to", "gguf:q4_k_m")
+    code, _, err = run(capsys, *args, "--to", "gguf:q4_k_m")
+    assert (code, "'gguf:q4_k_m' is a mix, for qfmt quantize alone" in err, dst.exists()) == (2, True, False)
 
 
 def test_what_is_packed_already_stays_as_it_is(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,18 +20,18 @@ from qconvert.conversion import Progress, Writing, carry_out, check_early
 from qconvert.cutting import MAX_MEMORY
 from qconvert.imatrix import Entry, Imatrix, read_imatrix
 from qconvert.items import Item, Plan
-from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, find_mix, mix_of
+from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, mix_of
 from qconvert.naming import AUTO, as_wanted
 from qconvert.planning import MIN_MATRIX_RANK, decide, is_chosen, is_float_matrix, matches, traced
 from qconvert.report import Report
 from qconvert.roles import category, expert_of, kept_because, runtime_name, traits_of
-from qconvert.targets import SAFETENSORS_DENSE, Target, find_mixed, find_target, gguf_type
+from qconvert.targets import Target, find_mixed, gguf_type
 from qconvert.verdict import REFUSED, REQUANTIZE, Verdict, judge, row_multiple
 from qconvert.views import View
+from qconvert.words import read_override
 from qformat.errors import QFormatError, UsageError, show
 from qformat.fold import narrower, refold
 from qformat.formats import Format
-from qformat.formats.dense import dense
 from qformat.rules import ErrorReport, Sums, measure
 from qformat.rules.catalogue import find as find_rule
 from qformat.tensor import PackedTensor, format_of
@@ -120,21 +120,6 @@ def measured(source: PackedTensor, written: PackedTensor) -> ErrorReport:
         rows = slice(*tile)
         total += measure(seen.dequantize(rows=rows), made.dequantize(rows=rows))
     return total.report(written.bits_per_weight)
-
-
-def read_override(text: str, target: Target) -> tuple[str, Format]:
-    """Read "GLOB=TYPE", a type of the target's container or f32, f16, bf16. Raises UsageError for anything else."""
-    glob, equals, kind = text.rpartition("=")
-    if not (glob and equals and kind):
-        raise UsageError(f"tensor type '{text}', expected GLOB=TYPE, as in '*attn_v*=q6_k'", found=text)
-    if kind.lower() in SAFETENSORS_DENSE:
-        return glob, dense(SAFETENSORS_DENSE[kind.lower()])
-    if find_mix(kind.lower()) is not None:
-        raise UsageError(f"tensor type '{text}': '{kind}' is a mix of types, expected one type", found=kind)
-    form = find_target(f"{target.container}:{kind}").wanted
-    if form is None or form.scheme.is_dense:
-        raise UsageError(f"tensor type '{text}': '{kind}' is no type to quantize to", found=kind)
-    return glob, form
 
 
 def plan_quantize(view: View, wish: Wish) -> Plan:

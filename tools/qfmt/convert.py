@@ -17,13 +17,14 @@ from qfmt.options import (
     progress_bars,
     source_options,
     split_options,
+    target_type,
 )
 
 
 @click.command("convert")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path))
-@click.option("--to", metavar="TARGET", help="What to convert to; by default what the suffix of DST says.")
+@click.option("--to", type=target_type, metavar="TARGET", help="What to convert to; by default what DST's suffix says.")
 @click.option("--allow", type=click.Choice(["exact", "rounded", "requantize"]), default="exact", help="Worst verdict let pass.")
 @click.option("--receipt", type=click.Path(path_type=Path), help="Write verdicts and value digests to this JSON file.")
 @names_option

@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from qformat.errors import UsageError
+
 Progress = Callable[[str, int, int], None]
 
 _SIZES = re.compile(r"[1-9]\d{0,17}(,[1-9]\d{0,17})*")
@@ -49,6 +51,42 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
         return name, tuple(map(int, sizes.split(",")))
 
 
+class Known(click.ParamType[str]):
+    """A word that the library has to know: a target, a mix, something assumed."""
+
+    def __init__(self, name: str, look_up: Callable[[str], object]) -> None:
+        self.name, self.look_up = name, look_up
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Look the word up. Fails as a usage error, in the library's words."""
+        try:
+            self.look_up(str(value))
+        except UsageError as err:
+            self.fail(str(err), param, ctx)
+        return str(value)
+
+
+def _find_target(word: str) -> None:
+    from qconvert.targets import find_target  # here and below: help loads no formats
+
+    find_target(word)
+
+
+def _find_mixed(word: str) -> None:
+    from qconvert.targets import find_mixed
+
+    find_mixed(word)
+
+
+def _check_assumed(word: str) -> None:
+    from qconvert.dialects import check_assumed
+
+    check_assumed([word])
+
+
+target_type = Known("target", _find_target)
+mixed_type = Known("target", _find_mixed)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 force_option = click.option("--force", is_flag=True, help="Replace an existing destination.")
 names_option = click.option(
@@ -71,7 +109,7 @@ _split_options = (
 
 _source_options = (
     click.option(
-        "--assume", multiple=True, metavar="WORD",
+        "--assume", multiple=True, type=Known("word", _check_assumed), metavar="WORD",
         help="Take for true what files leave open or say otherwise: gptq:v1; dense: arrays as they lie. Repeatable.",
     ),
     click.option(

@@ -7,12 +7,18 @@ from typing import Any
 
 import click
 
-from qfmt.options import json_option, like_option, memory_option, names_option, progress_bars, source_options
+from qfmt.options import json_option, like_option, memory_option, names_option, progress_bars, source_options, target_type
 
 
 @click.command("plan")
 @click.argument("src", type=click.Path(path_type=Path))
-@click.option("--to", required=True, metavar="TARGET", help="What to convert to, e.g. gguf, gguf:q8_0, qfmt, safetensors.")
+@click.option(
+    "--to",
+    required=True,
+    type=target_type,
+    metavar="TARGET",
+    help="What to convert to, e.g. gguf, gguf:q8_0, qfmt, safetensors.",
+)
 @names_option
 @like_option
 @memory_option

@@ -12,11 +12,13 @@ from qfmt.options import (
     force_option,
     json_option,
     memory_option,
+    mixed_type,
     names_option,
     progress_bars,
     source_options,
     split_options,
 )
+from qformat.errors import UsageError
 
 if TYPE_CHECKING:
     from qconvert.report import Report
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option(
-    "--to", required=True, metavar="TARGET", help="e.g. qfmt:mxfp4, qfmt:int4-g128, gguf:q4_k, or a mix: gguf:q4_k_m."
-)
+    "--to", required=True, type=mixed_type, metavar="TARGET",
+    help="e.g. qfmt:mxfp4, qfmt:int4-g128, gguf:q4_k, or a mix: gguf:q4_k_m.",
+)  # fmt: skip
 @click.option("--rule", metavar="NAME", help="How scales and codes are chosen; by default the target's own rule.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Quantize only tensors of these names, in SRC or in DST.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave tensors of these names, in SRC or in DST, as they are.")
@@ -68,9 +71,14 @@ def command(
 
     from qconvert.containers.shards import Limits
     from qconvert.quantizing import quantize
+    from qconvert.words import check_words
 
     from qfmt.verdicts import closing_line, print_notices, print_report_json, refusals
 
+    try:
+        check_words(to, rule, tensor_types)
+    except UsageError as err:
+        raise click.UsageError(str(err)) from err
     limits = Limits(split_max_size, split_max_tensors)
     with refusals("quantize", as_json), progress_bars() as progress:
         report, errors = quantize(
