@@ -31,7 +31,7 @@ class Item:
     importance : of its columns, for a rule that has a use for it
     origin     : what it is made of, where it goes by another name than in the source
     home       : container of the source
-    nearest    : for one that is not exact, what would work; empty where that was not looked for
+    nearest    : for one that is not exact, what would work; empty where nothing would, or that was not looked for
     unheld     : the target's name, where that has no format for such a tensor at all; `form` is then the source's
     """
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qconvert.items import Item, Plan
-from qconvert.planning import can_requantize, not_finite, settle
-from qconvert.targets import Target, siblings
+from qconvert.planning import can_requantize, not_finite, settle, traced
+from qconvert.targets import Target, find_target, siblings
 from qconvert.verdict import EXACT, ORDER, REQUANTIZE, ROUNDED, SAME_BYTES
+from qconvert.views import View
 from qformat.errors import QFormatError
 
 LISTED = 20  # of the tensors in the way are looked at: as many as a report prints
@@ -25,22 +26,25 @@ def advise(plan: Plan, allow: str = EXACT) -> Plan:
     for number in worse[:LISTED]:
         item = items[number]
         kind = (item.source, item.target)
-        found[kind] = nearest(item, plan.target, found.get(kind, ""))
+        found[kind] = nearest(item, plan.target, found.get(kind, ""), plan.view)
         items[number] = replace(item, nearest=found[kind])
     return replace(plan, items=tuple(items))
 
 
-def nearest(item: Item, target: Target, first: str = "") -> str:
+def nearest(item: Item, target: Target, first: str, view: View) -> str:
     """Say what would hold a tensor: exactly, else with a parameter rounded, else quantized anew, else as it is.
 
-    first : what was found for a tensor of the same format, tried before all else
+    first   : what was found for a tensor of the same format, tried before all else
+    view    : that the tensor is of
+    returns : empty where nothing would
     """
+    dialect = view.model.packed_by.get(item.name, "")
     rounded: tuple[float, str] | None = None
     anew = item.target if can_requantize(item) else ""
     tried = sorted(siblings(target), key=lambda one: not first.endswith(f" {one.name}"))
     for other in tried:
         try:
-            found = settle(item.name, item.tensor, other)
+            found = traced(settle(item.name, item.tensor, other, dialect), view)
         except QFormatError:
             continue
         verdict = found.verdict
@@ -52,4 +56,7 @@ def nearest(item: Item, target: Target, first: str = "") -> str:
             anew = other.name
     if rounded is not None:
         return rounded[1]
-    return f"{anew} with --allow {REQUANTIZE}" if anew and not_finite(item.tensor) is None else AS_IT_IS
+    if anew and not_finite(item.tensor) is None:
+        return f"{anew} with --allow {REQUANTIZE}"
+    kept = settle(item.name, item.tensor, find_target("qfmt"), dialect).verdict.verdict
+    return AS_IT_IS if kept in (SAME_BYTES, EXACT) else ""

@@ -32,6 +32,7 @@ from qconvert.verdict import (
 from qconvert.views import View
 from qformat.bits import DTYPES
 from qformat.errors import NotExact, QFormatError, about, show
+from qformat.fold import narrower
 from qformat.formats import Format
 from qformat.formats.dense import dense
 from qformat.lines import line_bytes
@@ -93,10 +94,12 @@ def traced(item: Item, view: View) -> Item:
 def kept_apart(item: Item, dialect: str, target: Target) -> Item:
     """Refuse what means the same by the same bytes in another dialect, and yet is read differently.
 
-    dialect : that the tensor was read in, where it is known
+    dialect : that the tensor was read in, where it is known; a `.qfmt` knows the name of its format alone, which tells it
     """
     there = "" if target.dialect is None else target.dialect.name
-    if item.verdict.verdict != SAME_BYTES or not dialect or not there or dialect == there:
+    if item.verdict.verdict != SAME_BYTES or not there:
+        return item
+    if dialect == there or (not dialect and format_of(item.tensor).name == item.form.name):
         return item
     verdict = disputed_exponent(item.tensor)
     return item if verdict is None else replace(item, verdict=verdict)
@@ -194,6 +197,7 @@ def can_requantize(item: Item) -> bool:
 
 def not_finite(tensor: PackedTensor) -> tuple[int, float] | None:
     """Give flat index and value of the first weight that is not finite; None where all are."""
+    tensor = narrower(tensor)
     for first, last in tensor.tiles():
         values = tensor.dequantize(rows=slice(first, last)).reshape(-1)
         wrong = ~np.isfinite(values)
