@@ -180,6 +180,7 @@ def test_a_conversion_that_changes_a_bit_is_found(
         ("scales[3] is 1e-09, which float16 cannot hold", "scales[N] is N, which float16 cannot hold"),
         ("gguf:q5_0 and q4_0 and q5_0 differ", "the target and the source and the target differ"),
         ("level 0.5 is outside -1..2 of q5_0: other numbers", "level N is outside N..N of the target: other numbers"),
+        ("scale 0.1 is not 0.2; weight 3 is inf, which nothing quantizes anew", "scale N is not N"),
         ("zero 6.5 is no integer; nearest: --to gguf:q5_0 --allow requantize", "zero N is no integer"),
     ],
 )

@@ -31,7 +31,7 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)(?![
 PROBES = ("signs", "crumbs", "low nibbles", "one scale", "lowest zero")
 CALCULATION = re.compile(r"N(?: [-+x=](?: zero)? N)+")
 BESIDE = re.compile(r" \(group N\)|, N$")
-ADVICE = re.compile(r"; (?:nearest|use |exact ).*| \(.* block\)")
+ADVICE = re.compile(r"; (?:nearest|use |exact |.*nothing quantizes anew).*| \(.* block\)")
 
 
 @dataclass(frozen=True, slots=True)
