@@ -276,7 +276,7 @@ def test_every_tensor_says_where_it_comes_from(tmp_path: Path) -> None:
     assert origins["qwen3moe"]["blk.0.ffn_up_exps.weight"].names[3] == "model.layers.0.mlp.experts.3.up_proj.weight"
     assert origins["qwen3moe"]["blk.0.ffn_up_exps.weight"].how == "stack of 4"
     assert origins["gemma3"]["output_norm.weight"].how == "+1"
-    assert origins["gpt-oss"]["blk.0.ffn_up_exps.bias"].how == "rows 1::2"
+    assert origins["gpt-oss"]["blk.0.ffn_up_exps.bias"].how == "rows 1::2, widened to float32"
 
 
 def test_where_one_is_added_what_is_rounded_away_is_said(tmp_path: Path) -> None:

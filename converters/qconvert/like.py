@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from qconvert import architectures
 from qconvert.architectures import family_of
+from qconvert.architectures.rewriting import FLOAT32, WIDENED, widened
 from qconvert.containers.gguf_split import without_split
 from qconvert.containers.gguf_values import KeyValue
 from qconvert.containers.strict_json import parse_json
@@ -24,18 +23,15 @@ from qconvert.opening import gguf_header
 from qconvert.views import Origin, View
 from qformat.bits import DTYPES
 from qformat.errors import FileError, NotExact, show
-from qformat.formats.dense import dense
-from qformat.gather import Gathered
 from qformat.model import Model
 from qformat.scheme import Plain
-from qformat.tensor import PackedTensor, assemble
+from qformat.tensor import PackedTensor
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 GGUF, HF, CONFIG = "gguf", "hf", "config.json"
 ARCHITECTURE, MODEL_TYPE = "general.architecture", "model_type"
-FLOAT32, WIDENED = "float32", "widened to float32"
 FILE_TYPE = "general.file_type"
 # What a GGUF file says of how its tensors were quantized, not of the model.
 # Source: ggml-org/llama.cpp: tools/quantize/quantize.cpp (LLM_KV_QUANTIZE_IMATRIX_*); gguf-py/gguf/constants.py.
@@ -149,18 +145,6 @@ def load_like(model: Model, wide: Set[str], name: str) -> PackedTensor:
     """Make a tensor, widened where it is to be."""
     tensor = model[name]
     return widened(tensor) if name in wide else tensor
-
-
-def widened(tensor: PackedTensor) -> PackedTensor:
-    """Give a dense tensor as float32; nothing is read before the result is."""
-
-    def rows(first: int, last: int) -> NDArray[np.uint8]:
-        return tensor.dequantize(rows=slice(first, last)).view(np.uint8)
-
-    picked, line_bytes = np.arange(tensor.n_rows), tensor.n_cols * DTYPES[FLOAT32].bits // 8
-    source = Gathered((rows,), np.array([0, tensor.n_rows]), picked, line_bytes)
-    form = dense(FLOAT32)
-    return assemble(form, tensor.shape, {form.parts[0].role: source}, tensor.dtype)
 
 
 def key_values(model: Model, wanted: View) -> tuple[KeyValue, ...]:

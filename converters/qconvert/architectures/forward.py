@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from qconvert.architectures import rewriting
-from qconvert.architectures.architecture import EMBEDDING, OUTPUT, Architecture, Config
+from qconvert.architectures.architecture import EMBEDDING, EXPERT, OUTPUT, Architecture, Config
 from qconvert.architectures.catalogue import ARCHITECTURE, config_of, of_config
 from qconvert.architectures.config import MAX_COUNT, TOKEN_IDS, key_values, plain_config, read_facts
 from qconvert.architectures.made import Made, check_names, unwrapped, view_of
@@ -116,14 +116,15 @@ def tensors_of(model: Model, pair: Pair, facts: Mapping[str, Scalar]) -> dict[st
     def load(part: int) -> PackedTensor:
         return rewriting.to_gguf(pair.tensor, sources(), part, pair.gguf[part], facts)
 
+    def how(part: int) -> str:
+        first, said = model[pair.hf[0]], rewriting.describe(pair.tensor, part, len(pair.hf), forward=True)
+        n_axes = len(first.shape) + (EXPERT in pair.tensor.name)
+        as_float = "" if plus else rewriting.how_float(pair.gguf[part], first, n_axes)
+        return ", ".join(filter(None, (said, as_float)))
+
     plus = pair.tensor.plus
     lost = (lambda: rewriting.loss(sources()[0], plus)) if plus else (lambda: None)
-    return {
-        name: Made(
-            partial(load, part), Origin(pair.hf, rewriting.describe(pair.tensor, part, len(pair.hf), forward=True), lost)
-        )
-        for part, name in enumerate(pair.gguf)
-    }
+    return {name: Made(partial(load, part), Origin(pair.hf, how(part), lost)) for part, name in enumerate(pair.gguf)}
 
 
 def general(model: Model, arch: Architecture) -> list[KeyValue]:

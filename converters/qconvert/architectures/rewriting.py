@@ -20,16 +20,19 @@ from qconvert.roles import kept_because
 from qconvert.verdict import ROUNDED, Verdict
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
+from qformat.formats.dense import dense
+from qformat.gather import Gathered
 from qformat.order import strides
 from qformat.rows import rearrange
 from qformat.scheme import Plain
-from qformat.tensor import PackedTensor, from_array
+from qformat.tensor import PackedTensor, assemble, from_array
 
 Sizes = Mapping[str, object]
 _KEY = re.compile(r"\{([^}]+)\}")
 _SIZE = re.compile(r"=(\d+)")
 MATRIX = 2  # axes
 STACK_SIZE = "expert_count"
+FLOAT32, WIDENED, DECODED = "float32", "widened to float32", "decoded to float32"
 
 
 def to_gguf(tensor: Tensor, sources: Sequence[PackedTensor], part: int, name: str, sizes: Sizes) -> PackedTensor:
@@ -46,7 +49,7 @@ def to_gguf(tensor: Tensor, sources: Sequence[PackedTensor], part: int, name: st
     made = _moved(tensor, turned, part, len(tensor.known) or 1, shape, sizes, forward=True)
     if tensor.plus:
         return from_array(added(made, tensor.plus))
-    return _as_float(made) if kept_because(name) is not None or len(made.shape) < MATRIX else made
+    return widened(made) if how_float(name, made, len(made.shape)) else made
 
 
 def to_hf(
@@ -115,6 +118,32 @@ def describe(tensor: Tensor, part: int, n_sources: int, forward: bool) -> str:
     if tensor.plus:
         said.append(f"{tensor.plus if forward else -tensor.plus:+g}")
     return ", ".join(said)
+
+
+def how_float(name: str, tensor: PackedTensor, n_axes: int) -> str:
+    """Say how a tensor becomes float32, which holds the values of every shorter float; nothing where it stays as it is.
+
+    name   : in a GGUF file, whose runtime wants some tensors, and all vectors, as float32
+    n_axes : that it has there
+    """
+    alphabet = tensor.scheme.alphabet
+    if kept_because(name) is None and n_axes >= MATRIX:
+        return ""
+    if not isinstance(alphabet, Plain):
+        return DECODED
+    return WIDENED if alphabet.dtype != FLOAT32 and DTYPES[alphabet.dtype].kind == "float" else ""
+
+
+def widened(tensor: PackedTensor) -> PackedTensor:
+    """Give a tensor as float32; nothing is read before the result is."""
+
+    def rows(first: int, last: int) -> NDArray[np.uint8]:
+        return tensor.dequantize(rows=slice(first, last)).view(np.uint8)
+
+    picked, line_bytes = np.arange(tensor.n_rows), tensor.n_cols * DTYPES[FLOAT32].bits // 8
+    source = Gathered((rows,), np.array([0, tensor.n_rows]), picked, line_bytes)
+    form = dense(FLOAT32)
+    return assemble(form, tensor.shape, {form.parts[0].role: source}, tensor.dtype)
 
 
 def _moved(
@@ -212,11 +241,3 @@ def _vector(source: PackedTensor) -> PackedTensor:
     if not source.scheme.is_dense:
         raise UsageError(f"a bias is {source.scheme.name}, expected an array", field="scheme")
     return replace(source, shape=(source.n_weights,))
-
-
-def _as_float(tensor: PackedTensor) -> PackedTensor:
-    """Give a tensor as float32, which holds the values of every shorter float."""
-    alphabet = tensor.scheme.alphabet
-    if isinstance(alphabet, Plain) and (alphabet.dtype == "float32" or DTYPES[alphabet.dtype].kind != "float"):
-        return tensor
-    return from_array(tensor.dequantize())
