@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qformat.arrays import ByteSource, Memory, Part, aligned, build
+from qformat.arrays import ByteSource, Memory, Part, build
+from qformat.asked import asked_dtype, asked_out, asked_rows
 from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.evaluate import F32, Operands, alphabet_table, as_float32, common_run
-from qformat.fields import numpy_dtype
 from qformat.formats.form import Format, PartForm, matrix
 from qformat.scheme import Levels, Op, Opaque, Plain, Ref, Scheme, Stored
 
@@ -91,7 +91,7 @@ class PackedTensor:
         """
         if isinstance(self.scheme.alphabet, Opaque):
             raise UsageError(f"codes of '{self.scheme.name}' are opaque: its blocks can be copied")
-        first, last = self._range(rows)
+        first, last = asked_rows(rows, self.n_rows)
         part = self.part("codes")
         if len(part.bound.dims) == 2 and part.bound.dims[0] == self.n_rows:
             found = part.read("codes", first, last)
@@ -122,28 +122,25 @@ class PackedTensor:
 
     def dequantize(
         self,
-        dtype: str = "float32",
+        dtype: Any = "float32",
         rows: slice | None = None,
         out: NDArray[Any] | None = None,
         input_scale: bool = True,
     ) -> NDArray[Any]:
         """Decode to floats, tile by tile: the float32 value of every weight, rounded once to `dtype`.
 
-        dtype       : "float32", "float16", "bfloat16" or another float type of NumPy or ml_dtypes
+        dtype       : "float32", "float16", "bfloat16" or another float type of NumPy or ml_dtypes, or that by its object
         rows        : rows of the folded matrix, step 1; all if absent
         out         : written in full; any alignment; shape as returned; allocated if absent
         input_scale : apply a per-column input scale, part of the effective weight
         returns     : shape `self.shape`, or (rows, n_cols)
 
-        Raises UsageError when `out` does not fit, or the weights are integers and `dtype` is not theirs.
+        Raises UsageError when `out` does not fit or is read-only, and where `dtype` is neither a float nor that of the weights.
         """
-        first, last = self._range(rows)
+        first, last = asked_rows(rows, self.n_rows)
         shape = self.shape if rows is None else (last - first, self.n_cols)
-        wanted = numpy_dtype(dtype)
-        if out is None:
-            out = aligned(shape, wanted)
-        elif out.shape != shape or out.dtype != wanted:
-            raise UsageError(f"out is {out.dtype} {out.shape}, expected {wanted} {shape}")
+        own = self.scheme.alphabet.dtype if isinstance(self.scheme.alphabet, Plain) else ""
+        out = asked_out(out, shape, asked_dtype(dtype, own))
         flat = out.reshape(last - first, self.n_cols)
         if not np.shares_memory(flat, out) and out.size:
             raise UsageError("out is not contiguous enough to be seen as rows")
@@ -220,14 +217,6 @@ class PackedTensor:
                 return Operands(self.scheme, self.n_cols, self.param).operand(step.operand, 0, self.n_rows)[0]
             scaled = scaled or step.op in (Op.MUL, Op.DIV)
         return None
-
-    def _range(self, rows: slice | None) -> tuple[int, int]:
-        if rows is None:
-            return 0, self.n_rows
-        first, last, step = rows.indices(self.n_rows)
-        if step != 1:
-            raise UsageError(f"rows step {step}, expected 1")
-        return first, max(first, last)
 
 
 def assemble(

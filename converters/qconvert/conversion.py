@@ -61,8 +61,8 @@ class Writing:
     limits: Limits = NO_LIMITS
 
     def __post_init__(self) -> None:
-        if self.max_memory < LEAST_MEMORY:
-            message = f"{self.max_memory} bytes of memory to work in, expected at least {LEAST_MEMORY}"
+        if not isinstance(self.max_memory, int) or self.max_memory < LEAST_MEMORY:
+            message = f"{self.max_memory!r} bytes of memory to work in, expected at least {LEAST_MEMORY}"
             raise UsageError(message, expected=LEAST_MEMORY, found=self.max_memory)
 
 
