@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,9 @@ def test_wrong_use_is_one_line(
 def test_a_gguf_that_no_runtime_loads_is_said_to_be_one(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert NO_RUNTIME.fullmatch(run(capsys, "convert", source, source.with_suffix(".gguf"))[2])
     assert run(capsys, "convert", source, source.with_suffix(".qfmt"))[2] == ""
+
+
+def test_the_next_command_can_be_typed_as_it_is(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "convert", source, source.with_name("sp ace.qfmt"))
+    command = shlex.split(out.partition("next: ")[2])
+    assert command == ["qfmt", "verify", str(source.with_name("sp ace.qfmt"))]

@@ -322,7 +322,8 @@ def test_of_many_mismatches_the_first_are_printed(tmp_path: Path, capsys: pytest
     out = capsys.readouterr().out.splitlines()
     assert (len(out), out[-1]) == (21, "and 5 more; --json lists them all")
     assert main(["plan", str(source), "--to", "gguf", "--like", str(reference), "--json"]) == 1
-    assert len(json.loads(capsys.readouterr().out)["mismatches"]) == 25
+    facts = json.loads(capsys.readouterr().out)
+    assert (len(facts["mismatches"]), facts["tensors"], facts["totals"]) == (25, [], {})
 
 
 def test_plan_says_what_convert_does(bare: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def refusals(command: str, as_json: bool) -> Iterator[None]:
         yield
     except Unlike as err:
         if as_json:
-            print_json(command, {"mismatches": list(err.mismatches)})
+            print_json(command, {"tensors": [], "totals": {}, "mismatches": list(err.mismatches)})
         else:
             print_mismatches(err.mismatches)
         raise
@@ -93,7 +94,8 @@ def print_notices(report: Report) -> None:
 def closing_line(report: Report, dst: Path, follow: str) -> str:
     """Say in one line what was done, and what to type next."""
     files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
-    return f"{counts(report.plan)}; {size(report.n_bytes)}{files} in {report.seconds:.1f} s; next: {follow} {dst}"
+    done = f"{counts(report.plan)}; {size(report.n_bytes)}{files} in {report.seconds:.1f} s"
+    return f"{done}; next: {follow} {shlex.quote(str(dst))}"
 
 
 def counts(plan: Plan) -> str:
