@@ -72,6 +72,11 @@ def settle(name: str, tensor: PackedTensor, target: Target, dialect: str = "", a
     dialect : that the tensor was read in, where it is known
     ask     : gives the verdict on a format
     """
+    is_named = target.dialect is not None and target.dialect.name  # else each tensor stays in its own
+    if is_named and not tensor.n_weights and not tensor.scheme.is_dense:
+        reason = f"shape {list(tensor.shape)} holds no weights, expected at least one"
+        refused = Verdict(REFUSED, reason, field="shape")
+        return Item(name, tensor, format_of(tensor), refused, target.container, unheld=target.name)
     return housed(kept_apart(decide(name, tensor, target, ask), dialect, target), target)
 
 
