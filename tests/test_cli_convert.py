@@ -156,6 +156,7 @@ def test_verify_of_a_flipped_bit_exits_1(source: Path, capsys: pytest.CaptureFix
         (["convert", "SRC", "SRC", "--force"], 1, "destination is the source"),
         (["quantize", "SRC", "x.qfmt", "--to", "qfmt:int4", "--rule", "best"], 2, "best"),
         (["quantize", "SRC", "x.gguf", "--to", "gguf"], 1, "names no packed type"),
+        (["quantize", "SRC", "x", "--to", "awq"], 1, "quantize to one, as to qfmt:int4-g128, and convert to awq"),
         (["convert", "SRC", "x.gguf", "--names", "theirs"], 2, "'theirs' is not one of"),
         (["convert", "SRC", "x.gguf", "--names", "runtime"], 1, "no runtime will load this file"),
         (["convert", "SRC", "x.gguf", "--max-memory", "1MiB"], 1, "1048576 bytes of memory to work in, expected at least"),

@@ -130,7 +130,9 @@ def plan_quantize(view: View, wish: Wish) -> Plan:
     """
     form, mix, model = wish.target.wanted, wish.mix, view.model
     if mix is None and (form is None or form.scheme.is_dense):
-        message = f"target '{wish.target.name}' names no packed type to quantize to"
+        name = wish.target.name
+        way = "" if wish.target.dialect is None else f"; quantize to one, as to qfmt:int4-g128, and convert to {name}"
+        message = f"target '{name}' names no packed type to quantize to{way}"
         raise UsageError(message, expected="e.g. qfmt:mxfp4, gguf:q4_0, gguf:q4_k_m")
     if form is not None:
         find_rule(form, wish.rule)
