@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qconvert import architectures
 from qconvert.architectures import family_of
+from qconvert.architectures.catalogue import config_of, of_config
+from qconvert.architectures.config import plain_config, read_facts
 from qconvert.architectures.rewriting import FLOAT32, WIDENED, widened
 from qconvert.containers.gguf_split import without_split
 from qconvert.containers.gguf_values import KeyValue
@@ -22,7 +26,7 @@ from qconvert.dialects.dialect import PACKING_FILES, PACKING_KEYS
 from qconvert.opening import gguf_header
 from qconvert.views import Origin, View
 from qformat.bits import DTYPES
-from qformat.errors import FileError, NotExact, show
+from qformat.errors import FileError, NotExact, QFormatError, show
 from qformat.model import Model
 from qformat.scheme import Plain
 from qformat.tensor import PackedTensor
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 GGUF, HF, CONFIG = "gguf", "hf", "config.json"
 ARCHITECTURE, MODEL_TYPE = "general.architecture", "model_type"
 FILE_TYPE = "general.file_type"
+MAY_DIFFER = ("context_length", "vocab_size")  # how far it is used; how many rows, which the shapes tell
 # What a GGUF file says of how its tensors were quantized, not of the model.
 # Source: ggml-org/llama.cpp: tools/quantize/quantize.cpp (LLM_KV_QUANTIZE_IMATRIX_*); gguf-py/gguf/constants.py.
 OF_QUANTIZING = ("quantize.", "general.quantized_by")
@@ -63,14 +68,15 @@ def as_like(model: Model, reference: Model, family: str, widens: bool = False) -
     widens  : whether dense floats become float32 where the reference's are, as a runtime wants norms
     returns : a view whose tensors are made when they are asked for
 
-    Raises NotExact where one of the two cannot be said by these names, or the reference has no metadata; Unlike where tensors
-    or shapes do not match.
+    Raises NotExact where one of the two cannot be said by these names, the reference has no metadata, or says another number
+    of the model than the source does; Unlike where tensors or shapes do not match.
     """
     wanted = seen(reference, family or family_of(reference))
     source = source_of(model, reference, wanted.model)
     mine, theirs = outline(source.model), outline(wanted.model)
     if found := mismatches(mine, theirs):
         raise Unlike(model, reference, found)
+    check_facts(model, reference)
     wide = {name for name, held in theirs.items() if widens and is_wider(held, mine[name])}
     origins = {name: source.origins.get(name, Origin((name,))) for name in wanted.model}
     origins |= {name: replace(origins[name], how=", ".join(filter(None, (origins[name].how, WIDENED)))) for name in wide}
@@ -83,6 +89,30 @@ def as_like(model: Model, reference: Model, family: str, widens: bool = False) -
     if family == HF and CONFIG not in wanted.model.assets:
         raise NotExact(f"has no {CONFIG} to be taken over", path=reference.path, field="like")
     return View(replace(held, assets=assets(source.model, wanted.model)), origins, notices=wanted.notices)
+
+
+def check_facts(model: Model, reference: Model) -> None:
+    """Refuse a reference of other heads, another base of its rotation or the like: rows go by what the source says."""
+    mine, theirs = facts_of(model), facts_of(reference)
+    for key, value in mine.items():
+        if key in theirs and key not in MAY_DIFFER and np.float32(value) != np.float32(theirs[key]):
+            message = f"not the model of {show(reference.path.name, quote=True)}: {key} is {value}, there {theirs[key]}"
+            raise NotExact(message, path=model.path, field=key, found=value, expected=theirs[key])
+
+
+def facts_of(model: Model) -> dict[str, int | float]:
+    """Give the numbers that a model says of itself, by keys of a GGUF file without the architecture; none where it does not."""
+    if ARCHITECTURE in model.metadata:
+        prefix = f"{model.metadata[ARCHITECTURE]}."
+        said = {key.removeprefix(prefix): value for key, value in model.metadata.items() if key.startswith(prefix)}
+    else:
+        try:
+            plain = plain_config(config_of(model))
+            arch = of_config(plain)
+            said = {} if arch is None else read_facts(arch, plain)
+        except QFormatError:  # a part of a model says nothing, or not all
+            return {}
+    return {key: value for key, value in said.items() if isinstance(value, int | float)}
 
 
 def seen(model: Model, family: str) -> View:
