@@ -1,4 +1,4 @@
-"""Carrying out a plan: every tensor's bytes, tile by tile, to a finished and proved file.
+"""Carrying out a plan: every tensor's bytes, tile by tile, to a finished file.
 
 A unit of work is a pure function of a range of rows that gives bytes for known places; units run on an executor and are
 written in order, so that the file never depends on the number of workers.

@@ -1,7 +1,7 @@
 """The verdict on one tensor: decided by its values, before anything is written.
 
 Five verdicts, from a copy of bytes to a refusal. A verdict is a fact about a tensor and a format; what is then done about
-it is decided by `run`.
+it is decided by `conversion`.
 """
 
 from __future__ import annotations
