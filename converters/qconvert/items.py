@@ -17,6 +17,7 @@ from qconvert.targets import Target, spell
 from qconvert.verdict import ORDER, SAME_BYTES, Verdict
 from qconvert.views import Origin, View
 from qformat.formats import Format
+from qformat.scheme import Opaque
 from qformat.store import part_bytes
 from qformat.tensor import PackedTensor, format_of
 
@@ -91,8 +92,9 @@ class Plan:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Logical shapes by name, for files that do not hold them."""
-        return {item.name: item.tensor.shape for item in self.items}
+        """Logical shapes by name, for files that do not hold them; what is opaque has none."""
+        known = (item for item in self.items if not isinstance(item.form.scheme.alphabet, Opaque))
+        return {item.name: item.tensor.shape for item in known}
 
     @property
     def n_bytes(self) -> int:
