@@ -36,7 +36,9 @@ def pairs_of(arch: Architecture, n_layers: int, n_experts: int) -> list[Pair]:
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    table = get_tensor_name_map(next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == arch.name), n_layers)
+    kind = next((kind for kind, name in MODEL_ARCH_NAMES.items() if name == arch.name), None)
+    assert kind is not None, f"'{arch.name}' is declared, which gguf.MODEL_ARCH_NAMES does not know"
+    table = get_tensor_name_map(kind, n_layers)
 
     def translate(name: str) -> str:
         suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
