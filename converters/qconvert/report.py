@@ -45,7 +45,8 @@ class Refused(NotExact):
         first = report.refused[0]
         verdict = first.verdict
         more = f" (and {len(report.refused) - 1} more)" if len(report.refused) > 1 else ""
-        hint = "" if verdict.verdict == ORDER[-1] else f"; use --allow {verdict.verdict}"
+        is_said = f"{first.target} with --allow {verdict.verdict}" == first.nearest
+        hint = "" if is_said or verdict.verdict == ORDER[-1] else f"; use --allow {verdict.verdict}"
         message = f"{first.source} to {first.target}: {explain(first)}{hint}{more}"
         super().__init__(message, path=path, tensor=first.name, field=verdict.field, found=verdict.value)
 
