@@ -3,6 +3,10 @@
 import json
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +63,23 @@ def test_globs_choose_by_either_name(glob: str, tmp_path: Path, capsys: pytest.C
     kept = {name for name, kind in types.items() if kind == "gguf:bf16"}
     assert kept == {"output.weight"}
     assert {name for name, kind in types.items() if kind == "gguf:q4_0"} == {n for n in types if n.endswith("ffn_up.weight")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
+    save_file({"a.weight": np.ones((4096, 4096), np.float32)}, tmp_path / "a.safetensors")
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "qfmt", "quantize", "a.safetensors", "out/a.qfmt", "--to", "qfmt:nf4"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
+        while not any(out.iterdir()) and child.poll() is None:
+            time.sleep(0.001)
+        child.send_signal(number)
+        _, err = child.communicate()
+
+    assert child.returncode == 1
+    assert "qfmt: interrupted" in err
+    assert list(out.iterdir()) == []
 
 
 def test_plan_and_convert_print_the_same_verdicts(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

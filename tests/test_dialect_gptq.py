@@ -281,6 +281,19 @@ def test_a_config_that_symmetric_zero_points_contradict_is_reported(bits: int, t
     assert not silent
 
 
+def test_zero_points_that_say_another_kind_are_reported_where_no_config_does(tmp_path: Path) -> None:
+    codes, _, scales = random(4, 32, 96, 3)
+    found = {}
+    for kind in ("v1", "v2"):
+        arrays = module(codes, np.full((3, 32), 8), scales, 4, kind)
+        with qconvert.open(checkpoint(tmp_path / kind, arrays, {"model_type": "llama"})) as model:
+            found[kind] = [odd.message for odd in model.oddities]
+    assert found["v1"] == []
+    assert len(found["v2"]) == 1
+    assert "nothing says the kind of zero points" in found["v2"][0]
+    assert "--assume gptq:v2" in found["v2"][0]
+
+
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if not v.startswith("p-")])
 def test_nothing_is_reported_of_what_gptqmodel_packs(variant: str) -> None:
     with qconvert.open(FOLDER / variant) as model:

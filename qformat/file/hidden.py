@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from qformat.errors import FileError, show
 
 
 class Hidden:
-    """A hidden file or folder beside `path`, until `commit`.
+    """A hidden file or folder beside `path`, until `commit`; gone when this object is, wherever an interrupt comes.
 
     path      : final name
     names     : names beside `path` that files of a hidden folder take instead; readers begin with the first of them
@@ -32,6 +33,7 @@ class Hidden:
         self.is_folder = is_folder or bool(names)
         # 60: names of 255 bytes are allowed, and a character has at most 4
         self.place = self.path.with_name(f".{self.path.name[:60]}.{secrets.token_hex(4)}.part")
+        weakref.finalize(self, remove, self.place)
         if self.is_folder:
             with explain(self.path):
                 self.place.mkdir()
@@ -61,10 +63,7 @@ class Hidden:
 
     def abort(self) -> None:
         """Remove what has no name yet."""
-        if self.is_folder:
-            shutil.rmtree(self.place, ignore_errors=True)
-        else:
-            self.place.unlink(missing_ok=True)
+        remove(self.place)
 
     def _exchange(self) -> None:
         """Take the place of a folder, and remove its files of the same names; it stays where it holds anything else."""
@@ -101,6 +100,14 @@ class Hidden:
                 os.replace(target, source)
             raise
         self.abort()
+
+
+def remove(place: Path) -> None:
+    """Remove a hidden file or folder, if it is there."""
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def sync(path: str | Path) -> None:

@@ -24,7 +24,9 @@ HF = Path(__file__).parents[2] / "spec/vectors/hf"
 VARIANTS = sorted((HF / "compressed-tensors").iterdir())
 GPTQ = sorted(path for path in (HF / "gptq").iterdir() if "descact" not in path.name)  # an order is no longer read
 TARGETS = ["qfmt:int4-g32", "qfmt:uint4-g32", "qfmt:int8", "qfmt:mxfp4"]
-WAYS = ways_to("compressed-tensors")
+# The peer no longer reads columns in an order of their own, and no target offers float8 for integers.
+LEFT_OUT = {"columns out of order with zeros that are the middle", "uint4 whose zeros leave few bits as e4m3"}
+WAYS = {name: way for name, way in ways_to("compressed-tensors").items() if name not in LEFT_OUT}
 Tensors = dict[str, torch.Tensor]
 
 

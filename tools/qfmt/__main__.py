@@ -7,7 +7,9 @@ headers cost no more than they must.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from importlib import import_module
 
 import click
@@ -60,8 +62,18 @@ def cli() -> None:
     """Packed low-bit weights: look into them, convert them exactly, keep them whole."""
 
 
+def heed_signals() -> None:
+    """Let an end by another signal be one by Ctrl-C, so that nothing half-written stays; one that is ignored stays so."""
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):  # not every system has both
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    heed_signals()
     try:
         found = cli.main(args=args, prog_name="qfmt", standalone_mode=False)
         sys.stdout.flush()

@@ -1,7 +1,7 @@
 """What makes it doubtful that a GPTQ checkpoint's zero points are what its config says: the little that arrays can tell.
 
-Symmetric weights have one zero point, so that a config that says `sym` can be contradicted by every field. AutoGPTQ's packer
-writes a zero point of 0, less one, over all fields of the word that follow. Reads zero points only, by words.
+Symmetric weights have one zero point, so that a config that says `sym`, or nothing, can be contradicted by every field.
+AutoGPTQ's packer writes a zero point of 0, less one, over all fields of the word that follow. Reads zero points only, by words.
 
 Source: AutoGPTQ/AutoGPTQ 0.7.1: auto_gptq/nn_modules/qlinear/qlinear_cuda.py (pack).
 """
@@ -37,12 +37,12 @@ def doubts(shelf: Shelf, kind: str) -> Iterator[Oddity]:
     arrays = [found for _, found in find_modules(shelf, "gptq")]
     if kind not in OTHER or not arrays:
         return
-    if settings(shelf).get("sym") is True:
-        other = OTHER[kind]
-        if all(_is_symmetric(shelf, found, other) for found in arrays):
-            message = f"sym is true, but as gptq:{kind} no zero point is in the middle; as gptq:{other} each is"
-            yield Oddity("error", f"{message}: --assume gptq:{other}, or gptq:{kind} if the config is right")
-    elif kind == "v1":
+    is_symmetric, other = settings(shelf).get("sym"), OTHER[kind]
+    if is_symmetric in (True, None) and all(_is_symmetric(shelf, found, other) for found in arrays):
+        said = "sym is true, but" if is_symmetric else "nothing says the kind of zero points, and"
+        message = f"{said} as gptq:{kind} no zero point is in the middle; as gptq:{other} each is"
+        yield Oddity("error", f"{message}: --assume gptq:{other}, or gptq:{kind} if the config is right")
+    elif is_symmetric is not True and kind == "v1":
         n_spoilt = _count_spoilt(shelf, arrays)
         if n_spoilt:
             message = f"{n_spoilt} words of zero points end in fields of ones, as AutoGPTQ leaves them after a zero point of 0"
