@@ -253,7 +253,7 @@ def test_conversion_to_and_from_other_ecosystems_is_exact(source: str, target: s
 
 
 def test_a_divisor_whose_reciprocal_gives_other_scales_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotExact, match=r"global_scale rounds \(1, .*use --allow rounded"):
+    with pytest.raises(NotExact, match=r"global_scale rounds \(1, .*nearest: modelopt:nvfp4 with --allow rounded"):
         qconvert.convert(VECTORS / "hf" / "compressed-tensors" / "nvfp4a16", tmp_path / "a", to="modelopt:nvfp4")
 
 
