@@ -88,3 +88,25 @@ def test_bytes_that_a_file_calls_something_else_are_not_proved(
     lie(dst)
     with opening.open(dst) as written, pytest.raises(NotExact, match="does not mean the same as"):
         prove(plan, written, lambda n_bytes: None)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "to"),
+    [(halves, "b.safetensors", "safetensors:f32"), (gptq, "b.gguf", "gguf:q4_0")],
+    ids=["widened", "recoded"],
+)
+def test_a_weight_that_is_not_its_source_s_is_not_proved(
+    tmp_path: Path, source: Callable[[Path], Path], name: str, to: str
+) -> None:
+    src, dst = source(tmp_path), tmp_path / name
+    qconvert.convert(src, dst, to)
+    plan = qconvert.plan(src, to)
+    (item,) = (item for item in plan.items if item.verdict.verdict == "exact")
+    with opening.open(dst) as written:
+        prove(plan, written, lambda n_bytes: None)
+        end = written[item.name].n_weights - 1
+    data = bytearray(dst.read_bytes())
+    data[-1] ^= 0x80  # the sign, or the last code's highest bit: in both files it is the last weight's
+    dst.write_bytes(data)
+    with opening.open(dst) as written, pytest.raises(NotExact, match=f"weight {end} is .*, the other has"):
+        prove(plan, written, lambda n_bytes: None)

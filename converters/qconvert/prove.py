@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from qconvert.compare import first_difference
 from qconvert.cutting import MAX_MEMORY, byte_ranges, row_ranges
-from qconvert.digest import canonical, plain_values
 from qconvert.items import Item, Plan
 from qconvert.run import Progress, narrowed, producer
 from qconvert.verdict import EXACT, same_parts
 from qformat.errors import NotExact
-from qformat.fold import narrower, refold
 from qformat.model import Model
 from qformat.tensor import PackedTensor, format_of
 
@@ -62,14 +61,9 @@ def _same_bytes(item: Item, found: PackedTensor) -> None:
 
 
 def _same_values(item: Item, found: PackedTensor) -> None:
-    source = narrower(item.tensor, format_of(found))
-    other = found if source is item.tensor else refold(found, (source.n_rows, source.n_cols))
-    for first, last in source.tiles():
-        mine = canonical(plain_values(source, slice(first, last))).view(np.uint32)
-        copy = canonical(plain_values(other, slice(first, last))).view(np.uint32)
-        if not np.array_equal(mine, copy):
-            where = first * source.n_cols + int(np.argmax(mine != copy))
-            raise NotExact(f"weight {where} is not its source's", tensor=item.name, field="value")
+    where = first_difference(item.tensor, found)
+    if where is not None:
+        raise NotExact(f"what was written differs: {where}", tensor=item.name, field="value")
 
 
 def _same_product(item: Item, found: PackedTensor, max_memory: int) -> None:
