@@ -12,8 +12,21 @@ if TYPE_CHECKING:
     from qformat.rules import quantize
     from qformat.store import open, save
     from qformat.tensor import PackedTensor
+    from qformat.threads import n_threads, set_threads
 
-__all__ = ["FileError", "Model", "NotExact", "PackedTensor", "QFormatError", "UsageError", "open", "quantize", "save"]
+__all__ = [
+    "FileError",
+    "Model",
+    "NotExact",
+    "PackedTensor",
+    "QFormatError",
+    "UsageError",
+    "n_threads",
+    "open",
+    "quantize",
+    "save",
+    "set_threads",
+]
 
 _HOMES = {
     "errors": ("FileError", "NotExact", "QFormatError", "UsageError"),
@@ -21,6 +34,7 @@ _HOMES = {
     "rules": ("quantize",),
     "store": ("open", "save"),
     "tensor": ("PackedTensor",),
+    "threads": ("n_threads", "set_threads"),
 }
 
 
