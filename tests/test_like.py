@@ -18,11 +18,13 @@ import tiny_llama
 from gguf_as_checkpoint import LAYER, WHOLE
 from handmade_checkpoint import arrays, checkpoint, stored
 from numpy.typing import NDArray
+from qconvert import opening
 from qconvert.like import Unlike
 from qfmt.__main__ import main
 from safetensors.numpy import save_file
 
 from qformat.errors import FileError, NotExact, UsageError
+from qformat.model import Model
 
 TINY = "hf/tiny-llama/bf16"
 TOKENS = [f"token {number}" for number in range(512)]
@@ -334,6 +336,35 @@ def test_plan_says_what_convert_does(bare: Path, reference: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out)["tensors"] == planned["tensors"]
     assert planned["totals"]["runtime"] == "llama.cpp"
     assert [item.name for item in qconvert.plan(bare, "gguf", like=reference).items] == [t["name"] for t in planned["tensors"]]
+
+
+def test_a_plan_keeps_its_source_open_and_nothing_else(
+    bare: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut: list[Path] = []
+    whole = opening.open
+
+    def watched(path: Path, *said: Any) -> Model:
+        model = whole(path, *said)
+        really = model.close
+
+        def close() -> None:
+            shut.append(path)
+            really()
+
+        model.close = close
+        return model
+
+    monkeypatch.setattr(opening, "open", watched)
+    plan = qconvert.plan(bare, "gguf", like=reference)
+    assert shut == [reference]
+    plan.view.model.close()
+    assert shut == [reference, bare]
+    shut.clear()
+    other = mismatched(tmp_path / "source.gguf", 1)
+    with pytest.raises(Unlike):
+        qconvert.plan(other, "gguf", like=reference)
+    assert shut == [reference, other]
 
 
 def test_a_receipt_asks_for_its_reference(named: Path, reference: Path, tmp_path: Path) -> None:

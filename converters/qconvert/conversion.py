@@ -73,6 +73,7 @@ def plan(
     shapes: opening.Shapes = opening.NONE,
     names: str = AUTO,
     like: str | Path | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> Plan:
     """Decide what a conversion would do; nothing is written.
 
@@ -81,14 +82,20 @@ def plan(
     assume, shapes : what the source leaves open: see `opening.open`
     names   : by which tensors go into the target: see `naming.as_wanted`
     like    : a file or folder of the same model, whose names, order and metadata are to be taken
+    progress : told "plan", bytes looked at and bytes in all
     returns : per tensor the format it would take and the verdict; keeps the source open
 
     Raises FileError for a source that cannot be read, UsageError for an unknown target.
     """
     target = find_target(to)
     model = opening.open(src, True, assume, shapes)
-    reference = None if like is None else opening.open(like, True, assume)
-    return advise(make_plan(as_wanted(model, target, None, names, reference), target))
+    try:
+        with opening.opened(like, assume) as reference:
+            view = as_wanted(model, target, None, names, reference)
+            return advise(make_plan(view, target, counted("plan", model.n_bytes, progress)))
+    except BaseException:
+        model.close()
+        raise
 
 
 def convert(
@@ -224,7 +231,7 @@ def carry_out(
     sealed: Hidden | None = None
 
     def check(path: Path, names: Collection[str]) -> None:
-        check_target(model, writing.force, path, bool(names))
+        check_paths(files_of(model), path, writing.force, bool(names))
         check_held(files_of(model), path, names)
         paths.append(path)
 
@@ -261,12 +268,7 @@ def check_early(model: Model, dst: Path, writing: Writing) -> None:
     """Refuse a destination before anything is planned, as far as its name is known by then."""
     check_folder(dst)
     if not writing.limits.are_set:
-        check_target(model, writing.force, dst, dst.suffix.lower() not in SUFFIXES)
-
-
-def check_target(model: Model, force: bool, dst: Path, is_folder: bool = False) -> None:
-    """Refuse a destination that exists, or that is one of the source's files; `is_folder` where it may be a folder."""
-    check_paths(files_of(model), dst, force, is_folder)
+        check_paths(files_of(model), dst, writing.force, dst.suffix.lower() not in SUFFIXES)
 
 
 def files_of(model: Model) -> tuple[Path, ...]:

@@ -26,25 +26,19 @@ from qfmt.options import json_option, like_option, memory_option, names_option, 
 @json_option
 def command(src: Path, to: str, names: str, like: Path | None, max_memory: int, as_json: bool, said: dict[str, Any]) -> None:
     """Say for every tensor of SRC what TARGET can do for it; writes nothing."""
-    from qconvert import opening
-    from qconvert.conversion import counted
-    from qconvert.naming import as_wanted
-    from qconvert.nearest import advise
-    from qconvert.planning import make_plan
+    from qconvert.conversion import plan
     from qconvert.report import describe_item, totals
     from qconvert.run import peak_memory
-    from qconvert.targets import find_target
 
     from qfmt.text import print_json
     from qfmt.verdicts import print_plan, refusals
 
-    target = find_target(to)
-    with opening.open(src, **said) as model, opening.opened(like, said["assume"]) as reference:
-        with refusals("plan", as_json), progress_bars() as progress:
-            view = as_wanted(model, target, names=names, like=reference)
-            plan = advise(make_plan(view, target, counted("plan", model.n_bytes, progress)))
+    with refusals("plan", as_json), progress_bars() as progress:
+        made = plan(src, to, names=names, like=like, progress=progress, **said)
+    with made.view.model:
+        memory = peak_memory(made.items, max_memory)
         if as_json:
-            sums = {**totals(plan), "peak_memory": peak_memory(plan.items, max_memory)}
-            print_json("plan", {"tensors": [describe_item(item) for item in plan.items], "totals": sums})
+            tensors = [describe_item(item) for item in made.items]
+            print_json("plan", {"tensors": tensors, "totals": {**totals(made), "peak_memory": memory}})
         else:
-            print_plan(plan, peak_memory(plan.items, max_memory))
+            print_plan(made, memory)
