@@ -130,7 +130,9 @@ def test_a_checkpoint_of_the_targets_own_family_is_not_renamed(tmp_path: Path, m
         assert as_wanted(model, find_target("qfmt")).missing == ""
 
 
-def test_names_that_cannot_be_had_are_refused_where_they_are_asked_for(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "view", lambda model, family, *_, **__: View(model, missing="no block 3"))
-    with qconvert.open(source) as model, pytest.raises(NotExact, match="cannot go by hf names: no block 3"):
-        renamed(model, "hf")
+@pytest.mark.parametrize(("family", "missing"), [("hf", "no 'general.architecture' says"), ("gguf", "no config.json says")])
+def test_names_that_cannot_be_had_are_refused_where_they_are_asked_for(source: Path, family: str, missing: str) -> None:
+    with qconvert.open(source) as model:
+        assert renamed(model, "own") == View(model)
+        with pytest.raises(NotExact, match=f"cannot go by {family} names: {missing}"):
+            renamed(model, family)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qconvert import architectures
-from qconvert.architectures import family_of
+from qconvert.architectures import family_of, whole_view
 from qconvert.architectures.catalogue import config_of, of_config
 from qconvert.architectures.config import plain_config, read_facts
 from qconvert.architectures.rewriting import FLOAT32, WIDENED, widened
@@ -116,13 +115,11 @@ def facts_of(model: Model) -> dict[str, int | float]:
 
 
 def seen(model: Model, family: str) -> View:
-    """See a model by the names of a family. Raises NotExact where it cannot be said by them."""
-    if family_of(model) in ("", family):
-        return View(model)
-    view = architectures.view(model, family)
-    if view.missing:
-        raise NotExact(f"cannot go by {family} names: {view.missing}", path=model.path, field="names")
-    return view
+    """See a model by the names of a family, by its own where nothing tells whose they are.
+
+    Raises NotExact where it cannot be said by them.
+    """
+    return View(model) if family_of(model) in ("", family) else whole_view(model, family)
 
 
 def source_of(model: Model, reference: Model, wanted: Model) -> View:

@@ -67,12 +67,7 @@ def renamed(model: Model, family: str) -> View:
 
     Raises NotExact where it cannot be said by them.
     """
-    if family == OWN or architectures.family_of(model) == family:
-        return View(model)
-    view = architectures.view(model, family, with_tokenizer=False)
-    if view.missing:
-        raise NotExact(f"cannot go by {family} names: {view.missing}", path=model.path, field="names")
-    return view
+    return View(model) if family == OWN else architectures.whole_view(model, family, with_tokenizer=False)
 
 
 def runtime_of(target: Target, view: View) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from qconvert.architectures.catalogue import GGUF, HF, family_of
 from qconvert.architectures.decoding import as_dense
 from qconvert.architectures.forward import as_gguf
 from qconvert.views import View
-from qformat.errors import QFormatError
+from qformat.errors import NotExact, QFormatError
 from qformat.model import Model
 
 
@@ -27,3 +27,11 @@ def view(model: Model, family: str, decode: str = "", with_tokenizer: bool = Tru
         return as_gguf(model, with_tokenizer) if family == GGUF else as_hf(model, decode, with_tokenizer)
     except QFormatError as err:
         return View(model, missing=str(QFormatError(err.message, tensor=err.tensor, field=err.field)))
+
+
+def whole_view(model: Model, family: str, with_tokenizer: bool = True) -> View:
+    """See a model by the names of a family, as `view` does. Raises NotExact where it cannot be said by them."""
+    found = view(model, family, with_tokenizer=with_tokenizer)
+    if found.missing:
+        raise NotExact(f"cannot go by {family} names: {found.missing}", path=model.path, field="names")
+    return found
