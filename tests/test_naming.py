@@ -136,3 +136,10 @@ def test_names_that_cannot_be_had_are_refused_where_they_are_asked_for(source: P
         assert renamed(model, "own") == View(model)
         with pytest.raises(NotExact, match=f"cannot go by {family} names: {missing}"):
             renamed(model, family)
+
+
+@pytest.mark.parametrize(("text", "problem"), [(b"[]", "is no JSON object"), (b"{", "is not JSON")])
+def test_a_config_that_is_none_is_what_stands_in_the_way(source: Path, text: bytes, problem: str) -> None:
+    with qconvert.open(source) as model:
+        odd = replace(model, assets={"config.json": lambda: text})
+        assert f"config.json {problem}" in architectures.view(odd, "gguf").missing

@@ -10,31 +10,25 @@ import json
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qconvert.architectures import family_of, whole_view
-from qconvert.architectures.catalogue import config_of, of_config
+from qconvert.architectures.catalogue import ARCHITECTURE, CONFIG, GGUF, HF, config_of, of_config
 from qconvert.architectures.config import plain_config, read_facts
 from qconvert.architectures.rewriting import FLOAT32, WIDENED, widened
 from qconvert.containers.gguf_split import without_split
 from qconvert.containers.gguf_values import KeyValue
-from qconvert.containers.strict_json import parse_json
 from qconvert.dialects.dialect import PACKING_FILES, PACKING_KEYS
 from qconvert.opening import gguf_header
 from qconvert.views import Origin, View
 from qformat.bits import DTYPES
-from qformat.errors import FileError, NotExact, QFormatError, show
+from qformat.errors import NotExact, QFormatError, show
 from qformat.model import Model
 from qformat.scheme import Plain
 from qformat.tensor import PackedTensor
 
-if TYPE_CHECKING:
-    pass
-
-GGUF, HF, CONFIG = "gguf", "hf", "config.json"
-ARCHITECTURE, MODEL_TYPE = "general.architecture", "model_type"
+MODEL_TYPE = "model_type"
 FILE_TYPE = "general.file_type"
 MAY_DIFFER = ("context_length", "vocab_size")  # how far it is used; how many rows, which the shapes tell
 # What a GGUF file says of how its tensors were quantized, not of the model.
@@ -131,7 +125,7 @@ def source_of(model: Model, reference: Model, wanted: Model) -> View:
     here, there = family_of(model), family_of(wanted)
     if set(model) == set(wanted) or here == there or not there:
         return View(model)
-    if here == HF and MODEL_TYPE not in said_of(model):
+    if here == HF and MODEL_TYPE not in config_of(model):
         told = partial(config, model, seen(reference, HF).model)
         model = replace(model, assets={**model.assets, CONFIG: told})
     elif here == GGUF and ARCHITECTURE not in model.metadata:
@@ -198,17 +192,7 @@ def assets(model: Model, wanted: Model) -> dict[str, Callable[[], bytes]]:
 
 def config(model: Model, wanted: Model) -> bytes:
     """Give a reference's config, speaking of the model's packing; byte for byte where neither is packed."""
-    mine, theirs = said_of(model), said_of(wanted)
+    mine, theirs = config_of(model), config_of(wanted)
     told = {key: value for key, value in theirs.items() if key not in PACKING_KEYS}
     told |= {key: mine[key] for key in PACKING_KEYS if key in mine}
     return wanted.assets[CONFIG]() if told == theirs else json.dumps(told, indent=2, ensure_ascii=False).encode() + b"\n"
-
-
-def said_of(model: Model) -> Mapping[str, Any]:
-    """Give what a model's config says; empty without one. Raises FileError where it is no JSON object."""
-    if CONFIG not in model.assets:
-        return {}
-    found = parse_json(model.assets[CONFIG](), path=model.path, what=CONFIG)
-    if not isinstance(found, dict):
-        raise FileError(f"{CONFIG} is no JSON object", path=model.path, field=CONFIG)
-    return found

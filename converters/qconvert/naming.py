@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qconvert import architectures
+from qconvert.architectures.catalogue import ARCHITECTURE, CONFIG
 from qconvert.like import as_like
 from qconvert.targets import SUFFIXES, Target
 from qconvert.views import View
@@ -16,9 +17,7 @@ from qformat.model import Model
 
 AUTO, OWN, RUNTIME = "auto", "own", "runtime"
 NAMES = (AUTO, OWN, RUNTIME)
-FAMILIES = ("hf", "gguf")
 NO_RUNTIME = "tensor names and metadata are the source's own: no runtime will load this file"
-ARCHITECTURE, CONFIG = "general.architecture", "config.json"
 KEPT = "its names are kept, as is asked for"
 
 

@@ -14,6 +14,7 @@ from qconvert.architectures.qwen2 import QWEN2
 from qconvert.architectures.qwen3 import QWEN3, QWEN3_MOE
 from qconvert.containers.strict_json import parse_json
 from qconvert.opening import gguf_header
+from qformat.errors import FileError
 from qformat.model import Model
 
 ALL = (LLAMA, QWEN2, QWEN3, QWEN3_MOE, GEMMA3, GPT_OSS)
@@ -36,11 +37,13 @@ def family_of(model: Model) -> str:
 
 
 def config_of(model: Model) -> Config:
-    """Give what a model's config says; empty without one. Raises FileError where it is no JSON."""
+    """Give what a model's config says; empty without one. Raises FileError where it is no JSON object."""
     if CONFIG not in model.assets:
         return {}
     found = parse_json(model.assets[CONFIG](), path=model.path, what=CONFIG)
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise FileError(f"{CONFIG} is no JSON object", path=model.path, field=CONFIG)
+    return found
 
 
 def of_config(config: Config) -> Architecture | None:

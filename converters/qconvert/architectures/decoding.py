@@ -17,7 +17,7 @@ from qformat.tensor import PackedTensor
 def as_dense(model: Model) -> View:
     """See a checkpoint as one of dense tensors lies: packed stacks with rows and columns exchanged, where that is so.
 
-    Raises FileError for a config that is no JSON.
+    Raises FileError for a config that is no JSON object.
     """
     arch = of_config(plain_config(config_of(model)))
     ends = tuple(tensor.name.partition(LAYER)[2] for tensor in arch.tensors if tensor.flipped) if arch else ()
