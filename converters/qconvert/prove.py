@@ -63,7 +63,7 @@ def _same_bytes(item: Item, found: PackedTensor) -> None:
 def _same_values(item: Item, found: PackedTensor) -> None:
     where = first_difference(item.tensor, found)
     if where is not None:
-        raise NotExact(f"what was written differs: {where}", tensor=item.name, field="value")
+        raise NotExact(f"what was written is not its source: {where}", tensor=item.name, field="value")
 
 
 def _same_product(item: Item, found: PackedTensor, max_memory: int) -> None:
