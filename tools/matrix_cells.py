@@ -18,14 +18,13 @@ from qconvert.exact import Recast
 from qconvert.items import Item
 from qconvert.planning import make_plan
 from qconvert.targets import GGUF_PACKED, find_target
-from qconvert.verdict import EXACT, ROUNDED, SAME_BYTES, same_parts
+from qconvert.verdict import ROUNDED, SAME_BYTES, same_parts
 from qconvert.views import View
 
 from qformat.model import Model
 from qformat.tensor import PackedTensor, assemble, format_of, from_values
 
 COPY, ALWAYS, IF, ROUNDS, NEVER = "copy", "exact", "if", "rounds", "no"
-HELD = (SAME_BYTES, EXACT)
 RANGE = re.compile(r"-?\d+\.\.-?\d+")
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan)(?![\w])")
 PROBES = ("signs", "crumbs", "low nibbles", "one scale", "lowest zero")
@@ -80,7 +79,7 @@ def cell(source: Source, tensors: Mapping[str, PackedTensor], name: str) -> Cell
     if len({general(item, name) for item in items.values()}) > 1 or any(is_kept(item) for item in items.values()):
         items |= planned(source, {sample: tensor for sample, tensor in tensors.items() if sample not in items}, name)
         items = {sample: items[sample] for sample in tensors}
-    held = {sample: item for sample, item in items.items() if item.verdict.verdict in HELD}
+    held = {sample: item for sample, item in items.items() if item.verdict.is_exact}
     others = {sample: item for sample, item in items.items() if sample not in held}
     if held:
         others = {sample: item for sample, item in others.items() if sample not in source.golden or not is_ragged(item)}
@@ -90,7 +89,7 @@ def cell(source: Source, tensors: Mapping[str, PackedTensor], name: str) -> Cell
         is_copied = all(item.verdict.verdict == SAME_BYTES for item in held.values())
         return Cell(COPY if is_copied else ALWAYS, (), True, held, ())
     if held:
-        is_stored = bool(stored) and all(item.verdict.verdict in HELD for item in stored)
+        is_stored = bool(stored) and all(item.verdict.is_exact for item in stored)
         return Cell(IF, reasons, is_stored, held, tuple(others))
     if any(is_kept(item) for item in others.values()):
         return Cell(ROUNDS, reasons, bool(stored) and all(is_kept(item) for item in stored), held, tuple(others))
@@ -104,7 +103,7 @@ def probes(tensors: Mapping[str, PackedTensor]) -> tuple[str, ...]:
 
 def is_kept(item: Item) -> bool:
     """Tell whether a target keeps a sample's codes at least."""
-    return item.verdict.verdict in (*HELD, ROUNDED)
+    return item.verdict.is_exact or item.verdict.verdict == ROUNDED
 
 
 def planned(source: Source, tensors: Mapping[str, PackedTensor], name: str) -> dict[str, Item]:

@@ -17,7 +17,7 @@ from qconvert.items import Item
 from qconvert.naming import as_wanted, family_wanted
 from qconvert.planning import settle, traced
 from qconvert.targets import Target, packed_targets
-from qconvert.verdict import EXACT, REFUSED, SAME_BYTES, Verdict, judge, same_parts
+from qconvert.verdict import REFUSED, Verdict, judge, same_parts
 from qconvert.views import View
 from qformat.errors import QFormatError, about
 from qformat.formats import Format
@@ -79,11 +79,11 @@ class _Looks:
 
     def held(self, target: Target) -> Held:
         """Look at all tensors for one target: at their heads, then, unless some are refused by these, at every value."""
-        out = list(islice((item for item in self.items(target, self.judge_head) if not is_held(item)), COUNTED))
+        out = list(islice((item for item in self.items(target, self.judge_head) if not item.verdict.is_exact), COUNTED))
         items = []
         for item in () if out else self.items(target, self.judge_whole):
             items.append(item)
-            if not is_held(item):
+            if not item.verdict.is_exact:
                 out = [item]
                 break
         if out:
@@ -107,7 +107,7 @@ class _Looks:
         if same_parts(whole, form):
             return self.judge_whole(name, whole, form)
         found = self.once((format_of(tensor).meaning, form.meaning, tensor.n_cols), name, tensor, form)
-        is_told = tensor.scheme == whole.scheme or found.verdict in (SAME_BYTES, EXACT)
+        is_told = tensor.scheme == whole.scheme or found.is_exact
         return found if is_told else self.judge_whole(name, whole, form)
 
     def judge_whole(self, name: str, tensor: PackedTensor, form: Format) -> Verdict:
@@ -122,11 +122,6 @@ class _Looks:
             if key[0] == name or (found.verdict == REFUSED and found.value is None and found.index is None):
                 self.seen[key] = found
         return found
-
-
-def is_held(item: Item) -> bool:
-    """Tell whether an item keeps every value."""
-    return item.verdict.verdict in (SAME_BYTES, EXACT)
 
 
 def head(tensor: PackedTensor) -> PackedTensor:

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from qconvert.items import Item, Plan
 from qconvert.planning import can_requantize, not_finite, settle, traced
+from qconvert.report import worse
 from qconvert.targets import Target, find_target, siblings
-from qconvert.verdict import EXACT, ORDER, REQUANTIZE, ROUNDED, SAME_BYTES
+from qconvert.verdict import EXACT, REQUANTIZE, ROUNDED
 from qconvert.views import View
 from qformat.errors import QFormatError
 
@@ -21,9 +22,9 @@ AS_IT_IS = "exact as qfmt"
 
 def advise(plan: Plan, allow: str = EXACT) -> Plan:
     """Say for the first tensors of a plan that are worse than what is allowed what would work instead."""
-    worse = [n for n, item in enumerate(plan.items) if ORDER.index(item.verdict.verdict) > ORDER.index(allow)]
+    in_the_way = [number for number, item in enumerate(plan.items) if worse(item.verdict.verdict, allow)]
     items, found = list(plan.items), dict[tuple[str, str], str]()
-    for number in worse[:LISTED]:
+    for number in in_the_way[:LISTED]:
         item = items[number]
         kind = (item.source, item.target)
         found[kind] = nearest(item, plan.target, found.get(kind, ""), plan.view)
@@ -48,7 +49,7 @@ def nearest(item: Item, target: Target, first: str, view: View) -> str:
         except QFormatError:
             continue
         verdict = found.verdict
-        if verdict.verdict in (SAME_BYTES, EXACT):
+        if verdict.is_exact:
             return f"exact {'with' if other.dialect else 'as'} {other.name}"
         if verdict.verdict == ROUNDED and (rounded is None or verdict.max_rel_error < rounded[0]):
             rounded = verdict.max_rel_error, f"{other.name} with --allow rounded"
@@ -58,5 +59,4 @@ def nearest(item: Item, target: Target, first: str, view: View) -> str:
         return rounded[1]
     if anew and not_finite(item.tensor) is None:
         return f"{anew} with --allow {REQUANTIZE}"
-    kept = settle(item.name, item.tensor, find_target("qfmt"), dialect).verdict.verdict
-    return AS_IT_IS if kept in (SAME_BYTES, EXACT) else ""
+    return AS_IT_IS if settle(item.name, item.tensor, find_target("qfmt"), dialect).verdict.is_exact else ""

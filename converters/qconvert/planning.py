@@ -87,7 +87,7 @@ def traced(item: Item, view: View) -> Item:
     if origin is None:
         return item
     verdict = item.verdict
-    loss = origin.loss() if verdict.verdict in (SAME_BYTES, EXACT) else None
+    loss = origin.loss() if verdict.is_exact else None
     if loss is not None:
         verdict = loss
     elif origin.how:
@@ -231,7 +231,7 @@ def _smallest(name: str, tensor: PackedTensor, target: Target, ask: Judge) -> It
     best = _first(items)
     if best.verdict.verdict == REFUSED:
         return items[-1]  # the largest, and so the one with the least in the way
-    exact = [item.target for item in items if item.verdict.verdict in (SAME_BYTES, EXACT) and item is not best]
+    exact = [item.target for item in items if item.verdict.is_exact and item is not best]
     return replace(best, others=tuple(dict.fromkeys(exact)))
 
 
@@ -239,7 +239,7 @@ def _first(items: Iterable[Item]) -> Item:
     """Take the first exact item, else the first rounded one, else the first; consumes no more than it needs."""
     rounded = fallback = None
     for item in items:
-        if item.verdict.verdict in (SAME_BYTES, EXACT):
+        if item.verdict.is_exact:
             return item
         if item.verdict.verdict == ROUNDED:
             rounded = rounded or item

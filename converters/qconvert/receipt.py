@@ -23,7 +23,6 @@ from qconvert.planning import make_plan, notices
 from qconvert.prove import prove
 from qconvert.report import describe_item, totals, worse
 from qconvert.targets import find_target
-from qconvert.verdict import EXACT, SAME_BYTES
 from qformat.errors import FileError, NotExact, UsageError, about
 from qformat.file.hidden import Hidden, explain, sync
 from qformat.model import Model
@@ -87,10 +86,9 @@ def make_receipt(asked: Asked, plan: Plan, source: Model, written: Model) -> dic
     for item in plan.items:
         line = {**describe_item(replace(item, nearest="")), "digest": None, "written": None}
         if not isinstance(item.tensor.scheme.alphabet, Opaque):
-            is_kept = item.verdict.verdict in (SAME_BYTES, EXACT)
             with about(source.path, item.name):
                 digests[item.name] = digest_tensor(item.tensor)
-                made[item.name] = digests[item.name] if is_kept else digest_tensor(written[item.name])
+                made[item.name] = digests[item.name] if item.verdict.is_exact else digest_tensor(written[item.name])
             line |= {"digest": digests[item.name].hex(), "written": made[item.name].hex()}
         lines.append(line)
     facts = {

@@ -50,6 +50,11 @@ class Verdict:
     n_rounded: int = 0
     max_rel_error: float = 0.0
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every value is kept."""
+        return self.verdict in (SAME_BYTES, EXACT)
+
 
 def judge(tensor: PackedTensor, form: Format) -> Verdict:
     """Decide what a format can do for a tensor, short of quantizing it anew, by looking at every value.
