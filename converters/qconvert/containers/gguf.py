@@ -90,12 +90,9 @@ class GGUFFile:
 
     def paddings(self) -> tuple[Padding, ...]:
         """List the runs of padding that are not all zeros, in file order."""
-        found = []
-        for start, n_bytes in self._header.gaps():
-            view = self._view(start, start + n_bytes)
-            if any(view):
-                found.append(Padding(start, view))
-        return tuple(found)
+        data = self._view(0, self.n_bytes)
+        gaps = ((start, data[start : start + n_bytes]) for start, n_bytes in self._header.gaps())
+        return tuple(Padding(start, view) for start, view in gaps if any(view))
 
     def recipe(self) -> Recipe:
         """Give what is needed, beside the tensors' bytes, to write this very file again."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Literal
 
@@ -70,14 +71,12 @@ class Header:
 
     def gaps(self) -> list[tuple[int, int]]:
         """List the ranges after the header that no tensor owns, as (byte offset, n_bytes), empty ones left out."""
-        ranges, pos = [], self.data_start
-        for tensor in self.tensors.values():
-            if tensor.byte_offset > pos:
-                ranges.append((pos, tensor.byte_offset - pos))
-            pos = max(pos, tensor.byte_offset + tensor.n_bytes)
-        if self.n_bytes > pos:
-            ranges.append((pos, self.n_bytes - pos))
-        return [(start, min(n_bytes, self.n_bytes - start)) for start, n_bytes in ranges if start < self.n_bytes]
+        ranges, pos, last = [], self.data_start, self.n_bytes
+        for _, _, _, byte_offset, n_bytes in self.tensors.values():
+            if pos < byte_offset and pos < last:
+                ranges.append((pos, min(byte_offset, last) - pos))
+            pos = max(pos, byte_offset + n_bytes)
+        return [*ranges, (pos, last - pos)] if pos < last else ranges
 
     def padded_end(self) -> int:
         """Give the length of the file with its last tensor padded, as ggml writes it; an opaque one owns its padding."""
@@ -197,6 +196,8 @@ def _odd_bools(pairs: dict[str, KeyValue]) -> list[Oddity]:
 
 
 def _opaque_tensors(tensors: dict[str, TensorInfo]) -> list[Oddity]:
+    if GGML_TYPES.keys() >= set(map(itemgetter(2), tensors.values())):
+        return []
     return [
         Oddity("warning", f"tensor type {t.type_id} is not known; its bytes are opaque", t.byte_offset, t.name, "type")
         for t in tensors.values()
