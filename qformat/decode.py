@@ -26,8 +26,45 @@ SIGN_RUN = 8  # weights whose signs are stored together
 IQ1_GRID = "IQ1_S"  # of IQ1_M too
 WORD_BITS = 32
 EIGHTH = 8  # IQ1's codes are eighths: a grid value and a shift of one eighth
-# TQ1_0: (piece, first byte, bytes, digits per byte); within a run digit n of byte m is weight m + n * bytes.
-TRITS = (("fives", 0, 32, 5), ("fives", 32, 16, 5), ("fours", 0, 4, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Trits:
+    """Codes -1..1 as base-3 digits, a fraction of 256, most significant digit first.
+
+    runs : (piece, first byte, bytes, digits per byte); within a run digit n of byte m is weight m + n * bytes
+    """
+
+    runs: tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """Codes that are entries of a grid, by "index", negated where a bit of "signs" is set.
+
+    grid : type whose grid it is, in the `gguf` package's spelling
+    even : 7 sign bits per 8 weights, the eighth making the number of negative weights even; else 8
+    """
+
+    grid: str
+    even: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """Codes in eighths: entries of a grid, by "index", an eighth up or, where the bit of "shift" is set, down.
+
+    grid : type whose grid it is, in the `gguf` package's spelling
+    run  : weights that share a bit of "shift"
+    """
+
+    grid: str
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class AsStored:
+    """Codes that are the one piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +73,19 @@ class Unpacker:
 
     unpack : pieces by name -> int8 codes
     pack   : int8 codes -> pieces. Raises NotExact for codes that the pieces cannot say
-    grid   : type whose grid it reads, in the `gguf` package's spelling; empty: none
+    how    : the same as data, for those that make codes in other ways; None: there are no others
     whole  : values depend on every bit of the pieces, and are different for different bits
     """
 
     unpack: Callable[[Pieces], Ints]
     pack: Callable[[Ints], Pieces]
-    grid: str = ""
+    how: Trits | Signed | Shifted | AsStored | None = None
     whole: bool = False
+
+    @property
+    def grid(self) -> str:
+        """Type whose grid it reads, in the `gguf` package's spelling; empty: none."""
+        return self.how.grid if isinstance(self.how, Signed | Shifted) else ""
 
 
 def find(name: str) -> Unpacker:
@@ -53,10 +95,10 @@ def find(name: str) -> Unpacker:
     return UNPACKERS[name]
 
 
-def unpack_trits(pieces: Pieces) -> Ints:
-    """Give codes -1..1 of bytes that hold five or four base-3 digits as a fraction of 256, most significant digit first."""
+def unpack_trits(how: Trits, pieces: Pieces) -> Ints:
+    """Give the codes of bytes that hold five or four digits."""
     runs = []
-    for piece, first, n_bytes, n_digits in TRITS:
+    for piece, first, n_bytes, n_digits in how.runs:
         block = _runs(pieces[piece].astype(np.uint8), 48 if piece == "fives" else 4)
         data = block[..., first : first + n_bytes]
         digits = [(data * np.uint8(3**n)).astype(np.uint16) * 3 >> 8 for n in range(n_digits)]
@@ -64,12 +106,12 @@ def unpack_trits(pieces: Pieces) -> Ints:
     return _flat(np.concatenate(runs, axis=-1).astype(np.int8) - np.int8(1))
 
 
-def pack_trits(codes: Ints) -> Pieces:
+def pack_trits(how: Trits, codes: Ints) -> Pieces:
     """Give the bytes of codes -1..1: the least byte above the fraction; a fifth digit that is not there is 0."""
     digits = _runs(codes, 256).astype(np.int32) + 1
     packed: dict[str, list[Ints]] = {"fives": [], "fours": []}
     at = 0
-    for piece, _, n_bytes, n_digits in TRITS:
+    for piece, _, n_bytes, n_digits in how.runs:
         number = np.zeros((*digits.shape[:-1], n_bytes), np.int32)
         for n in range(5):
             number *= 3
@@ -80,44 +122,41 @@ def pack_trits(codes: Ints) -> Pieces:
     return {name: _flat(np.concatenate(runs, axis=-1)) for name, runs in packed.items()}
 
 
-def unpack_signed(grid: str, even: bool, pieces: Pieces) -> Ints:
-    """Give codes of indices into a grid and of sign bits.
-
-    grid : type whose grid it is, in the `gguf` package's spelling
-    even : 7 sign bits per 8 weights, the eighth making the number of negative weights even; else 8
-    """
-    vectors = _flat(grid_of(grid)[pieces["index"]])
+def unpack_signed(how: Signed, pieces: Pieces) -> Ints:
+    """Give codes of indices into a grid and of sign bits."""
+    vectors = _flat(table_of(how)[pieces["index"]])
     signs = pieces["signs"].astype(np.uint8)
-    if even:
+    if how.even:
         signs = signs | (_parity(signs) << np.uint8(7))
     negative = np.unpackbits(signs[..., None], axis=-1, bitorder="little").reshape(vectors.shape)
     return np.where(negative, -vectors, vectors)
 
 
-def pack_signed(grid: str, even: bool, codes: Ints) -> Pieces:
+def pack_signed(how: Signed, codes: Ints) -> Pieces:
     """Give the indices and sign bits of codes. Raises NotExact for codes that are not in the grid."""
-    index = _index_in(grid, np.abs(codes))
+    index = _index_in(how.grid, np.abs(codes))
     signs = np.packbits(_runs(codes < 0, SIGN_RUN), axis=-1, bitorder="little")[..., 0]
-    if even:
+    if how.even:
         _refuse(_parity(signs), "weights of a run of 8 are negative in odd number")
         signs = signs & np.uint8(127)
     return {"index": index, "signs": signs}
 
 
-def unpack_shifted(grid: str, run: int, pieces: Pieces) -> Ints:
-    """Give codes in eighths: grid values -1, 0, 1 shifted by an eighth, up or, where the bit of `run` weights is set, down."""
-    vectors = _flat(grid_of(grid)[pieces["index"]])
-    down = np.repeat(pieces["shift"].astype(np.int8), run, axis=-1)
-    return vectors * np.int8(EIGHTH) + (np.int8(1) - np.int8(2) * down)
+def unpack_shifted(how: Shifted, pieces: Pieces) -> Ints:
+    """Give codes in eighths of indices into a grid and of shift bits."""
+    vectors = _flat(table_of(how)[pieces["index"]])
+    down = np.repeat(pieces["shift"].astype(np.int8), how.run, axis=-1)
+    shifted: Ints = vectors + (np.int8(1) - np.int8(2) * down)
+    return shifted
 
 
-def pack_shifted(grid: str, run: int, codes: Ints) -> Pieces:
+def pack_shifted(how: Shifted, codes: Ints) -> Pieces:
     """Give the indices and shift bits of codes in eighths. Raises NotExact for codes that are not in the grid."""
-    down = _runs(codes & 7 == 7, run)
-    _refuse(down.any(axis=-1) != down.all(axis=-1), f"weights of a run of {run} are shifted both ways")
+    down = _runs(codes & 7 == 7, how.run)
+    _refuse(down.any(axis=-1) != down.all(axis=-1), f"weights of a run of {how.run} are shifted both ways")
     values = codes - np.where(down, np.int8(-1), np.int8(1)).reshape(codes.shape)
     _refuse(values % EIGHTH != 0, "code is no grid value and an eighth")
-    return {"index": _index_in(grid, values // EIGHTH), "shift": down[..., 0].astype(np.uint8)}
+    return {"index": _index_in(how.grid, values // EIGHTH), "shift": down[..., 0].astype(np.uint8)}
 
 
 def unpack_less_one(bits: int, pieces: Pieces) -> Ints:
@@ -163,6 +202,14 @@ def grid_of(name: str) -> Ints:
     grid: Ints = kind.grid.reshape(kind.grid_shape).astype(np.int8)
     grid.flags.writeable = False
     return grid
+
+
+@cache
+def table_of(how: Signed | Shifted) -> Ints:
+    """Give what indices stand for before signs or shifts: (entries, weights of an entry) int8."""
+    table: Ints = grid_of(how.grid) * np.int8(EIGHTH if isinstance(how, Shifted) else 1)
+    table.flags.writeable = False
+    return table
 
 
 def _index_in(grid: str, values: Ints) -> Ints:
@@ -212,17 +259,24 @@ def _refuse(wrong: Ints, what: str, field: str = "codes") -> None:
         raise NotExact(f"{what}, at {where}", field=field, found=where)
 
 
+def _trits(*runs: tuple[str, int, int, int]) -> Unpacker:
+    how = Trits(runs)
+    return Unpacker(partial(unpack_trits, how), partial(pack_trits, how), how)
+
+
 def _signed(grid: str, even: bool) -> Unpacker:
-    return Unpacker(partial(unpack_signed, grid, even), partial(pack_signed, grid, even), grid)
+    how = Signed(grid, even)
+    return Unpacker(partial(unpack_signed, how), partial(pack_signed, how), how)
 
 
 def _shifted(run: int) -> Unpacker:
-    return Unpacker(partial(unpack_shifted, IQ1_GRID, run), partial(pack_shifted, IQ1_GRID, run), IQ1_GRID)
+    how = Shifted(IQ1_GRID, run)
+    return Unpacker(partial(unpack_shifted, how), partial(pack_shifted, how), how)
 
 
 UNPACKERS = {
-    "trits": Unpacker(unpack_trits, pack_trits),
-    "bytes": Unpacker(unpack_bytes, pack_bytes),
+    "trits": _trits(("fives", 0, 32, 5), ("fives", 32, 16, 5), ("fours", 0, 4, 4)),
+    "bytes": Unpacker(unpack_bytes, pack_bytes, AsStored()),
     "iq2_xxs": _signed("IQ2_XXS", even=True),
     "iq2_xs": _signed("IQ2_XS", even=True),
     "iq2_s": _signed("IQ2_S", even=False),

@@ -101,6 +101,19 @@ class Operands:
         raise TypeError(f"a table is looked up, not shared: '{name}'")
 
 
+def operand_run(scheme: Scheme, operand: Operand, n_cols: int) -> int:
+    """Give the columns that share a value of an operand; `n_cols` or more where all do."""
+    if isinstance(operand, Const):
+        return n_cols
+    if isinstance(operand, Apply):
+        left, right = (operand_run(scheme, side, n_cols) for side in (operand.left, operand.right))
+        return common_run(left, right, n_cols)
+    group = scheme.param(operand.index if isinstance(operand, Lookup) else operand.name).group
+    if isinstance(group, Grid):
+        return group.cols or n_cols
+    return math.gcd(n_cols, group.n_weights) if isinstance(group, Flat) else 1
+
+
 def as_float32(stored: NDArray[Any], dtype: str) -> F32:
     """Give the exact float32 values of stored elements.
 

@@ -10,10 +10,11 @@ import math
 from dataclasses import replace
 
 from qformat.arrays import Part
+from qformat.decoding import TILE_WEIGHTS
 from qformat.formats.form import Format, matrix
 from qformat.layout import CODES
 from qformat.scheme import Flat, Grid, Opaque, Table
-from qformat.tensor import TILE_WEIGHTS, PackedTensor, format_of
+from qformat.tensor import PackedTensor, format_of
 from qformat.tiling import ROWS
 
 

@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from qformat.arrays import ByteSource, Memory, Part, build
 from qformat.asked import asked_dtype, asked_out, asked_rows
-from qformat.bits import DTYPES
+from qformat.decoding import TILE_WEIGHTS, decode_rows
 from qformat.errors import UsageError
-from qformat.evaluate import F32, Operands, alphabet_table, as_float32, common_run
+from qformat.evaluate import Operands
 from qformat.formats.form import Format, PartForm, matrix
-from qformat.scheme import Levels, Op, Opaque, Plain, Ref, Scheme, Stored
+from qformat.scheme import Op, Opaque, Plain, Ref, Scheme
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 else:
     from qformat.deferred import np
-
-TILE_WEIGHTS = 1 << 18  # a float32 tile of 1 MiB: small enough for cache, large enough that a tile's fixed cost is little
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class PackedTensor:
         out: NDArray[Any] | None = None,
         input_scale: bool = True,
     ) -> NDArray[Any]:
-        """Decode to floats, tile by tile: the float32 value of every weight, rounded once to `dtype`.
+        """Decode to floats, by all threads: the float32 value of every weight, rounded once to `dtype`.
 
         dtype       : "float32", "float16", "bfloat16" or another float type of NumPy or ml_dtypes, or that by its object
         rows        : rows of the folded matrix, step 1; all if absent
@@ -140,12 +138,11 @@ class PackedTensor:
         first, last = asked_rows(rows, self.n_rows)
         shape = self.shape if rows is None else (last - first, self.n_cols)
         own = self.scheme.alphabet.dtype if isinstance(self.scheme.alphabet, Plain) else ""
-        out = asked_out(out, shape, asked_dtype(dtype, own))
+        is_kept, out = out is not None, asked_out(out, shape, asked_dtype(dtype, own))
         flat = out.reshape(last - first, self.n_cols)
         if not np.shares_memory(flat, out) and out.size:
             raise UsageError("out is not contiguous enough to be seen as rows")
-        for low, high in self.tiles(first, last):
-            self._decode(low, high, flat[low - first : high - first], input_scale)
+        decode_rows(self, first, last, flat, input_scale, is_kept)
         return out
 
     def residue(self) -> dict[str, NDArray[np.uint8]]:
@@ -170,43 +167,6 @@ class PackedTensor:
         step = max(1, n_weights // max(1, self.n_cols * together)) * together
         for low in range(first, last, step):
             yield low, min(last, low + step)
-
-    def _decode(self, first: int, last: int, out: NDArray[Any], input_scale: bool) -> None:
-        """Decode rows [first, last) into `out`."""
-        from qformat.kernels import evaluate
-
-        alphabet = self.scheme.alphabet
-        if isinstance(alphabet, Plain):
-            self._plain(alphabet, first, last, out)
-            return
-        if isinstance(alphabet, Opaque):
-            raise UsageError(f"type '{alphabet.name}' can be listed and copied, but not decoded", field="scheme")
-        operands = Operands(self.scheme, self.n_cols, self.param)
-        steps = operands.steps(first, last, input_scale)
-        run = self.n_cols
-        for _, _, columns in steps:
-            run = common_run(run, columns, self.n_cols)
-        chain = tuple((op, operands.spread(array, columns, run)) for op, array, columns in steps)
-        evaluate(self.codes(slice(first, last)), self._table(), chain, run, out)
-
-    def _plain(self, alphabet: Plain, first: int, last: int, out: NDArray[Any]) -> None:
-        stored = self.codes(slice(first, last))
-        if stored.dtype == out.dtype:
-            out[...] = stored
-            return
-        if DTYPES[alphabet.dtype].kind != "float" or alphabet.dtype == "float64":
-            raise UsageError(f"weights are {alphabet.dtype}, which {out.dtype} cannot hold; read them as {alphabet.dtype}")
-        with np.errstate(all="ignore"):
-            out[...] = as_float32(stored, alphabet.dtype)
-
-    def _table(self) -> F32 | None:
-        """Give the value of every code, or None where codes are integers that stand for themselves."""
-        alphabet = self.scheme.alphabet
-        if isinstance(alphabet, Levels):
-            return alphabet_table(alphabet.levels)
-        if isinstance(alphabet, Stored):
-            return as_float32(self.param(alphabet.table), self.scheme.param(alphabet.table).dtype).reshape(-1)
-        return None
 
     def _operand(self, ops: set[Op], after_scale: bool) -> NDArray[Any] | None:
         scaled = False

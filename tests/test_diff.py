@@ -20,11 +20,12 @@ from qconvert.views import Origin, View
 from safetensors.numpy import save_file
 
 import qformat
+from qformat.decoding import TILE_WEIGHTS
 from qformat.errors import FileError, UsageError
 from qformat.file import Column, PartSpec, TensorSpec, Writer, open_file
 from qformat.file.same import is_same_part
 from qformat.model import Model
-from qformat.tensor import TILE_WEIGHTS, from_array
+from qformat.tensor import from_array
 
 INF, NAN = float("inf"), float("nan")
 F32 = np.float32

@@ -33,6 +33,14 @@ def has_f16c() -> bool:
     return architecture in ARM or "f16c" in features
 
 
+def byte_shuffle() -> str:
+    """Name LLVM's operation that looks 16 bytes up in a table of 16 at once; empty where there is none."""
+    architecture, features = _target()
+    if architecture in ARM:
+        return "llvm.aarch64.neon.tbl1.v16i8"
+    return "llvm.x86.ssse3.pshuf.b.128" if "ssse3" in features else ""
+
+
 def has_vectors() -> bool:
     """Tell whether vector forms may be used: compiled at all, and bytes in the order in which formats are stored."""
     return not config.DISABLE_JIT and sys.byteorder == "little"  # type: ignore[attr-defined]  # set when numba is imported

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qformat.errors import UsageError
 from qformat.kernels.compiled import Kernel, compiled, inlined
 from qformat.kernels.flat import flat, is_regular
-from qformat.kernels.rounding import round_rows, rounds_to
+from qformat.kernels.rounding import put
 from qformat.scheme import Op
 
 F32 = NDArray[np.float32]
@@ -51,11 +51,7 @@ def evaluate(codes: NDArray[Any], table: F32 | None, chain: tuple[tuple[Op, F32]
         rows = slice(low, min(low + step, codes.shape[0]))
         tile = scratch[: rows.stop - low]
         _fill(codes[rows], table, tuple((op, operand[rows]) for op, operand in chain), run, tile)
-        if rounds_to(out):
-            round_rows(tile, out[rows])
-            continue
-        with np.errstate(all="ignore"):  # beyond the range of a small float is infinity, not an accident
-            out[rows] = tile
+        put(tile, out[rows])
 
 
 def n_evaluators() -> int:

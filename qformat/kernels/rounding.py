@@ -29,6 +29,15 @@ def round_rows(values: NDArray[np.float32], out: NDArray[Any]) -> None:
         _KERNELS[out.dtype.name](values.view(np.uint32), run, first, steps[0])
 
 
+def put(values: NDArray[np.float32], out: NDArray[Any]) -> None:
+    """Round float32 rows, in C order, once to whatever float type and strides `out` has."""
+    if rounds_to(out):
+        round_rows(values, out)
+        return
+    with np.errstate(all="ignore"):  # beyond the range of a small float is infinity, not an accident
+        out[...] = values
+
+
 def n_roundings() -> int:
     """Count the kernels made."""
     return len(_KERNELS)

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat import formats
+from qformat.decoding import TILE_WEIGHTS
 from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix
 from qformat.rules.catalogue import find
 from qformat.rules.groups import Extremes, extremes, split
 from qformat.rules.rule import Values
 from qformat.scheme import Flat, Grid
-from qformat.tensor import TILE_WEIGHTS, PackedTensor, from_values
+from qformat.tensor import PackedTensor, from_values
 
 F32 = NDArray[np.float32]
 

@@ -1,0 +1,96 @@
+"""Reads integers out of bit planes, many at a time: which bytes to load, how to move their bits into lanes.
+
+Three ways, chosen by where the bits lie. Few different shifts: the loaded bytes are shifted and masked as they are, then
+shuffled into place. Single bits: each byte is spread over its lanes and tested. Anything else: each value's bytes are
+gathered into a wider lane and shifted up, then down. No way knows a format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+from qformat.kernels.vector.ir import I8, I16, I32, Value, choose, constant, pick, splat, vector
+from qformat.units import Packed, Places
+
+FEW_SHIFTS = 4
+NARROW, WIDE = 8, 16
+
+# Gives so many bytes of a source's present place, from one on.
+Load = Callable[[int, int, int], Value]
+
+
+def integers(b: ir.IRBuilder, load: Load, field: Packed, first: int, last: int) -> Value:
+    """Read values [first, last) of a unit: a vector of i8, or of i16 where a value has more than 8 bits, not yet signed."""
+    kind = I8 if field.width <= NARROW else I16
+    planes = [_plane(b, load, field.source, plane, plane.positions[first:last], kind) for plane in field.planes]
+    found = planes[0]
+    for plane in planes[1:]:
+        found = b.or_(found, plane)
+    return _signed(b, field, found)
+
+
+def _signed(b: ir.IRBuilder, field: Packed, raw: Value) -> Value:
+    n, kind = raw.type.count, raw.type.element
+    half = 1 << (field.width - 1) if field.signed else 0
+    if half:
+        raw = b.xor(raw, splat(kind, half, n))
+    return b.sub(raw, splat(kind, (half + field.minus) % (1 << kind.width), n)) if half + field.minus else raw
+
+
+def _plane(b: ir.IRBuilder, load: Load, source: int, plane: Places, positions: Sequence[int], kind: ir.IntType) -> Value:
+    places = [divmod(position, 8) for position in positions]
+    shifts = sorted({shift for _, shift in places})
+    if shifts[-1] + plane.bits > NARROW:
+        found = _gathered(b, load, source, plane.bits, places)
+    elif len(shifts) <= FEW_SHIFTS:
+        found = _shifted(b, load, source, plane.bits, places, shifts)
+    elif plane.bits == 1:
+        found = _tested(b, load, source, places)
+    else:
+        found = _gathered(b, load, source, plane.bits, places)
+    n = len(positions)
+    if found.type.element.width < kind.width:
+        found = b.zext(found, vector(kind, n))
+    elif found.type.element.width > kind.width:
+        found = b.trunc(found, vector(kind, n))
+    return b.shl(found, splat(kind, plane.shift, n)) if plane.shift else found
+
+
+def _window(b: ir.IRBuilder, load: Load, source: int, low: int, high: int) -> tuple[Value, int]:
+    """Load bytes [low, high]."""
+    return load(source, low, high + 1 - low), low
+
+
+def _shifted(
+    b: ir.IRBuilder, load: Load, source: int, bits: int, places: Sequence[tuple[int, int]], shifts: Sequence[int]
+) -> Value:
+    data, low = _window(b, load, source, min(byte for byte, _ in places), max(byte for byte, _ in places))
+    n = data.type.count
+    masked = []
+    for shift in shifts:
+        moved = b.lshr(data, splat(I8, shift, n)) if shift else data
+        masked.append(b.and_(moved, splat(I8, (1 << bits) - 1, n)) if shift + bits < 8 else moved)
+    return choose(b, masked, [(shifts.index(shift), byte - low) for byte, shift in places])
+
+
+def _tested(b: ir.IRBuilder, load: Load, source: int, places: Sequence[tuple[int, int]]) -> Value:
+    data, low = _window(b, load, source, min(byte for byte, _ in places), max(byte for byte, _ in places))
+    spread = pick(b, data, [byte - low for byte, _ in places])
+    bit = constant(I8, [1 << shift for _, shift in places])
+    is_set = b.icmp_unsigned("==", b.and_(spread, bit), bit)
+    return b.zext(is_set, vector(I8, len(places)))
+
+
+def _gathered(b: ir.IRBuilder, load: Load, source: int, bits: int, places: Sequence[tuple[int, int]]) -> Value:
+    kind = I16 if max(shift for _, shift in places) + bits <= WIDE else I32
+    n_bytes, n = kind.width // 8, len(places)
+    reach = [-(-(shift + bits) // 8) for _, shift in places]
+    high = max(byte + more - 1 for (byte, _), more in zip(places, reach, strict=True))
+    data, low = _window(b, load, source, min(byte for byte, _ in places), high)
+    last = data.type.count - 1  # a byte beyond a value's own is shifted out, whatever it is
+    lanes = [min(byte - low + i, last) for byte, _ in places for i in range(n_bytes)]
+    wide = b.bitcast(pick(b, data, lanes), vector(kind, n))
+    up = constant(kind, [kind.width - bits - shift for _, shift in places])
+    return b.lshr(b.shl(wide, up), splat(kind, kind.width - bits, n))

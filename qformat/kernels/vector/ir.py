@@ -1,0 +1,120 @@
+"""Words of vector IR that the emitters share: loads, shuffles, constants, stores. Knows integers and vectors, no format.
+
+Every word is target-neutral LLVM IR; what a processor makes of it is LLVM's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32 = ir.FloatType()
+F16 = ir.HalfType()
+NOWHERE = 0  # a lane of a shuffle that nobody reads; LLVM finds out
+
+Value = Any  # llvmlite's values are untyped
+
+
+def vector(element: ir.Type, n: int) -> ir.VectorType:
+    """Name the type of `n` elements."""
+    return ir.VectorType(element, n)
+
+
+def constant(element: ir.Type, values: Sequence[float]) -> ir.Constant:
+    """Give a constant vector."""
+    return ir.Constant(vector(element, len(values)), [ir.Constant(element, value) for value in values])
+
+
+def splat(element: ir.Type, value: float, n: int) -> ir.Constant:
+    """Give a constant vector of one value."""
+    return constant(element, [value] * n)
+
+
+def load(b: ir.IRBuilder, address: Value, kind: ir.Type) -> Value:
+    """Load from a byte address at any alignment memory that nobody writes meanwhile."""
+    found = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
+    found.set_metadata("invariant.load", b.module.add_metadata([]))
+    return found
+
+
+def moved(b: ir.IRBuilder, address: Value, n_bytes: int) -> Value:
+    """Move an address by a constant."""
+    return b.add(address, ir.Constant(I64, n_bytes)) if n_bytes else address
+
+
+def pick(b: ir.IRBuilder, one: Value, lanes: Sequence[int], other: Value | None = None) -> Value:
+    """Make a vector of lanes of one vector, or of two of the same type, those of the second numbered on."""
+    second = ir.Constant(one.type, ir.Undefined) if other is None else other
+    return b.shuffle_vector(one, second, constant(I32, lanes))
+
+
+def join(b: ir.IRBuilder, parts: Sequence[Value]) -> Value:
+    """Put vectors of one type, a power of two of them, behind one another."""
+    while len(parts) > 1:
+        n = 2 * parts[0].type.count
+        parts = [pick(b, left, range(n), right) for left, right in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def cut(b: ir.IRBuilder, whole: Value, n: int) -> list[Value]:
+    """Cut a vector into pieces of `n` lanes."""
+    return [pick(b, whole, range(at, at + n)) for at in range(0, whole.type.count, n)]
+
+
+def choose(b: ir.IRBuilder, sources: Sequence[Value], lanes: Sequence[tuple[int, int]]) -> Value:
+    """Make a vector of lanes (source, lane of it); the sources are of one type."""
+    if len(sources) == 1:
+        return pick(b, sources[0], [lane for _, lane in lanes])
+    if len(sources) == 2:
+        n = sources[0].type.count
+        return pick(b, sources[0], [lane + n * source for source, lane in lanes], sources[1])
+    half = (len(sources) + 1) // 2
+    nowhere = 0, NOWHERE
+    low = choose(b, sources[:half], [(s, lane) if s < half else nowhere for s, lane in lanes])
+    high = choose(b, sources[half:], [(s - half, lane) if s >= half else nowhere for s, lane in lanes])
+    return pick(b, low, [i if s < half else i + len(lanes) for i, (s, _) in enumerate(lanes)], high)
+
+
+def entries(b: ir.IRBuilder, table: Value, kind: ir.Type, index: Value) -> Value:
+    """Load entries of a table in memory, one for each element of a vector of indices."""
+    width = {F32: 4, I64: 8, I32: 4}[kind]
+    found = ir.Constant(vector(kind, index.type.count), ir.Undefined)
+    for lane in range(index.type.count):
+        number = ir.Constant(I32, lane)
+        place = b.mul(b.zext(b.extract_element(index, number), I64), ir.Constant(I64, width))
+        found = b.insert_element(found, load(b, b.add(table, place), kind), number)
+    return found
+
+
+def look_up(b: ir.IRBuilder, table: Sequence[int], index: Value, shuffle: str) -> Value:
+    """Look each byte of a vector of 16 up in a table of at most 16 bytes.
+
+    index   : each below 16
+    shuffle : LLVM's name of an operation that does this; empty: lane by lane
+    """
+    bytes_of = constant(I8, [*table, *[0] * (16 - len(table))])
+    if shuffle:
+        kind = bytes_of.type
+        of_two = ir.FunctionType(kind, [kind, kind])
+        known = cgutils.get_or_insert_function(b.module, of_two, shuffle)  # type: ignore[no-untyped-call]
+        return b.call(known, [bytes_of, index])
+    found = ir.Constant(index.type, ir.Undefined)
+    for lane in range(index.type.count):
+        place = b.zext(b.extract_element(index, ir.Constant(I32, lane)), I32)
+        found = b.insert_element(found, b.extract_element(bytes_of, place), ir.Constant(I32, lane))
+    return found
+
+
+def store(b: ir.IRBuilder, value: Value, address: Value, alignment: int, streaming: bool) -> None:
+    """Store a vector; streaming past the caches, in pieces as wide as the alignment, where asked."""
+    n_bytes = value.type.count * (32 if value.type.element == F32 else value.type.element.width) // 8
+    pieces = cut(b, value, value.type.count * alignment // n_bytes) if streaming and alignment < n_bytes else [value]
+    for number, piece in enumerate(pieces):
+        at = moved(b, address, number * n_bytes // len(pieces))
+        stored = b.store(piece, b.inttoptr(at, piece.type.as_pointer()), align=min(alignment, n_bytes))
+        if streaming:
+            stored.set_metadata("nontemporal", b.module.add_metadata([ir.Constant(I32, 1)]))

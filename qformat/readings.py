@@ -1,0 +1,238 @@
+"""Finds the unit that a tensor is decoded in.
+
+From the declarations come the byte arrays that it reads, how each advances, the bit positions of its codes and the places of
+its parameters. What lies where a unit cannot reach (blocks across rows, groups that cross them, a parameter behind an index)
+is handed over worked out instead. Knows nothing of numba.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd, lcm
+
+from qformat import decode
+from qformat.bits import DTYPES
+from qformat.evaluate import operand_run
+from qformat.fields import unpacker_of
+from qformat.formats.form import PartForm
+from qformat.layout import CODES, Bits, Field, Layout
+from qformat.scheme import Alphabet, Apply, Const, Flat, Grid, Integers, Levels, Op, Operand, Ref, Scheme
+from qformat.tiling import FLAT, ROWS
+from qformat.units import LEAST, Codes, Expression, Join, Packed, Places, Shifted, Signed, Source, Trits, Unit, Whole
+
+MOST = 4096  # weights of a unit
+BYTE = 8
+
+Table = decode.Signed | decode.Shifted
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A unit, and what its sources are.
+
+    roles : of each source, the stored byte array that it is; "" where its contents are handed over
+    given : of each source, the number of the step whose operand is handed over, `CODES_GIVEN` for the codes; the unpacker
+            whose table it is; else None
+    runs  : columns that share a value of it, where it is an operand handed over
+    """
+
+    unit: Unit
+    roles: tuple[str, ...]
+    given: tuple[int | Table | None, ...]
+    runs: tuple[int, ...]
+
+
+CODES_GIVEN = -1
+
+
+def reading_of(
+    scheme: Scheme, parts: tuple[PartForm, ...], n_cols: int, steps: tuple[tuple[Op, Operand], ...], in_place: bool
+) -> Reading | None:
+    """Derive how rows of `n_cols` columns are read; None where no unit can be.
+
+    steps    : operations of the scheme, the input scale included where it is applied
+    in_place : whether stored bytes can be read as they lie; else everything is handed over
+    """
+    levels = _levels(scheme.alphabet)
+    return None if levels is None else _reading(scheme, parts, n_cols, steps, in_place, levels)
+
+
+@lru_cache(maxsize=256)
+def _reading(
+    scheme: Scheme,
+    parts: tuple[PartForm, ...],
+    n_cols: int,
+    steps: tuple[tuple[Op, Operand], ...],
+    in_place: bool,
+    levels: bytes,
+) -> Reading | None:
+    form = next(part for part in parts if CODES in part.layout.holds)
+    stored = in_place and _is_stored(form)
+    n_weights = lcm(form.layout.n_weights, LEAST) if stored else LEAST
+    if not n_cols or n_cols % n_weights or n_weights > MOST:
+        return None
+    made = _Maker(scheme, {part.layout.holds: part for part in parts if in_place}, n_cols, n_weights)
+    codes = made.codes(form) if stored else made.codes_given()
+    if isinstance(codes, Packed) and (codes.low < -128 or (codes.low < 0 and codes.low + (1 << codes.width) > 128)):
+        return None
+    chain = tuple((op, made.expression(operand) or made.given(number, operand)) for number, (op, operand) in enumerate(steps))
+    unit = Unit(n_weights, tuple(made.sources), codes, levels, chain)
+    return Reading(unit, tuple(made.roles), tuple(made.numbers), tuple(made.runs))
+
+
+class _Maker:
+    """Collects the sources of a unit."""
+
+    def __init__(self, scheme: Scheme, parts: dict[tuple[str, ...], PartForm], n_cols: int, n_weights: int) -> None:
+        self.scheme = scheme
+        self.parts = {name: part for holds, part in parts.items() for name in holds}
+        self.n_cols = n_cols
+        self.n_weights = n_weights
+        self.sources: list[Source] = []
+        self.roles: list[str] = []
+        self.numbers: list[int | Table | None] = []
+        self.runs: list[int] = []
+
+    def source(self, source: Source, role: str = "", given: int | Table | None = None, run: int = 0) -> int:
+        """Number a source, the same one where it is there already."""
+        entry = (source, role, given, run)
+        known = list(zip(self.sources, self.roles, self.numbers, self.runs, strict=True))
+        if entry in known:
+            return known.index(entry)
+        self.sources.append(source)
+        self.roles.append(role)
+        self.numbers.append(given)
+        self.runs.append(run)
+        return len(known)
+
+    def codes(self, form: PartForm) -> Codes:
+        """Place the codes as they are stored."""
+        layout, n_blocks = form.layout, self.n_weights // form.layout.n_weights
+        step = layout.n_bytes
+        source = self.source(Source(n_blocks * step), form.role)
+        if layout.codes is not None:
+            return packed(source, layout.codes, n_blocks, step)
+        how = unpacker_of(layout).how
+        if isinstance(how, decode.Trits):
+            at, times = zip(*_digits(layout, how), strict=True)
+            return Trits(source, tuple(b * step + byte for b in range(n_blocks) for byte in at), times * n_blocks)
+        pieces = {
+            name: packed(source, piece, n_blocks, step) for name, piece in layout.pieces.items() if isinstance(piece, Bits)
+        }
+        if not isinstance(how, Table):
+            (codes,) = pieces.values()
+            return codes
+        table = self.source(Source(0, 0, 0), given=how)
+        run = decode.table_of(how).shape[1]
+        if isinstance(how, decode.Signed):
+            return Signed(pieces["index"], table, run, pieces["signs"])
+        return Shifted(pieces["index"], table, run, pieces["shift"])
+
+    def codes_given(self) -> Packed:
+        """Place codes that are handed over, a byte each."""
+        byte_each = (Places(BYTE, 0, tuple(range(0, BYTE * LEAST, BYTE))),)
+        signed = isinstance(self.scheme.alphabet, Integers) and self.scheme.alphabet.low < 0
+        return Packed(self.source(Source(LEAST), given=CODES_GIVEN), byte_each, BYTE, signed)
+
+    def given(self, number: int, operand: Operand) -> Whole:
+        """Place an operand that is handed over as float32, for runs of columns that cut units evenly."""
+        run = operand_run(self.scheme, operand, self.n_cols)
+        if run >= self.n_cols:
+            return Whole(self.source(Source(4, units=0), given=number, run=self.n_cols), "float32", (0,))
+        if run % self.n_weights == 0:
+            return Whole(self.source(Source(4, units=run // self.n_weights), given=number, run=run), "float32", (0,))
+        run = gcd(run, self.n_weights)
+        count = self.n_weights // run
+        return Whole(self.source(Source(4 * count), given=number, run=run), "float32", tuple(range(0, 4 * count, 4)))
+
+    def expression(self, operand: Operand) -> Expression | None:
+        """Place an operand as it is stored; None where it is not to be had so."""
+        if isinstance(operand, Const):
+            return operand
+        if isinstance(operand, Apply):
+            left, right = self.expression(operand.left), self.expression(operand.right)
+            return Join(operand.op, left, right) if left and right else None
+        return self.stored(operand.name) if isinstance(operand, Ref) else None
+
+    def stored(self, name: str) -> Expression | None:
+        """Place a stored parameter."""
+        part, group = self.parts.get(name), self.scheme.param(name).group
+        if part is None or part.tiling not in (ROWS, FLAT):
+            return None
+        field = part.layout.part(name)
+        if part.layout.n_weights:  # in the blocks of the codes
+            n_blocks = self.n_weights // part.layout.n_weights
+            return self.in_blocks(part, field, n_blocks) if self.n_weights % part.layout.n_weights == 0 else None
+        if isinstance(group, Flat):
+            group = Grid(1, group.n_weights if self.n_cols % group.n_weights == 0 else 0)
+            if not group.cols:
+                return None
+        if not isinstance(group, Grid) or not isinstance(field, Field) or field.count != 1 or not _is_read(field.dtype):
+            return None
+        n_bytes, cols = part.layout.n_bytes, group.cols if group.cols < self.n_cols else 0
+        if cols == 0 or cols % self.n_weights == 0:
+            source = self.source(Source(n_bytes, cols // self.n_weights, group.rows), part.role)
+            return Whole(source, field.dtype, (field.at,))
+        if self.n_weights % cols:
+            return None
+        count = self.n_weights // cols
+        source = self.source(Source(n_bytes * count, 1, group.rows), part.role)
+        return Whole(source, field.dtype, tuple(field.at + i * n_bytes for i in range(count)))
+
+    def in_blocks(self, part: PartForm, field: Field | Bits | None, n_blocks: int) -> Expression | None:
+        """Place a parameter that lies in the blocks of the codes."""
+        step = part.layout.n_bytes
+        source = self.source(Source(n_blocks * step), part.role)
+        if isinstance(field, Field) and _is_read(field.dtype):
+            width = field.n_bytes // field.count
+            places = tuple(field.at + b * step + i * width for b in range(n_blocks) for i in range(field.count))
+            return Whole(source, field.dtype, places)
+        if isinstance(field, Bits) and field.dtype:
+            return packed(source, field, n_blocks, step) if _is_read(field.dtype) else None
+        if isinstance(field, Bits) and field.width <= BYTE and -128 <= field.low <= field.high <= 255:
+            found = packed(source, field, n_blocks, step)
+            return found if field.low >= 0 or field.high <= 127 else None
+        return None
+
+
+def packed(source: int, field: Bits, n_blocks: int, n_bytes: int) -> Packed:
+    """Place a field of neighbouring blocks of so many bytes."""
+    places = []
+    for plane in field.planes:
+        positions = plane.strides(field.count).positions()
+        spread = tuple(at + 8 * n_bytes * block for block in range(n_blocks) for at in positions)
+        places.append(Places(plane.bits, plane.shift, spread))
+    return Packed(source, tuple(places), field.width, field.signed, field.minus, field.dtype)
+
+
+def _is_stored(form: PartForm) -> bool:
+    """Tell whether codes can be read as they lie."""
+    layout = form.layout
+    if form.tiling not in (ROWS, FLAT):
+        return False
+    return layout.codes.width <= BYTE if layout.codes is not None else bool(layout.unpacker and unpacker_of(layout).how)
+
+
+def _digits(layout: Layout, how: decode.Trits) -> Iterator[tuple[int, int]]:
+    """Give, for each weight of a block, the byte that its digit is in, and 3 to the number of digits before it."""
+    for piece, first, n_bytes, n_digits in how.runs:
+        field = layout.pieces[piece]
+        assert isinstance(field, Field)  # a byte each
+        for digit in range(n_digits):
+            yield from ((field.at + first + byte, 3**digit) for byte in range(n_bytes))
+
+
+def _is_read(dtype: str) -> bool:
+    """Tell whether a kernel makes float32 of an element type."""
+    element = DTYPES[dtype]
+    return element.bits == BYTE or dtype in ("float16", "bfloat16", "float32")
+
+
+def _levels(alphabet: Alphabet) -> bytes | None:
+    """Give the levels that codes are looked up in, none where they stand for themselves; None for what kernels cannot say."""
+    if isinstance(alphabet, Integers):
+        return b""
+    return struct.pack(f"<{len(alphabet.levels)}f", *alphabet.levels) if isinstance(alphabet, Levels) else None

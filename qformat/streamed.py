@@ -1,0 +1,94 @@
+"""Binds a tensor's bytes to the unit that a vector kernel decodes at a time, and decodes ranges of its rows.
+
+Stored byte arrays are read where they lie; what a unit cannot reach is worked out for the rows at hand and handed over. Must
+not know what a kernel does with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qformat.decode import Shifted, Signed, table_of
+from qformat.evaluate import Operands
+from qformat.readings import CODES_GIVEN, Reading, reading_of
+from qformat.scheme import Op, Operand, Ref
+from qformat.units import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qformat.tensor import PackedTensor
+else:
+    from qformat.deferred import np
+
+
+class Rows:
+    """Decodes rows of one tensor in units; made by `rows_of`."""
+
+    def __init__(self, tensor: PackedTensor, reading: Reading, operands: tuple[tuple[Op, Operand], ...]) -> None:
+        self.tensor = tensor
+        self.reading = reading
+        self.operands = operands
+        self.n_units = tensor.n_cols // reading.unit.n_weights
+        self.steps = tuple(_row_bytes(source, self.n_units) for source in reading.unit.sources)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether all is read where it lies, so that a range of rows of any length takes no memory of its own."""
+        return not any(isinstance(given, int) for given in self.reading.given)
+
+    def decode(self, first: int, last: int, out: NDArray[Any], is_kept: bool) -> None:
+        """Decode rows [first, last).
+
+        out     : (last - first, n_cols) float32, float16 or bfloat16, rows without gaps between their elements
+        is_kept : the caller's own array, so that a large one is written past the caches
+        """
+        from qformat.kernels.vector.decode import Bound, addresses, decode
+
+        arrays = [self._array(number, first, last) for number in range(len(self.steps))]
+        sources = self.reading.unit.sources
+        shared = [
+            first // source.rows * step if source.rows > 1 else 0 for source, step in zip(sources, self.steps, strict=True)
+        ]
+        many = any(source.rows > 1 for source in sources)
+        starts = tuple(at - back for at, back in zip(addresses(arrays), shared, strict=True))
+        if many:  # rows are numbered from the tensor's first, so that those that share a place are told
+            starts = tuple(
+                at - (first * step if source.rows == 1 else 0)
+                for at, step, source in zip(starts, self.steps, sources, strict=True)
+            )
+        decode(self.reading.unit, Bound(starts, self.steps), first if many else 0, self.n_units, out, is_kept)
+
+    def _array(self, number: int, first: int, last: int) -> NDArray[Any]:
+        """Give the bytes of a source for rows [first, last)."""
+        source, given = self.reading.unit.sources[number], self.reading.given[number]
+        if given == CODES_GIVEN:
+            codes: NDArray[Any] = np.ascontiguousarray(self.tensor.codes(slice(first, last)))
+            return codes
+        if isinstance(given, Signed | Shifted):
+            return table_of(given)
+        if given is not None:
+            operands = Operands(self.tensor.scheme, self.tensor.n_cols, self.tensor.param)
+            found, run = operands.operand(self.operands[given][1], first, last)
+            return np.ascontiguousarray(operands.spread(found, run, self.reading.runs[number]), np.float32)
+        step = self.steps[number]
+        low, high = (0, 1) if source.rows == 0 else (first // source.rows, -(-last // source.rows))
+        part = next(part for part in self.tensor.parts if part.form.role == self.reading.roles[number])
+        return part.source.read(low * step, high * step)
+
+
+def rows_of(tensor: PackedTensor, input_scale: bool) -> Rows | None:
+    """Bind a tensor; None where its rows are no whole units, or its codes have more values than a kernel looks up."""
+    scheme = tensor.scheme
+    chain = tuple((step.op, step.operand) for step in scheme.steps)
+    if input_scale and scheme.input_scale:
+        chain = (*chain, (Op.MUL, Ref(scheme.input_scale)))
+    in_place = not any(part.swapped for part in tensor.parts)
+    reading = reading_of(scheme, tuple(part.form for part in tensor.parts), tensor.n_cols, chain, in_place)
+    return Rows(tensor, reading, chain) if reading else None
+
+
+def _row_bytes(source: Source, n_units: int) -> int:
+    """Give the bytes from one place of rows to the next."""
+    return source.n_bytes * (-(-n_units // source.units) if source.units else 1)

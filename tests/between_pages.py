@@ -1,0 +1,54 @@
+"""Decodes every format from memory that ends, or begins, where nothing can be read. Dies where a kernel reads beyond it."""
+
+import ctypes
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qformat import formats
+from qformat.arrays import Memory
+from qformat.tensor import PackedTensor, assemble
+
+SHAPE = (3, 4096)
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def fenced(data: NDArray[np.uint8], at_end: bool) -> NDArray[np.uint8]:
+    """Copy bytes to memory between two pages without access."""
+    page = mmap.PAGESIZE
+    n_inner = -(-data.size // page) * page
+    memory = mmap.mmap(-1, n_inner + 2 * page)
+    whole = np.frombuffer(memory, np.uint8)
+    start = page + (n_inner - data.size if at_end else 0)
+    whole[start : start + data.size] = data
+    for address in (whole.ctypes.data, whole.ctypes.data + page + n_inner):
+        if LIBC.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(page), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    KEPT.append(memory)
+    return whole[start : start + data.size]
+
+
+def tensor_of(form: formats.Format, arrays: dict[str, NDArray[np.uint8]]) -> PackedTensor:
+    return assemble(form, SHAPE, {role: Memory(array) for role, array in arrays.items()})
+
+
+KEPT: list[mmap.mmap] = []
+
+
+def main() -> None:
+    """Decode them all, and print how many."""
+    n_done, rng = 0, np.random.default_rng(7)
+    for form in (*formats.GGUF, *formats.PLANAR, *formats.DIALECTS):
+        arrays = {role: rng.integers(0, 256, n, dtype=np.uint8) for role, n in form.part_bytes(SHAPE).items()}
+        wanted = tensor_of(form, arrays).dequantize().tobytes()
+        for at_end in (True, False):
+            moved = {role: fenced(array, at_end) for role, array in arrays.items()}
+            if tensor_of(form, moved).dequantize().tobytes() != wanted:
+                raise SystemExit(f"{form.name} has other values elsewhere")
+        n_done += 1
+    print(n_done)
+
+
+if __name__ == "__main__":
+    main()
