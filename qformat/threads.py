@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from qformat.errors import UsageError
@@ -84,7 +84,7 @@ def spread(
     threads: int | None = None,
     cost: Callable[[T], int] | None = None,
     most: int = 0,
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Do work on every item, by several threads, and give the results in the order of the items.
 
     threads : how many; `n_threads()` if absent or 0. Where that is 1, and inside of such work, work is done here, when a result
@@ -93,7 +93,8 @@ def spread(
     most    : what all these may take together; one item may always be in work
 
     At most two items of each thread are in work or wait. An exception of an item comes in its place; what is in work then, or
-    when the iterator is closed, has ended before this returns, and nothing else begins.
+    when the iterator is closed, has ended before this returns, and nothing else begins. Whoever may fail between results
+    closes the iterator.
     """
     size = threads or n_threads()
     if size <= 1 or getattr(_HERE, "is_worker", False):

@@ -143,7 +143,7 @@ def test_a_byte_that_the_writer_gets_wrong_is_found_by_the_proof(
         def __init__(self, sink: Any) -> None:
             self.sink = sink
 
-        def write(self, tensor: int, role: str, byte_offset: int, data: Any) -> None:
+        def write(self, tensor: int, role: str, byte_offset: int, data: Any, encoded: Any = None) -> None:
             data = np.array(data)
             data[-1] ^= 0x10
             self.sink.write(tensor, role, byte_offset, data)

@@ -167,10 +167,13 @@ def test_less_memory_than_anything_takes_is_refused(wide: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["gguf", "gguf:q8_0", "qfmt", "nf4"])
-def test_a_plan_says_what_memory_writing_takes(wide: Path, to: str) -> None:
+def test_a_plan_says_what_memory_writing_takes(wide: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QFORMAT_THREADS", "8")
     plan = qconvert.plan(wide, "bnb:nf4" if to == "nf4" else to)
     least, much = (peak_memory(plan.items, allowed) for allowed in (LEAST_MEMORY, 1 << 30))
-    n_dense = 1 << 23  # bytes of the dense tensor, which is copied or, at 32 bytes for each weight, worked on in 16 pieces
+    n_dense = (
+        1 << 23
+    )  # bytes of the dense tensor, which is copied or, at 32 bytes for each weight, worked on in 2 pieces of a thread
     expected = {"gguf": 1 << 27, "gguf:q8_0": 1 << 27, "qfmt": n_dense, "nf4": n_dense}[to]
     assert (least, much) == (min(LEAST_MEMORY, expected), expected)
 

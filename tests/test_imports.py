@@ -28,7 +28,7 @@ MAY_IMPORT = {"qformat": {"qformat"}, "qconvert": {"qformat", "qconvert"}, "qfmt
 HEAVY = {"gguf", "ml_dtypes", "numba", "zstandard"}
 
 STANDARD_LIBRARY_ALONE = (
-    *("qformat.errors", "qformat.bits", "qformat.order", "qformat.layout", "qformat.tiling", "qformat.scheme"),
+    *("qformat.errors", "qformat.disk", "qformat.bits", "qformat.order", "qformat.layout", "qformat.tiling", "qformat.scheme"),
     *("qformat.formats", "qformat.formats.*"),
     *(
         "qconvert.containers.mapped",

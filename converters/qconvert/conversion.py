@@ -6,10 +6,8 @@ all.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -237,9 +235,8 @@ def carry_out(
 
     sink = open_sink(dst, made, writing.compress, writing.limits, check)
     try:
-        with ThreadPoolExecutor(max(1, writing.workers or min(4, os.cpu_count() or 1))) as executor:
-            written_bytes = counted("write", made.n_bytes, writing.progress)
-            write_items(made.items, sink, executor, writing.max_memory, written_bytes)
+        written_bytes = counted("write", made.n_bytes, writing.progress)
+        write_items(made.items, sink, writing.workers, writing.max_memory, written_bytes)
         hidden = sink.finish()
         with opening.open(hidden, assume=made.assume, shapes=made.shapes) as written:
             prove(made, written, counted("prove", model.n_bytes, writing.progress), writing.max_memory)

@@ -1,18 +1,18 @@
 """Carrying out a plan: every tensor's bytes, tile by tile, to a finished file.
 
-A unit of work is a pure function of a range of rows that gives bytes for known places; units run on an executor and are
-written in order, so that the file never depends on the number of workers.
+A unit of work is a pure function of a range of rows that gives bytes for known places; units are spread over threads
+and are written in order, so that the file never depends on the number of workers.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,11 @@ from qformat.errors import QFormatError
 from qformat.fold import narrower
 from qformat.formats import Format, PartForm
 from qformat.tensor import PackedTensor, pack_part
+from qformat.threads import AHEAD, n_threads, spread
 
 Bytes = NDArray[np.uint8]
 Values = dict[str, NDArray[np.generic]]
 Progress = Callable[[int], None]
-MOST_WAITING = 16  # units, however little they take
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,36 +57,29 @@ class Unit:
 Producer = Callable[[Rows], list[tuple[str, int, Bytes]]]
 
 
-def write_items(items: tuple[Item, ...], sink: Sink, executor: Executor, max_memory: int, progress: Progress) -> None:
+def write_items(items: tuple[Item, ...], sink: Sink, workers: int | None, max_memory: int, progress: Progress) -> None:
     """Produce every unit of a plan and hand it to a sink, in order.
 
+    workers    : threads; all there may be if absent
     max_memory : bytes that units in work, and finished ones that wait, may take together; one unit may always be in work
     progress   : told the bytes written
     """
-    waiting: deque[tuple[str, int, Future[list[Piece]]]] = deque()
-    held = 0
 
-    def drain() -> None:
-        nonlocal held
-        name, n_bytes, future = waiting.popleft()
+    def make(job: tuple[str, Unit]) -> list[tuple[Piece, Any]]:
+        name, unit = job
         try:
-            pieces = future.result()
+            pieces = unit.make()
         except QFormatError as err:
             err.tensor = err.tensor or name
             raise
-        held -= n_bytes
-        for piece in pieces:
-            sink.write(piece.tensor, piece.role, piece.byte_offset, piece.data)
-            progress(piece.data.size)
+        return [(piece, sink.encode(piece.tensor, piece.role, piece.byte_offset, piece.data)) for piece in pieces]
 
-    for number, item in enumerate(items):
-        for unit in units(number, item, max_memory):
-            while waiting and (held + unit.n_bytes > max_memory or len(waiting) >= MOST_WAITING):
-                drain()
-            held += unit.n_bytes
-            waiting.append((item.name, unit.n_bytes, executor.submit(unit.make)))
-    while waiting:
-        drain()
+    jobs = ((item.name, unit) for number, item in enumerate(items) for unit in units(number, item, max_memory))
+    with closing(spread(make, jobs, threads=workers, cost=lambda job: job[1].n_bytes, most=max_memory)) as made:
+        for pieces in made:
+            for piece, encoded in pieces:
+                sink.write(piece.tensor, piece.role, piece.byte_offset, piece.data, encoded)
+                progress(piece.data.size)
 
 
 def units(number: int, item: Item, max_memory: int = MAX_MEMORY) -> Iterator[Unit]:
@@ -111,7 +104,7 @@ def peak_memory(items: Sequence[Item], max_memory: int) -> int:
             sizes = (stop - start for part in tensor.parts for start, stop in byte_ranges(part))
         else:
             sizes = (unit_bytes(tensor, rows) for rows in row_ranges(tensor, item.form, max_memory))
-        most = max(most, sum(islice(sizes, MOST_WAITING)))
+        most = max(most, sum(islice(sizes, AHEAD * n_threads())))
     return min(most, max_memory)
 
 

@@ -6,6 +6,7 @@ chunks lie nor who owns them, and does not check digests.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 # Levels above gain less than half a point on weights: what compresses is the byte histogram.
 LEVEL = 3
 Bytes = NDArray[np.uint8]
+_HERE = threading.local()
 
 
-def make_compressor() -> ZstdCompressor:
-    """Make a compressor whose frames declare their size and carry no checksum."""
+def compressor() -> ZstdCompressor:
+    """Give this thread's compressor, whose frames declare their size and carry no checksum."""
     from zstandard import ZstdCompressor
 
-    return ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True, write_dict_id=False)
+    if not hasattr(_HERE, "compressor"):
+        _HERE.compressor = ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True, write_dict_id=False)
+    found: ZstdCompressor = _HERE.compressor
+    return found
 
 
 def cut(stripe: Bytes, block_bytes: int, begin: int, end: int) -> Bytes:
@@ -46,10 +51,10 @@ def view_column(stripe: Bytes, block_bytes: int, begin: int, end: int) -> NDArra
     return np.ndarray(len(stripe) // block_bytes, f"V{end - begin}", stripe.data, begin, (block_bytes,))
 
 
-def encode(chunk: Bytes, element_bytes: int, compressor: ZstdCompressor) -> tuple[int, bytes]:
+def encode(chunk: Bytes, element_bytes: int) -> tuple[int, bytes]:
     """Give the encoding and the stored bytes of a chunk of a zstd column."""
     shuffled = np.ascontiguousarray(chunk.reshape(-1, element_bytes).T)
-    frame = compressor.compress(shuffled.data)
+    frame = compressor().compress(shuffled.data)
     return (ZSTD, frame) if len(frame) < len(chunk) else (RAW, chunk.tobytes())
 
 

@@ -5,13 +5,13 @@ Decides how bytes reach the disk: durable before the rename. Knows nothing of wh
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
 
+from qformat.disk import Writeback, reserve
 from qformat.file.chunks import Bytes
 from qformat.file.hidden import Hidden, explain
 
@@ -32,28 +32,23 @@ class Output:
         with self.explain():
             self.file = os.open(self.hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            self.reserve(n_bytes)
+            with self.explain():
+                reserve(self.file, n_bytes)
+            self.writeback = Writeback(self.file)
         except BaseException:
             self.abort()
             raise
 
-    def reserve(self, n_bytes: int) -> None:
-        """Reserve space, so that a full disk is known before the work; file systems that cannot are left alone."""
-        with self.explain():
-            try:
-                os.posix_fallocate(self.file, 0, n_bytes)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                    raise
-
-    def pwrite(self, data: Bytes | bytes, byte_offset: int) -> None:
+    def pwrite(self, data: Bytes | memoryview | bytes, byte_offset: int) -> None:
         """Write all of `data` at an offset."""
         rest = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        begin, total = byte_offset, len(rest)
         with self.explain():
             while rest:
                 n_bytes = os.pwrite(self.file, rest, byte_offset)
                 byte_offset += n_bytes
                 rest = rest[n_bytes:]
+        self.writeback.written(begin, total)
 
     def sync(self) -> None:
         """Make what was written durable."""

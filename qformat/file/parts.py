@@ -6,8 +6,8 @@ through uncopied; others are gathered one stripe at a time. Knows nothing of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from blake3 import blake3
@@ -15,15 +15,24 @@ from blake3 import blake3
 from qformat.file import chunks
 from qformat.file.records import RAW, Column, PartSpec, measure_stripe
 
-if TYPE_CHECKING:
-    from zstandard import ZstdCompressor
-
 
 class Target(Protocol):
     """Where chunks go: raw bytes at an offset, or the next chunk of a plane whose place is not known yet."""
 
-    def pwrite(self, data: chunks.Bytes | bytes, byte_offset: int) -> None: ...
-    def append(self, plane: int, stored: bytes) -> None: ...
+    def pwrite(self, data: chunks.Bytes | memoryview | bytes, byte_offset: int) -> None: ...
+    def append(self, plane: int, stored: memoryview | bytes) -> None: ...
+
+
+class Chunk(NamedTuple):
+    """A chunk as it is stored, and its digest."""
+
+    encoding: int
+    stored: memoryview | bytes
+    digest: bytes
+
+
+# Of every stripe of some bytes, the chunk of each column.
+Stripes: TypeAlias = Sequence[Sequence[Chunk]]
 
 
 class PartWriter:
@@ -35,7 +44,7 @@ class PartWriter:
     offsets : where raw planes begin; unused for others
     """
 
-    __slots__ = ("columns", "cuts", "gathered", "hasher", "n_done", "offsets", "part", "planes", "records", "stripe_bytes")
+    __slots__ = ("cuts", "gathered", "hasher", "n_done", "offsets", "part", "planes", "records", "stripe_bytes")
 
     def __init__(self, part: PartSpec, cuts: Sequence[tuple[Column, int]], planes: int, offsets: Sequence[int]) -> None:
         self.part, self.cuts, self.planes = part, cuts, planes
@@ -46,15 +55,15 @@ class PartWriter:
         self.gathered: list[chunks.Bytes] = []
         self.hasher = blake3()
 
-    @property
-    def is_mapped(self) -> bool:
-        """Tell whether the part is stored as it comes."""
-        return len(self.cuts) == 1 and self.cuts[0][1] == RAW
-
-    def write(self, data: chunks.Bytes, target: Target, compressor: Callable[[], ZstdCompressor]) -> None:
-        """Take the next bytes."""
-        if self.is_mapped:
+    def write(self, data: chunks.Bytes, target: Target, stripes: Stripes | None = None) -> None:
+        """Take the next bytes; `stripes` is what `encode_stripes` makes of them, where they begin and end stripes."""
+        if is_mapped(self.cuts):
             target.pwrite(data, self.offsets[0] + self.n_done)
+        if stripes is not None:
+            self.n_done += len(data)
+            for encoded in stripes:
+                self.put(encoded, target)
+            return
         taken = 0
         while taken < len(data):
             left = self.stripe_bytes - self.n_done % self.stripe_bytes
@@ -62,12 +71,12 @@ class PartWriter:
             taken += len(piece)
             self.n_done += len(piece)
             is_end = len(piece) == left or self.n_done == self.part.n_bytes
-            if self.is_mapped:
+            if is_mapped(self.cuts):
                 self.hash_piece(piece, is_end)
             elif is_end:
                 stripe = np.concatenate([*self.gathered, piece]) if self.gathered else piece
                 self.gathered = []
-                self.write_stripe(stripe, target, compressor())
+                self.put(encode_stripe(self.part, self.cuts, stripe), target)
             else:
                 # The caller may reuse its buffer.
                 self.gathered.append(piece.copy())
@@ -80,18 +89,38 @@ class PartWriter:
             self.records[0] += chunk_record(n_bytes, RAW, self.hasher.digest())
             self.hasher = blake3()
 
-    def write_stripe(self, stripe: chunks.Bytes, target: Target, compressor: ZstdCompressor) -> None:
-        """Cut a stripe into the chunks of its columns and send them off."""
-        for k, (column, encoding) in enumerate(self.cuts):
-            chunk = chunks.cut(stripe, self.part.block_bytes, column.begin, column.end)
-            if encoding == RAW:
-                stored = chunk.tobytes()
-                target.pwrite(stored, self.offsets[k])
-                self.offsets[k] += len(stored)
-            else:
-                encoding, stored = chunks.encode(chunk, column.element_bytes, compressor)
-                target.append(self.planes + k, stored)
-            self.records[k] += chunk_record(len(stored), encoding, blake3(stored).digest())
+    def put(self, stripe: Sequence[Chunk], target: Target) -> None:
+        """Send the chunks of a stripe off, but for what is written as it came, and keep their records."""
+        for k, (column, chunk) in enumerate(zip(self.cuts, stripe, strict=True)):
+            if column[1] != RAW:
+                target.append(self.planes + k, chunk.stored)
+            elif not is_mapped(self.cuts):
+                target.pwrite(chunk.stored, self.offsets[k])
+                self.offsets[k] += len(chunk.stored)
+            self.records[k] += chunk_record(len(chunk.stored), chunk.encoding, chunk.digest)
+
+
+def encode_stripes(part: PartSpec, cuts: Sequence[tuple[Column, int]], byte_offset: int, data: chunks.Bytes) -> Stripes | None:
+    """Encode bytes of a part that are whole stripes; None where they are not. May be called from any thread."""
+    stripe_bytes, end = measure_stripe(part.block_bytes), byte_offset + len(data)
+    if byte_offset % stripe_bytes or (end % stripe_bytes and end != part.n_bytes):
+        return None
+    return [encode_stripe(part, cuts, data[start : start + stripe_bytes]) for start in range(0, len(data), stripe_bytes)]
+
+
+def encode_stripe(part: PartSpec, cuts: Sequence[tuple[Column, int]], stripe: chunks.Bytes) -> Sequence[Chunk]:
+    """Cut a stripe into the chunks of its columns."""
+    found = []
+    for column, encoding in cuts:
+        chunk = chunks.cut(stripe, part.block_bytes, column.begin, column.end)
+        kind, stored = (RAW, chunk.data) if encoding == RAW else chunks.encode(chunk, column.element_bytes)
+        found.append(Chunk(kind, stored, blake3(stored).digest()))
+    return found
+
+
+def is_mapped(cuts: Sequence[tuple[Column, int]]) -> bool:
+    """Tell whether a part is stored as it comes."""
+    return len(cuts) == 1 and cuts[0][1] == RAW
 
 
 def chunk_record(stored_bytes: int, encoding: int, digest: bytes) -> bytes:

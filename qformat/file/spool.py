@@ -37,7 +37,7 @@ class Spool:
         n_chunks: Mapping[int, int],
         start: int,
         alignment: int,
-        pwrite: Callable[[bytes, int], None],
+        pwrite: Callable[[memoryview | bytes, int], None],
         folder: str,
     ) -> None:
         self.waiting = {plane: Waiting(n_left) for plane, n_left in n_chunks.items()}
@@ -53,7 +53,7 @@ class Spool:
         self.plane_start = start
         self.advance()
 
-    def add(self, plane: int, stored: bytes) -> None:
+    def add(self, plane: int, stored: memoryview | bytes) -> None:
         """Take the next chunk of a plane."""
         waiting = self.waiting[plane]
         waiting.n_left -= 1
@@ -86,7 +86,7 @@ class Spool:
         if self.n_waiting == 0:
             self.n_spooled = 0
 
-    def place(self, stored: bytes) -> None:
+    def place(self, stored: memoryview | bytes) -> None:
         """Write a chunk where the plane whose turn it is has its end."""
         self.pwrite(stored, self.end)
         self.end += len(stored)

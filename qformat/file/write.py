@@ -7,10 +7,9 @@ table, index, made durable; then the header; then the name (spec/qfmt.md, "Encod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from blake3 import blake3
@@ -18,12 +17,12 @@ from numpy.typing import NDArray
 
 from qformat.errors import UsageError
 from qformat.file import json_text
-from qformat.file.chunks import Bytes, make_compressor
+from qformat.file.chunks import Bytes
 from qformat.file.header import Header, pack_header
 from qformat.file.index_build import IndexBuilder
 from qformat.file.metadata import Typed, encode
 from qformat.file.output import Output
-from qformat.file.parts import PartWriter
+from qformat.file.parts import PartWriter, Stripes, encode_stripes
 from qformat.file.records import (
     ASSET_ROLE,
     CHUNK,
@@ -39,9 +38,6 @@ from qformat.file.records import (
 )
 from qformat.file.specs import COMPRESS, asset_spec, check_tensors, cut_columns
 from qformat.file.spool import Spool
-
-if TYPE_CHECKING:
-    from zstandard import ZstdCompressor
 
 Data = bytes | bytearray | memoryview | NDArray[Any]
 
@@ -124,26 +120,33 @@ class Writer:
         start = align(self.raw_end, self.alignment)
         return Spool(n_chunks, start, self.alignment, self.output.pwrite, self.output.folder)
 
-    @cached_property
-    def compressor(self) -> ZstdCompressor:
-        """Give the compressor, made when the first chunk needs it."""
-        return make_compressor()
+    def encode(self, tensor: int, role: str, byte_offset: int, data: Bytes) -> Stripes | None:
+        """Do with bytes of a part what can be done before their turn; may be called from any thread.
 
-    def write(self, tensor: int | str, role: str, byte_offset: int, data: Data) -> None:
+        returns: to be given to `write` with the same bytes, which stay as they are until then; None where there is nothing
+        """
+        spec, first = self.entries[tensor], self.first_part[tensor]
+        k = next((k for k, part in enumerate(spec.parts) if part.role == role), None)
+        if k is None or not len(data):
+            return None
+        return encode_stripes(spec.parts[k], self.part_cuts[first + k], byte_offset, data)
+
+    def write(self, tensor: int | str, role: str, byte_offset: int, data: Data, encoded: Stripes | None = None) -> None:
         """Write the next bytes of a part.
 
         tensor     : number or name
         byte_offset: within the part; pieces of one part come in order, parts in any order
         data       : anything contiguous; copied or written before the call returns
+        encoded    : what `encode` made of it, if anything
 
         Raises UsageError when the tensor or role is not planned, or the piece is not the next of its part.
         """
         number = self.numbers.get(tensor, -1) if isinstance(tensor, str) else tensor
         if not 0 <= number < self.n_tensors:
             raise UsageError(f"tensor {tensor!r} is not among the {self.n_tensors} planned", found=tensor)
-        self.write_part(number, role, byte_offset, as_bytes(data))
+        self.write_part(number, role, byte_offset, as_bytes(data), encoded)
 
-    def write_part(self, number: int, role: str, byte_offset: int, data: Bytes) -> None:
+    def write_part(self, number: int, role: str, byte_offset: int, data: Bytes, encoded: Stripes | None = None) -> None:
         """Write the next bytes of a part of an entry."""
         spec = self.entries[number]
         k = next((k for k, part in enumerate(spec.parts) if part.role == role), -1)
@@ -164,9 +167,9 @@ class Writer:
                 found=byte_offset,
             )
         if len(data):
-            self.push(part_number, data)
+            self.push(part_number, data, encoded)
 
-    def push(self, part_number: int, data: Bytes) -> None:
+    def push(self, part_number: int, data: Bytes, encoded: Stripes | None) -> None:
         """Hand bytes to the writer of a part, and keep its records once it is whole."""
         part = self.parts[part_number]
         writer = self.writing.get(part_number)
@@ -174,16 +177,16 @@ class Writer:
             first, cuts = self.first_plane[part_number], self.part_cuts[part_number]
             offsets = [offset for offset, _ in self.planes[first : first + len(cuts)]]
             writer = self.writing[part_number] = PartWriter(part, cuts, first, offsets)
-        writer.write(data, self, lambda: self.compressor)
+        writer.write(data, self, encoded)
         if writer.n_done == part.n_bytes:
             self.records[part_number] = b"".join(writer.records)
             del self.writing[part_number]
 
-    def pwrite(self, data: Bytes | bytes, byte_offset: int) -> None:
+    def pwrite(self, data: Bytes | memoryview | bytes, byte_offset: int) -> None:
         """Write raw bytes at their place."""
         self.output.pwrite(data, byte_offset)
 
-    def append(self, plane: int, stored: bytes) -> None:
+    def append(self, plane: int, stored: memoryview | bytes) -> None:
         """Take the next chunk of a zstd plane."""
         self.spool.add(plane, stored)
 

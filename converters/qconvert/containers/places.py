@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
+from qformat.disk import Writeback, reserve
 from qformat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class PlacedWriter(Generic[K, P]):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd = target if isinstance(target, int) else os.open(target, flags, 0o666)
             os.ftruncate(self._fd, n_bytes)  # what nobody writes reads as zeros: canonical padding
+            reserve(self._fd, n_bytes)
+            self._writeback = Writeback(self._fd)
         except (OSError, ValueError, OverflowError) as err:
             self._release()
             raise UsageError(f"cannot be created: {_reason(err)}", path=self.path) from err
@@ -93,6 +96,7 @@ class PlacedWriter(Generic[K, P]):
         self._put(view, info.byte_offset + byte_offset)
         with self._count:
             self._n_left -= len(view)
+            self._writeback.written(info.byte_offset + byte_offset, len(view))
 
     def close(self) -> None:
         """Close the file, which is whole. May be called again.

@@ -51,7 +51,10 @@ class PlacedSink:
             hidden.abort()
             raise
 
-    def write(self, tensor: int, role: str, byte_offset: int, data: NDArray[np.uint8]) -> None:
+    def encode(self, tensor: int, role: str, byte_offset: int, data: NDArray[np.uint8]) -> None:
+        """Leave bytes as they are."""
+
+    def write(self, tensor: int, role: str, byte_offset: int, data: NDArray[np.uint8], encoded: None = None) -> None:
         """Take bytes of a part of a tensor; those of a part that the file holds in another way are not needed."""
         if (tensor, role) not in self.homes:
             return

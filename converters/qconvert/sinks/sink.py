@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,11 @@ Check = Callable[[Path, Collection[str]], None]
 class Sink(Protocol):
     """Files being written."""
 
-    def write(self, tensor: int, role: str, byte_offset: int, data: NDArray[np.uint8]) -> None:
-        """Take the next bytes of a part of the tensor with this number in the plan."""
+    def encode(self, tensor: int, role: str, byte_offset: int, data: NDArray[np.uint8]) -> Any:
+        """Do with bytes of a part what can be done before their turn, from any thread; None where there is nothing."""
+
+    def write(self, tensor: int, role: str, byte_offset: int, data: NDArray[np.uint8], encoded: Any = None) -> None:
+        """Take the next bytes of a part of the tensor with this number in the plan, and what was made of them."""
 
     def finish(self) -> Path:
         """Make everything whole and durable under hidden names; give what a reader opens."""
