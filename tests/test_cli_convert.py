@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qfmt.__main__ import main
+from command import run, run_json
 from safetensors.numpy import load_file, save_file
 
 NO_RUNTIME = re.compile("qfmt: note: tensor names and metadata are the source's own: no runtime will load this file: .*\n")
@@ -27,16 +27,10 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "a.safetensors"
 
 
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    code = main([str(arg) for arg in args])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 def facts(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
-    code, out, err = run(capsys, *args, "--json")
+    """Give the facts of a command that is done without a word, but that no runtime loads what is written."""
+    code, found, err = run_json(capsys, *args)
     assert (code, NO_RUNTIME.sub("", err)) == (0, "")
-    found: dict[str, Any] = json.loads(out)
     return found
 
 
@@ -98,10 +92,10 @@ def test_plan_and_convert_print_the_same_verdicts(source: Path, capsys: pytest.C
 def test_a_refused_conversion_exits_1_with_one_line_and_still_reports(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packed = source.with_suffix(".qfmt")
     run(capsys, "quantize", source, packed, "--to", "qfmt:nf4")
-    code, out, err = run(capsys, "convert", packed, source.with_suffix(".gguf"), "--json")
+    code, found, err = run_json(capsys, "convert", packed, source.with_suffix(".gguf"))
     assert (code, err.count("\n")) == (1, 1)
     assert "'a.weight'" in err
-    assert [t["verdict"] for t in json.loads(out)["tensors"]] == ["same-bytes", "refused"]
+    assert [t["verdict"] for t in found["tensors"]] == ["same-bytes", "refused"]
     assert not source.with_suffix(".gguf").exists()
 
 

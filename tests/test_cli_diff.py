@@ -1,6 +1,5 @@
 """`qfmt diff` as a person types it: exit codes, JSON, the few lines that are printed; a real model in other containers."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,23 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import qconvert
+from command import run, run_json
 from qconvert.repackaging import repackage
-from qfmt.__main__ import main
 from safetensors.numpy import save_file
 
 NUMBERS = ("n_different", "max_abs", "max_rel")
 KEYS = {"name", "status", "equal", *NUMBERS}
 
 
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    code = main([str(arg) for arg in args])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 def facts(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
-    code, out, err = run(capsys, "diff", *args, "--json")
-    found: dict[str, Any] = json.loads(out)
+    code, found, err = run_json(capsys, "diff", *args)
     assert (code, err.count("\n")) == ((0, 0) if found["same"] else (1, 1))
     return found
 

@@ -1,15 +1,13 @@
 """`qfmt inspect`, `qfmt dump` and `qfmt check`: what they say of files made by hand, and their exit codes."""
 
-import json
 import struct
 from pathlib import Path
-from typing import Any
 
 import handmade_gguf as made
 import numpy as np
 import pytest
 import safetensors.numpy
-from qfmt.__main__ import main
+from command import run, run_json
 
 import qformat
 
@@ -34,22 +32,10 @@ def gguf_file(folder: Path, dims: list[int], kind: int, data: bytes, name: str =
     return path
 
 
-def run_json(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, dict[str, Any]]:
-    code = main([*map(str, args), "--json"])
-    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return code, facts
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
-    code = main([*map(str, args)])
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 def test_inspect_json_names_every_fact_of_a_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = gguf_file(tmp_path, [32, 2], Q8_0, q8_0(1) * 2)
 
-    code, facts = run_json(capsys, "inspect", path)
+    code, facts, _ = run_json(capsys, "inspect", path)
 
     tensor = {"name": "w", "shape": [2, 32], "scheme": "q8_0", "layout": "q8_0", "n_bytes": 68, "bits_per_weight": 8.5}
     tensor |= {"dialect": "gguf", "bits": 8, "group_size": 32, "group": "32"}
@@ -78,7 +64,7 @@ def test_inspect_of_a_qfmt_lists_the_planes_of_a_packed_tensor(tmp_path: Path, c
     path = tmp_path / "a.qfmt"
     qformat.save(path, {"m": qformat.quantize(np.ones((2, 64), np.float32), "mxfp4"), "f": np.zeros(3, np.float16)})
 
-    _, facts = run_json(capsys, "inspect", path)
+    _, facts, _ = run_json(capsys, "inspect", path)
 
     packed, dense = facts["tensors"]
     assert [(plane["role"], plane["n_bytes"]) for plane in packed["planes"]] == [("codes", 64), ("scales", 4)]
@@ -90,7 +76,7 @@ def test_include_restricts_tensors_and_totals(tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "a.safetensors"
     safetensors.numpy.save_file({"a.x": np.zeros(4, np.float32), "b.x": np.zeros(2, np.float32)}, path)
 
-    _, facts = run_json(capsys, "inspect", path, "--include", "b.*")
+    _, facts, _ = run_json(capsys, "inspect", path, "--include", "b.*")
 
     assert ([tensor["name"] for tensor in facts["tensors"]], facts["n_weights"], facts["container"]) == (
         ["b.x"],
@@ -103,7 +89,7 @@ def test_inspect_of_no_tensors_has_no_bits_per_weight(tmp_path: Path, capsys: py
     path = tmp_path / "a.gguf"
     path.write_bytes(made.gguf([made.ARCH]))
 
-    code, facts = run_json(capsys, "inspect", path)
+    code, facts, _ = run_json(capsys, "inspect", path)
 
     assert (code, facts["n_weights"], facts["bits_per_weight"], facts["tensors"]) == (0, 0, 0.0, [])
 
@@ -262,7 +248,7 @@ def test_dump_refuses_what_is_not_there(
 def test_check_of_a_sound_file_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = gguf_file(tmp_path, [32, 2], Q8_0, q8_0(0) + q8_0(-1))
 
-    assert run_json(capsys, "check", path, "--strict") == (0, {"schema": "qfmt.check/1", "findings": []})
+    assert run_json(capsys, "check", path, "--strict") == (0, {"schema": "qfmt.check/1", "findings": []}, "")
 
 
 UNSOUND = [
@@ -286,7 +272,7 @@ def test_check_finds_scales_that_are_no_numbers(
 ) -> None:
     path = gguf_file(tmp_path, dims, kind, data)
 
-    code, facts = run_json(capsys, "check", path)
+    code, facts, _ = run_json(capsys, "check", path)
 
     (found,) = facts["findings"]
     assert (code, found["level"], found["tensor"], found["field"]) == (1, "error", "w", "scales")
@@ -298,7 +284,7 @@ def test_dense_nan_is_a_warning(strict: bool, tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "a.safetensors"
     safetensors.numpy.save_file({"w": np.array([1, np.nan, -np.inf], np.float16)}, path)
 
-    code, facts = run_json(capsys, "check", path, *(["--strict"] if strict else []))
+    code, facts, _ = run_json(capsys, "check", path, *(["--strict"] if strict else []))
 
     (found,) = facts["findings"]
     assert (code, found["level"], found["tensor"]) == (int(strict), "warning", "w")
@@ -317,7 +303,7 @@ def test_check_finds_unsound_metadata(pair: bytes, said: str, tmp_path: Path, ca
     path = tmp_path / "a.gguf"
     path.write_bytes(made.gguf([made.ARCH, pair]))
 
-    code, facts = run_json(capsys, "check", path)
+    code, facts, _ = run_json(capsys, "check", path)
 
     (found,) = facts["findings"]
     assert (code, found["level"], said in found["message"]) == (1, "error", True)
@@ -339,7 +325,7 @@ def test_check_of_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path, capsy
     path = tmp_path / "a.gguf"
     path.write_bytes(made.one([8])[:-1])
 
-    code, facts = run_json(capsys, "check", path)
+    code, facts, _ = run_json(capsys, "check", path)
 
     (found,) = facts["findings"]
     assert (code, found["level"], found["tensor"]) == (1, "error", "w")

@@ -8,24 +8,18 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from qfmt.__main__ import main
+from command import run, run_json
 from safetensors.numpy import save_file
 
 RNG = np.random.default_rng(11)
 Arrays = Mapping[str, np.ndarray]
 
 
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    code = main([str(arg) for arg in args])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 def written(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[dict[str, tuple[str, str]], str]:
     """Run `qfmt quantize`; give type and reason of each tensor, and what standard error says."""
-    code, out, err = run(capsys, "quantize", *args, "--json")
+    code, found, err = run_json(capsys, "quantize", *args)
     assert code == 0, err
-    return {t["name"]: (t["to"], t["reason"]) for t in json.loads(out)["tensors"]}, err
+    return {t["name"]: (t["to"], t["reason"]) for t in found["tensors"]}, err
 
 
 def refused(capsys: pytest.CaptureFixture[str], dst: Path, *args: object) -> str:
@@ -297,9 +291,10 @@ def test_names_of_other_checkpoints_take_part_in_a_mix(tmp_path: Path, capsys: p
 
 
 def test_a_split_file_is_quantized_to_parts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "quantize", model, tmp_path / "a.gguf", "--to", "gguf:q8_0", "--split-max-tensors", 10, "--json")
+    options = ("--to", "gguf:q8_0", "--split-max-tensors", 10)
+    code, found, _ = run_json(capsys, "quantize", model, tmp_path / "a.gguf", *options)
     parts = [tmp_path / f"a-0000{number}-of-00002.gguf" for number in (1, 2)]
-    assert (code, json.loads(out)["files"], len(json.loads(out)["errors"])) == (0, [str(part) for part in parts], 10)
+    assert (code, found["files"], len(found["errors"])) == (0, [str(part) for part in parts], 10)
     assert [len(gguf.GGUFReader(part).tensors) for part in parts] == [10, 5]
     assert gguf.GGUFReader(parts[0]).fields["general.file_type"].contents() == 7
 

@@ -1,13 +1,11 @@
 """`qfmt merge`, `split`, `extract` and the limits of `convert`, as a person types them."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-from qfmt.__main__ import main
+from command import facts, run, run_json
 from safetensors.numpy import load_file, save_file
 
 PARTS = [f"m-0000{k}-of-00003.gguf" for k in (1, 2, 3)]
@@ -28,19 +26,6 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return tmp_path / "one.gguf"
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    code = main([str(arg) for arg in args])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def facts(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
-    code, out, err = run(capsys, *args, "--json")
-    assert (code, err) == (0, "")
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 def written(source: Path) -> set[str]:
@@ -79,8 +64,8 @@ def test_quantized_parts_hold_the_tensors_of_the_whole(tmp_path: Path, capsys: p
     save_file({name: rng.normal(0, 1, (4, 64)).astype(np.float32) for name in "abc"}, path)
     options = ("--to", "gguf:q8_0")
     run(capsys, "quantize", path, tmp_path / "whole.gguf", *options)
-    code, out, _ = run(capsys, "quantize", path, tmp_path / "m.gguf", *options, "--split-max-tensors", 1, "--json")
-    assert (code, json.loads(out)["files"]) == (0, [str(tmp_path / name) for name in PARTS])
+    code, found, _ = run_json(capsys, "quantize", path, tmp_path / "m.gguf", *options, "--split-max-tensors", 1)
+    assert (code, found["files"]) == (0, [str(tmp_path / name) for name in PARTS])
     run(capsys, "merge", tmp_path / PARTS[0], tmp_path / "back.gguf")
     assert (tmp_path / "back.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 

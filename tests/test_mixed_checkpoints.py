@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import qconvert
 import safetensors
+from command import facts, run
 from conftest import VECTORS
 from handmade_checkpoint import Stored, arrays, checkpoint, stored
 from numpy.typing import NDArray
-from qfmt.__main__ import main
 
 import qformat
 from qformat.errors import FileError, UsageError
@@ -41,19 +41,6 @@ COMMANDS = [
     "hash",
     "dump",
 ]
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    code = main([str(arg) for arg in args])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def facts(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
-    code, out, err = run(capsys, *args, "--json")
-    assert (code, err) == (0, ""), err
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 def moved(path: Path, prefix: str) -> Arrays:

@@ -1,12 +1,12 @@
 """What a plan says is what a conversion does: what it would refuse, `plan` refuses, with the same words."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import qconvert
+from command import run_json
 from conftest import VECTORS
 from qfmt.__main__ import main
 from safetensors.numpy import save_file
@@ -23,8 +23,8 @@ REFUSED = [
 
 
 def lines(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, list[dict[str, Any]]]:
-    code = main([*args, "--json"])
-    return code, json.loads(capsys.readouterr().out)["tensors"]
+    code, facts, _ = run_json(capsys, *args)
+    return code, facts["tensors"]
 
 
 @pytest.mark.parametrize(("source", "target", "allow", "verdict", "reason"), REFUSED)

@@ -15,6 +15,7 @@ import gguf_as_checkpoint
 import numpy as np
 import pytest
 from blake3 import blake3
+from command import run_json
 from conftest import VECTORS
 from numpy.typing import NDArray
 from qfmt.__main__ import main
@@ -43,9 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def facts(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*map(str, args), "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    code, found, err = run_json(capsys, *args)
+    assert code == 0, err
     return found
 
 
