@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import qconvert
+from carried import written_again
 from conftest import VECTORS
 from handmade_checkpoint import arrays, checkpoint, stored
 from numpy.typing import NDArray
@@ -89,15 +90,10 @@ def test_a_stored_weight_rounded_after_each_step_is_what_hqq_gives(variant: str)
 @every_variant
 @pytest.mark.parametrize("through", ["hqq", "qfmt"])
 def test_a_stored_checkpoint_is_written_again_array_for_array(variant: str, through: str, tmp_path: Path) -> None:
-    source = FOLDER / variant
-    if through == "qfmt":
-        qconvert.convert(source, tmp_path / "kept.qfmt")
-        source = tmp_path / "kept.qfmt"
+    made, counts = written_again(FOLDER / variant, "hqq", through, tmp_path)
 
-    report = qconvert.convert(source, tmp_path / "made", to="hqq")
-
-    assert report.plan.counts() == {"same-bytes": 1}
-    assert stored(tmp_path / "made") == stored(FOLDER / variant)
+    assert counts == {"same-bytes": 1}
+    assert stored(made) == stored(FOLDER / variant)
 
 
 @every_variant

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import qconvert
+from carried import written_again
 from conftest import VECTORS
 from handmade_checkpoint import CODES, arrays, same_floats, stored
 from numpy.typing import NDArray
@@ -98,16 +99,11 @@ def test_a_stored_weight_has_its_format_and_size(variant: str) -> None:
 @every_variant
 @pytest.mark.parametrize("through", ["torchao", "qfmt"])
 def test_a_stored_checkpoint_is_written_again_array_for_array(variant: str, through: str, tmp_path: Path) -> None:
-    source = FOLDER / variant
-    if through == "qfmt":
-        qconvert.convert(source, tmp_path / "kept.qfmt")
-        source = tmp_path / "kept.qfmt"
+    made, counts = written_again(FOLDER / variant, "torchao", through, tmp_path)
 
-    report = qconvert.convert(source, tmp_path / "made", to="torchao")
-
-    assert report.plan.counts() == {"same-bytes": 2}
-    assert stored(tmp_path / "made") == stored(FOLDER / variant)
-    assert metadata_of(tmp_path / "made") == metadata_of(FOLDER / variant)
+    assert counts == {"same-bytes": 2}
+    assert stored(made) == stored(FOLDER / variant)
+    assert metadata_of(made) == metadata_of(FOLDER / variant)
 
 
 @every_variant

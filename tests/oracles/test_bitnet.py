@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import qconvert
 import torch
+from carried import converted
 from safetensors.torch import load_file, save_file
 from transformers import BitNetQuantConfig
 from transformers.integrations.bitnet import pack_weights, unpack_weights
 
-import qformat
 from qformat.formats import gguf_few
 from qformat.tensor import from_values
 
@@ -20,13 +20,12 @@ CODES = np.random.default_rng(10).integers(-1, 2, (16, 256)).astype(np.int8)
 
 def test_ternary_blocks_of_gguf_are_packed_as_the_peer_packs_them(tmp_path: Path) -> None:
     source = from_values(gguf_few.TQ2_0, CODES.shape, {"codes": CODES, "scales": np.full((16, 1), 0.375, np.float16)})
-    qformat.save(tmp_path / "tq2_0.qfmt", {"m.weight": source})
 
-    qconvert.convert(tmp_path / "tq2_0.qfmt", tmp_path / "folder", to="bitnet")
+    folder = converted(source, "bitnet", tmp_path)
 
-    made = load_file(tmp_path / "folder/model.safetensors")
+    made = load_file(folder / "model.safetensors")
     codes = unpack_weights._torchdynamo_orig_callable(made["m.weight"], torch.float32)  # not compiled
-    said = json.loads((tmp_path / "folder/config.json").read_text())["quantization_config"]
+    said = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert torch.equal(made["m.weight"], pack_weights(torch.from_numpy(CODES.copy())))
     assert torch.equal(codes * made["m.weight_scale"].float(), torch.from_numpy(source.dequantize()))
     assert BitNetQuantConfig.from_dict(said).linear_class == "autobitlinear"

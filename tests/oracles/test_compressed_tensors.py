@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import qconvert
 import torch
+from carried import converted
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
@@ -17,8 +18,6 @@ from compressed_tensors.utils.match import match_name
 from exact_ways import Make, ways_to
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
-
-import qformat
 
 HF = Path(__file__).parents[2] / "spec/vectors/hf"
 VARIANTS = sorted((HF / "compressed-tensors").iterdir())
@@ -118,10 +117,8 @@ def test_the_exponents_of_groups_that_are_not_zero_are_those_of_mode_even() -> N
 def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
     """The peer decodes in the type of the scales, of small floats in bfloat16."""
     tensor = make()
-    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
-    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "folder", to=target)
 
-    found = decompressed(tmp_path / "folder")["m.weight"]
+    found = decompressed(converted(tensor, target, tmp_path))["m.weight"]
 
     expected = tensor.dequantize(str(found.dtype).removeprefix("torch."))
     assert np.array_equal(found.float().numpy(), expected.astype(np.float32))

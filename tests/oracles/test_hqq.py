@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import qconvert
 import torch
+from carried import converted
 from exact_ways import Make, ways_to
 from hqq.core.quantize import HQQBackend, HQQLinear
 from safetensors.torch import load_file
 
-import qformat
 from qformat.formats import gguf
 from qformat.tensor import from_values
 
@@ -45,19 +45,14 @@ def test_blocks_of_gguf_are_the_same_here(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     codes, scales = rng.integers(-8, 8, (6, 64)).astype(np.int8), rng.standard_normal((6, 2)).astype(np.float16)
     source = from_values(gguf.Q4_0, (6, 64), {"codes": codes, "scales": scales})
-    qformat.save(tmp_path / "q4_0.qfmt", {"m.weight": source})
 
-    qconvert.convert(tmp_path / "q4_0.qfmt", tmp_path / "folder", to="hqq")
-
-    assert torch.equal(decoded(tmp_path / "folder")["m.weight"], torch.from_numpy(source.dequantize("float16")))
+    assert torch.equal(decoded(converted(source, "hqq", tmp_path))["m.weight"], torch.from_numpy(source.dequantize("float16")))
 
 
 @pytest.mark.parametrize(("make", "target"), WAYS.values(), ids=WAYS)
 def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
     tensor = make()
-    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
-    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "folder", to=target)
 
-    found = decoded(tmp_path / "folder")["m.weight"]
+    found = decoded(converted(tensor, target, tmp_path))["m.weight"]
 
     assert torch.equal(found, torch.from_numpy(tensor.dequantize(str(found.dtype).removeprefix("torch."))))

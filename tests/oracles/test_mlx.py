@@ -10,11 +10,10 @@ import mxfp4
 import numpy as np
 import pytest
 import qconvert
+from carried import converted
 from conftest import VECTORS
 from exact_ways import Make, ways_to, with_one_zero
 from numpy.typing import NDArray
-
-import qformat
 
 HF = VECTORS / "hf"
 WAYS = ways_to("mlx")
@@ -97,9 +96,7 @@ def test_a_checkpoint_of_another_kind_loads_with_its_values(target: str, source:
 def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
     """In float32: where scales are narrower, mlx is given them widened, as it would round product and sum to their type."""
     tensor = make()
-    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
-    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "made", to=target)
 
-    found = loaded(tmp_path / "made", widened=True)["m"]
+    found = loaded(converted(tensor, target, tmp_path), widened=True)["m"]
 
     assert with_one_zero(found).tobytes() == with_one_zero(tensor.dequantize()).tobytes()

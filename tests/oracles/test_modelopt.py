@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import qconvert
 import torch
+from carried import converted
 from exact_ways import Make, ways_to, with_one_zero
 from modelopt.torch.export.quant_utils import pack_int4_in_uint8
 from modelopt.torch.quantization.qtensor import MXFP4QTensor, NVFP4QTensor
 from safetensors.torch import load_file
-
-import qformat
 
 HF = Path(__file__).resolve().parents[2] / "spec" / "vectors" / "hf"
 WAYS = {name: way for name, way in ways_to("modelopt").items() if way[1] in ("modelopt:nvfp4", "modelopt:mxfp4")}
@@ -68,10 +67,8 @@ def test_row_pairs_are_those_that_modelopt_packs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("make", "target"), WAYS.values(), ids=WAYS)
 def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
     tensor = make()
-    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
-    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "made", to=target)
 
-    arrays = load_file(tmp_path / "made" / "model.safetensors")
+    arrays = load_file(converted(tensor, target, tmp_path) / "model.safetensors")
     packed, shape = arrays["m.weight"], torch.Size(tensor.shape)
     if target == "modelopt:nvfp4":
         theirs = NVFP4QTensor(shape, torch.float32, packed).dequantize(

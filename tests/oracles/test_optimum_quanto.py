@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import qconvert
 import torch
+from carried import converted
 from exact_ways import Make, ways_to
 from optimum.quanto import requantize
 from optimum.quanto.library.extensions.extension import get_extension
 from safetensors.torch import load_file
 
-import qformat
 from qformat.formats import gguf
 from qformat.tensor import from_values
 
@@ -59,20 +59,16 @@ def test_blocks_of_gguf_are_the_same_here(target: str, tmp_path: Path) -> None:
     scales = np.repeat(np.ldexp(1, -rng.integers(1, 9, (16, 1))).astype(np.float16), 8, axis=1)
     codes = rng.integers(-8, 8, (16, 256)).astype(np.int8)
     source = from_values(gguf.Q4_0, (16, 256), {"codes": codes, "scales": scales})
-    qformat.save(tmp_path / "q4_0.qfmt", {"m.weight": source})
 
-    qconvert.convert(tmp_path / "q4_0.qfmt", tmp_path / "folder", to=target)
-
-    found = decoded(tmp_path / "folder", {"m.weight": (16, 256)}, torch.bfloat16)["m.weight"]
+    found = decoded(converted(source, target, tmp_path), {"m.weight": (16, 256)}, torch.bfloat16)["m.weight"]
     assert torch.equal(found.float(), torch.from_numpy(source.dequantize()))
 
 
 @pytest.mark.parametrize(("make", "target"), WAYS.values(), ids=WAYS)
 def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
     tensor = make()
-    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
-    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "folder", to=target)
+    shapes = {"m.weight": (tensor.n_rows, tensor.n_cols)}
 
-    found = decoded(tmp_path / "folder", {"m.weight": (tensor.n_rows, tensor.n_cols)}, torch.float32)["m.weight"]
+    found = decoded(converted(tensor, target, tmp_path), shapes, torch.float32)["m.weight"]
 
     assert torch.equal(found.float(), torch.from_numpy(tensor.dequantize()))

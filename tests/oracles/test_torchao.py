@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import qconvert
 import torch
+from carried import converted
 from exact_ways import Make, ways_to
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -48,11 +49,8 @@ def test_blocks_of_gguf_are_the_same_here(target: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     codes, scales = rng.integers(-8, 8, (6, 64)).astype(np.int8), rng.standard_normal((6, 2)).astype(np.float16)
     source = from_values(gguf.Q4_0, (6, 64), {"codes": codes, "scales": scales}, "float16")
-    qformat.save(tmp_path / "q4_0.qfmt", {"m.weight": source})
 
-    qconvert.convert(tmp_path / "q4_0.qfmt", tmp_path / "folder", to=target)
-
-    found = decoded(tmp_path / "folder")["m.weight"]
+    found = decoded(converted(source, target, tmp_path))["m.weight"]
     assert torch.equal(found, torch.from_numpy(source.dequantize("float16")))
 
 
@@ -69,9 +67,7 @@ def test_quantizing_the_stored_input_gives_the_stored_groups(mode: str) -> None:
 @pytest.mark.parametrize(("make", "target"), WAYS.values(), ids=WAYS)
 def test_what_is_exact_has_the_values_of_its_source(make: Make, target: str, tmp_path: Path) -> None:
     tensor = make()
-    qformat.save(tmp_path / "a.qfmt", {"m.weight": tensor})
-    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "folder", to=target)
 
-    found = decoded(tmp_path / "folder")["m.weight"]
+    found = decoded(converted(tensor, target, tmp_path))["m.weight"]
 
     assert torch.equal(found, torch.from_numpy(tensor.dequantize(str(found.dtype).removeprefix("torch."))))
