@@ -2,46 +2,73 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from functools import lru_cache
-from pickle import UnpicklingError
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from numba import njit
+from numba import config, njit
+from numba.core.caching import FunctionCache
+
+from qformat.kernels.sources import digest, were_edited
+from qformat.kernels.storage import Files
 
 LOG = logging.getLogger("qformat")
 
 Kernel = Callable[..., Any]
 
+_LOCK = Lock()
+
 
 def compiled(function: Kernel) -> Kernel:
     """Compile a function on its first call: no Python objects, no global lock, no liberties with rounding.
 
-    numba keys its cache by the function's source file, its constants and the processor. Without a folder that can be
-    read and written, every process compiles for itself, and says so once.
+    Machine code is taken from disk where neither the function's module nor any that it imports from this package has changed
+    since, nor its constants, the processor or the compilers. Without a folder that can be read and written, every process
+    compiles for itself, and says so once.
     """
-    try:
-        kernel: Kernel = njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # neither the installation nor the user's cache folder can be written
-        _tell_uncached()
-        return inlined(function)
+    kernel: Kernel | None = None
 
     def call(*args: Any) -> Any:
         nonlocal kernel
+        if kernel is None:
+            with _LOCK:
+                kernel = kernel or _kept(function)
         try:
             return kernel(*args)
-        except (OSError, EOFError, UnpicklingError):  # the folder is gone, full or damaged since
+        except OSError:  # the folder is gone or full since: what could not be kept is compiled all the same
             _tell_uncached()
-            kernel = inlined(function)
             return kernel(*args)
 
     return call
 
 
 def inlined(function: Kernel) -> Kernel:
-    """Compile without a cache: a piece of a kernel, defined in the kernel's own file, as the cache looks into no other."""
-    return njit(nogil=True, error_model="numpy")(function)
+    """Compile a function on its first call, in every process: a piece of a kernel, which is kept with the kernel."""
+    kernel: Kernel = njit(nogil=True, error_model="numpy")(function)
+    return kernel
+
+
+def _kept(function: Kernel) -> Any:
+    """Compile a function with a place on disk, below the folder that numba chooses, or without one if none can be had."""
+    kernel: Any = inlined(function)
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set when numba is imported
+        return kernel
+    file = Path(inspect.getfile(function))
+    try:
+        cache: Any = FunctionCache(function)  # type: ignore[no-untyped-call]  # numba's
+        folder = Path(cache.cache_path).absolute() / f"{function.__module__}-{digest(file)}"
+        if were_edited(file):  # after the sources were read: they may say anything by now
+            return kernel
+    except (OSError, RuntimeError):  # neither the installation nor the user's cache folder can be written
+        _tell_uncached()
+        return kernel
+    cache._cache_file = Files(folder)
+    kernel._cache = cache
+    return kernel
 
 
 @lru_cache(maxsize=1)
