@@ -93,5 +93,6 @@ def show(text: str, quote: bool = False, limit: int = 400) -> str:
     """
     if len(text) > limit:
         text = f"{text[: limit - 20]}... ({len(text)} characters)"
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
-    return f"'{safe}'" if quote else safe
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return f"'{text}'" if quote else text

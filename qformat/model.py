@@ -6,7 +6,7 @@ asked for; opening costs what reading names costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,7 @@ class Model:
     check_digests : checks every byte of the file, padding included; None where the container has no digests
     files      : those that hold the weights; empty where `path` alone does
     beside     : those that lie beside the weights and belong to the checkpoint: configs, an index, a tokenizer's
+    kind_of    : what tensors share, by name, that differ in name, place and values alone; each by itself if absent
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Model:
     files: Sequence[Path] = ()
     beside: Sequence[Path] = ()
     packed_by: Mapping[str, str] = field(default_factory=dict)
+    kind_of: Callable[[str], Hashable] = str
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -96,6 +98,16 @@ class Model:
         """Name the ecosystem whose conventions a tensor follows; "dense" for an array that is its own weight."""
         single = "dense" if self.container in ("safetensors", "folder") else self.dialects[0]
         return self.packed_by.get(name, single)
+
+    def alike(self, names: Iterable[str]) -> list[tuple[PackedTensor, list[str]]]:
+        """Sort tensors by what they share: one of each kind, and the names of all that are like it, both as they come.
+
+        Only that one is made: what names and values do not tell costs nothing for the others.
+        """
+        kinds: dict[Hashable, list[str]] = {}
+        for name in names:
+            kinds.setdefault(self.kind_of(name), []).append(name)
+        return [(self[members[0]], members) for members in kinds.values()]
 
     def verify(self) -> bool:
         """Check every byte that a digest covers, padding included.

@@ -62,6 +62,7 @@ def open(path: str | Path, verify: bool = True) -> Model:
         assets={name: partial(file.asset, name) for name in file.assets if name != HEADER_ASSET},
         read_recipe=lambda: read_recipe(file),
         check_digests=file.verify,
+        kind_of=file.form_of,
     )
 
 

@@ -95,16 +95,22 @@ def open_qfmt(path: Path, verify: bool) -> Model:
 def open_gguf_model(path: Path) -> Model:
     """Open a GGUF file; of a split one, all parts."""
     file = open_parts(path)
-    weights = ggml.bind(file.tensors)
+    tensors = file.tensors
+    scales = ggml.bind(tensors)
+    seconds = {scale.name for scale in scales.values()}
 
     def load(name: str) -> PackedTensor:
-        infos = weights[name]
+        infos = (tensors[name], scales[name]) if name in scales else (tensors[name],)
         form = ggml.format_of(infos)
         data: dict[str, ByteSource] = {
             part.role: View(file.data(info.name)) for part, info in zip(form.parts, infos, strict=True)
         }
         dtype = form.name if form.scheme.is_dense else ""
         return assemble(form, infos[0].shape, data, dtype, swapped=file.byte_order == ">")
+
+    def kind_of(name: str) -> tuple[object, ...]:
+        _, dims, type_id, _, n_bytes = tensors[name]
+        return dims, type_id, n_bytes, name in scales
 
     def read_recipe() -> Recipe:
         recipe = file.recipe()
@@ -114,13 +120,14 @@ def open_gguf_model(path: Path) -> Model:
         path=path,
         container="gguf",
         files=tuple(part.path for part in file.files),
-        names=weights,
+        names=dict.fromkeys(name for name in tensors if name not in seconds) if seconds else tensors,
         load=load,
         read_metadata=lambda: file.metadata,
         dialects=("gguf",),
         n_bytes=file.n_bytes,
         close=file.close,
         read_recipe=read_recipe,
+        kind_of=kind_of,
         read_oddities=lambda: [Oddity(odd.level, f"{odd.message} at {odd.byte_offset:#x}") for odd in file.oddities],
     )
 
@@ -148,6 +155,9 @@ def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Sha
         info = file.tensors[name]
         return assemble(dense(info.dtype), info.shape, {"values": View(file.data(name))}, info.dtype)
 
+    def kind_of(name: str) -> tuple[object, ...]:
+        return (name,) if name in packed else file.tensors[name][1:3]
+
     side = [*checkpoint.side_files, *_config(checkpoint.folder, checkpoint.config)]
     assets: dict[str, Callable[[], bytes]] = {side_file.name: side_file.read_bytes for side_file in side}
 
@@ -168,6 +178,7 @@ def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Sha
         close=file.close,
         assets=assets,
         read_recipe=read_recipe,
+        kind_of=kind_of,
         packed_by={name: dialect for name, (dialect, _) in claims.items()},
         read_oddities=lambda: [
             odd for name in sorted({name for name, _ in claims.values()}) for odd in find(name).doubts(shelf)

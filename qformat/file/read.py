@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -95,6 +96,12 @@ class File:
         self.stripes: OrderedDict[tuple[int, int, int], Bytes] = OrderedDict()
         self.lock = Lock()
 
+    @cached_property
+    def forms(self) -> list[int]:
+        """Give the number of every entry's form."""
+        found: list[int] = self.index.entries["form"].tolist()
+        return found
+
     @property
     def metadata(self) -> dict[str, Typed]:
         """Give the typed metadata, in the order of the file."""
@@ -115,6 +122,10 @@ class File:
         if name not in self.assets:
             raise UsageError(f"no asset {name!r}", path=self.path, found=name)
         return self.read(self.assets[name], ASSET_ROLE).tobytes()
+
+    def form_of(self, name: str) -> int:
+        """Give the number of a tensor's form: all that entries say but for name, place and digests."""
+        return self.forms[self.tensors.numbers()[name]]
 
     def build_entry(self, number: int, name: str) -> TensorEntry:
         """Build the object for an entry, checked."""

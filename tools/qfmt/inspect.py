@@ -42,6 +42,15 @@ class Totals:
         return 8 * self.n_bytes / self.n_weights if self.n_weights else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Tensors that differ in name, place and values alone: one of them, its dialect, and the names of all."""
+
+    tensor: PackedTensor
+    dialect: str
+    names: Sequence[str]
+
+
 @click.command()
 @click.argument("src")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
@@ -52,57 +61,61 @@ def command(src: str, tensors: bool, include: str | None, as_json: bool, said: d
     """Say what SRC is: container, dialects, bits per weight, size by role, oddities."""
     with qconvert.open(src, **said) as model:
         names = [name for name in model if include is None or fnmatchcase(name, include)]
-        found = {name: model[name] for name in names}
+        kinds = [Kind(tensor, model.dialect_of(members[0]), members) for tensor, members in model.alike(names)]
         if as_json:
-            print_json("inspect", facts(model, found))
+            print_json("inspect", facts(model, names, kinds))
         else:
-            _print_summary(model, found)
+            _print_summary(model, kinds)
             if tensors:
-                _print_tensors(model, found)
+                _print_tensors(names, kinds)
 
 
-def facts(model: Model, tensors: dict[str, PackedTensor]) -> dict[str, Any]:
-    """Give what `inspect --json` prints, the schema apart."""
-    totals = _sum(tensors.values())
+def facts(model: Model, names: Sequence[str], kinds: Sequence[Kind]) -> dict[str, Any]:
+    """Give what `inspect --json` prints, the schema apart.
+
+    names : of all tensors, in the order in which they are listed
+    """
+    totals = _sum(kinds)
+    found = {name: said for kind in kinds for said in [_facts_of(kind)] for name in kind.names}
     return {
         "container": model.container,
         "dialects": list(model.dialects),
         "n_weights": totals.n_weights,
         "n_bytes": totals.n_bytes,
         "bits_per_weight": totals.bits_per_weight,
-        "tensors": [
-            {
-                "name": name,
-                "shape": list(tensor.shape),
-                "dialect": model.dialect_of(name),
-                "scheme": tensor.scheme.name,
-                "bits": stored_bits(tensor.scheme),
-                "group_size": group_size(tensor),
-                "group": describe_group(tensor),
-                "layout": tensor.layout,
-                "n_bytes": tensor.n_bytes,
-                "bits_per_weight": tensor.bits_per_weight,
-                "planes": [
-                    {"role": part.form.role, "n_bytes": part.source.n_bytes, "layout": part.form.layout.name}
-                    for part in tensor.parts
-                ],
-            }
-            for name, tensor in tensors.items()
+        "tensors": [{"name": name, **found[name]} for name in names],
+    }
+
+
+def _facts_of(kind: Kind) -> dict[str, Any]:
+    tensor = kind.tensor
+    return {
+        "shape": list(tensor.shape),
+        "dialect": kind.dialect,
+        "scheme": tensor.scheme.name,
+        "bits": stored_bits(tensor.scheme),
+        "group_size": group_size(tensor),
+        "group": describe_group(tensor),
+        "layout": tensor.layout,
+        "n_bytes": tensor.n_bytes,
+        "bits_per_weight": tensor.bits_per_weight,
+        "planes": [
+            {"role": part.form.role, "n_bytes": part.source.n_bytes, "layout": part.form.layout.name} for part in tensor.parts
         ],
     }
 
 
-def role_bytes(tensors: Iterable[PackedTensor]) -> dict[str, int]:
+def role_bytes(kinds: Iterable[Kind]) -> dict[str, int]:
     """Share the stored bytes out among what they hold: codes, each parameter, dense weights, residue.
 
     returns : bytes by role, largest first; a block's bits that no value depends on are its residue
     """
     bits: Counter[str] = Counter()
-    for tensor in tensors:
-        for part in tensor.parts:
-            n_blocks = part.source.n_bytes // part.form.layout.n_bytes
+    for kind in kinds:
+        for part in kind.tensor.parts:
+            n_blocks = len(kind.names) * (part.source.n_bytes // part.form.layout.n_bytes)
             for holds, n_bits in _block_bits(part.form.layout):
-                bits["dense weights" if tensor.scheme.is_dense else holds] += n_blocks * n_bits
+                bits["dense weights" if kind.tensor.scheme.is_dense else holds] += n_blocks * n_bits
     return {role: n_bits // 8 for role, n_bits in bits.most_common()}
 
 
@@ -111,35 +124,33 @@ def _block_bits(layout: Layout) -> Sequence[tuple[str, int]]:
     return [(part.holds or "residue", len(bits_of(part))) for part in layout.parts]
 
 
-def _sum(tensors: Iterable[PackedTensor]) -> Totals:
-    found = list(tensors)
-    return Totals(len(found), sum(t.n_weights for t in found), sum(t.n_bytes for t in found))
+def _sum(kinds: Iterable[Kind]) -> Totals:
+    counted = [(len(kind.names), kind.tensor) for kind in kinds]
+    return Totals(sum(n for n, _ in counted), sum(n * t.n_weights for n, t in counted), sum(n * t.n_bytes for n, t in counted))
 
 
-def _print_summary(model: Model, tensors: dict[str, PackedTensor]) -> None:
-    totals = _sum(tensors.values())
+def _print_summary(model: Model, kinds: Sequence[Kind]) -> None:
+    totals = _sum(kinds)
     click.echo(f"{show(str(model.path))}: {model.container}, {size(model.n_bytes)}, dialects: {', '.join(model.dialects)}")
     for key in HEADLINES if model.container != "qfmt" else ():  # a .qfmt may keep them compressed, with a whole vocabulary
         if isinstance(value := model.metadata.get(key), str):
             click.echo(f"{key}: {show(value, limit=100)}")
     bpw = f"{totals.bits_per_weight:.3f} bits per weight"
     click.echo(f"{totals.n_tensors} tensors, {count(totals.n_weights)} weights, {size(totals.n_bytes)}, {bpw}")
-    if tensors:
+    if kinds:
         click.echo()
-        _print_schemes(model, tensors)
+        _print_schemes(kinds)
         click.echo()
-        shares = [
-            (role, size(n), f"{100 * n / max(1, totals.n_bytes):.1f} %") for role, n in role_bytes(tensors.values()).items()
-        ]
+        shares = [(role, size(n), f"{100 * n / max(1, totals.n_bytes):.1f} %") for role, n in role_bytes(kinds).items()]
         table(("role", "bytes", "share"), shares, right=(1, 2))
     for odd in model.oddities:
         click.echo(f"{odd.level}: {show(odd.message)}")
 
 
-def _print_schemes(model: Model, tensors: dict[str, PackedTensor]) -> None:
-    groups: dict[Sequence[str], list[PackedTensor]] = {}
-    for name, tensor in tensors.items():
-        groups.setdefault((tensor.scheme.name, model.dialect_of(name), *_geometry(tensor)), []).append(tensor)
+def _print_schemes(kinds: Sequence[Kind]) -> None:
+    groups: dict[Sequence[str], list[Kind]] = {}
+    for kind in kinds:
+        groups.setdefault((kind.tensor.scheme.name, kind.dialect, *_geometry(kind.tensor)), []).append(kind)
     rows = []
     for what, members in sorted(groups.items(), key=lambda item: -_sum(item[1]).n_bytes):
         totals = _sum(members)
@@ -149,17 +160,17 @@ def _print_schemes(model: Model, tensors: dict[str, PackedTensor]) -> None:
     table(head, rows, right=(2, 4, 5, 6, 7))
 
 
-def _print_tensors(model: Model, tensors: dict[str, PackedTensor]) -> None:
-    rows = [
-        (
-            *(name, list(t.shape), t.scheme.name, model.dialect_of(name), *_geometry(t)),
-            *(t.layout, size(t.n_bytes), f"{t.bits_per_weight:.3f}"),
-        )
-        for name, t in tensors.items()
-    ]
+def _print_tensors(names: Sequence[str], kinds: Sequence[Kind]) -> None:
+    found = {name: row for kind in kinds for row in [_row(kind)] for name in kind.names}
     click.echo()
     head = ("tensor", "shape", "scheme", "dialect", "bits", "group", "layout", "bytes", "bits/weight")
-    table(head, rows, right=(4, 7, 8))
+    table(head, [(name, *found[name]) for name in names], right=(4, 7, 8))
+
+
+def _row(kind: Kind) -> tuple[str, ...]:
+    t = kind.tensor
+    numbers = (t.layout, size(t.n_bytes), f"{t.bits_per_weight:.3f}")
+    return (str(list(t.shape)), t.scheme.name, kind.dialect, *_geometry(t), *numbers)
 
 
 def _geometry(tensor: PackedTensor) -> tuple[str, str]:

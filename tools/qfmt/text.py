@@ -40,11 +40,18 @@ def table(
 ) -> None:
     """Print aligned columns; `right` names those that are aligned to the right, `whole` those that are sentences."""
     limits = [SENTENCE if i in whole else CELL for i in range(len(header))]
-    text = [[show(str(cell), limit=limit) for cell, limit in zip(row, limits, strict=True)] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in text) for i in range(len(header))]
-    for row in text:
-        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        click.echo("  ".join(cells).rstrip())
+    columns = [
+        _align([show(str(cell), limit=limit) for cell in cells], i in right)
+        for i, (limit, cells) in enumerate(zip(limits, zip(header, *rows, strict=True), strict=True))
+    ]
+    # At once: an unbuffered terminal takes as long for a line as for a thousand.
+    click.echo("\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True)))
+
+
+def _align(cells: Sequence[str], right: bool) -> list[str]:
+    """Bring a column to one width."""
+    width = max(map(len, cells))
+    return [cell.rjust(width) if right else cell.ljust(width) for cell in cells]
 
 
 def print_json(command: str, facts: dict[str, Any]) -> None:

@@ -30,17 +30,17 @@ RANK_OF_STACK = 3
 MAX_RANK = 4
 
 
-def bind(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[TensorInfo, ...]]:
-    """Find what each weight of a file is made of: its tensor, and that of its second scale where there is one.
+def bind(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Find the weights that have a second scale, and the tensor that it is: by name of the weight.
 
-    returns: by name of the weight, in the file's order; whatever is no second scale of an NVFP4 weight stands by itself
+    Whatever is no second scale of an NVFP4 weight stands by itself.
     """
-    found: dict[str, tuple[TensorInfo, ...]] = {name: (info,) for name, info in tensors.items()}
     nvfp4, float32 = _ids()[NVFP4.name], _ids()["f32"]
-    for name, info in tensors.items():
-        scale = tensors.get(_scale_name(name)) if info.type_id == nvfp4 and name.endswith(WEIGHT) else None
+    found = {}
+    for info in (info for info in tensors.values() if info.type_id == nvfp4 and info.name.endswith(WEIGHT)):
+        scale = tensors.get(_scale_name(info.name))
         if scale is not None and scale.type_id == float32 and scale.dims == _scale_dims(info.shape):
-            found[name] = (info, *found.pop(scale.name))
+            found[info.name] = scale
     return found
 
 
