@@ -147,7 +147,7 @@ def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Sha
         raise
     first = {claim.arrays[0]: name for name, (_, claim) in claims.items()}
     others = {array for _, claim in claims.values() for array in claim.arrays[1:]}
-    names = {first.get(name, name): None for name in file.tensors if name not in others}
+    names = {first.get(name, name): None for name in file.tensors if name not in others} if claims else file.tensors
 
     def load(name: str) -> PackedTensor:
         if name in packed:

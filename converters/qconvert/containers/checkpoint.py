@@ -97,7 +97,8 @@ class CheckpointFile:
         except BaseException:
             self.close()
             raise
-        self.tensors: dict[str, TensorInfo] = {name: f.tensors[name] for name, f in self._file_of.items()}
+        alone = self.files[checkpoint.shards[0]].tensors if checkpoint.weight_map is None else None
+        self.tensors: dict[str, TensorInfo] = alone or {name: f.tensors[name] for name, f in self._file_of.items()}
 
     def file_of(self, name: str) -> SafetensorsFile:
         """Give the open shard that holds a tensor. Raises UsageError when none does."""
@@ -192,7 +193,8 @@ def open_checkpoint(path: str | Path) -> CheckpointFile:
 def _bind_tensors(checkpoint: Checkpoint, files: dict[Path, SafetensorsFile]) -> dict[str, SafetensorsFile]:
     """Find the file of every tensor; index and shards must tell the same story."""
     if checkpoint.weight_map is None:
-        return {name: file for file in files.values() for name in file.tensors}
+        (file,) = files.values()
+        return dict.fromkeys(file.tensors, file)
     for path, file in files.items():
         for name in file.tensors:
             listed = checkpoint.weight_map.get(name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -122,6 +123,7 @@ def parse_header(
     n_header = len(header)
     known: dict[tuple[str, tuple[int, ...]], tuple[str, int]] = {}
     tensors: dict[str, TensorInfo] = {}
+    make = partial(tuple.__new__, TensorInfo)
     at = 0
     in_order = True
     for name, code, shape, begin, end in rows:
@@ -133,7 +135,7 @@ def parse_header(
         if begin != at:
             in_order = False
         at = end
-        tensors[name] = TensorInfo(name, kind[0], shape, n_header + begin, kind[1])
+        tensors[name] = make((name, kind[0], shape, n_header + begin, kind[1]))
     n_data = None if n_file_bytes is None else n_file_bytes - n_header
     if not in_order or at != n_data:
         _check_cover(tensors.values(), n_header, n_data, path)

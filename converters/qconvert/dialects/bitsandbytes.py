@@ -53,11 +53,10 @@ SUFFIXES = {
 
 def claim(shelf: Shelf) -> Iterator[Claim]:
     """Find weights with a quant state, and modules with a weight and SCB."""
-    for state in shelf.infos:
-        name, found, _ = state.partition(STATE)
-        if found:
-            present = [name + suffix for suffix in dict.fromkeys(SUFFIXES.values()) if name + suffix in shelf.infos]
-            yield Claim(name, (*present, state), partial(load_four_bit, shelf, name, state))
+    for state in (name for name in shelf.infos if STATE in name):
+        name = state.partition(STATE)[0]
+        present = [name + suffix for suffix in dict.fromkeys(SUFFIXES.values()) if name + suffix in shelf.infos]
+        yield Claim(name, (*present, state), partial(load_four_bit, shelf, name, state))
     for module, arrays in shelf.modules(WEIGHT, SCB):
         extra = [module + WEIGHT_FORMAT] if module + WEIGHT_FORMAT in shelf.infos else []
         yield Claim(module + WEIGHT, (*arrays.values(), *extra), partial(load_int8, shelf, module))

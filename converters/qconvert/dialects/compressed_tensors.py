@@ -38,6 +38,8 @@ def claim(shelf: Shelf) -> Iterator[Claim]:
     if not settings and "quant_method" in shelf.quantization:
         return
     groups = read_groups(settings)
+    if not settings and not shelf.may_end(".weight_packed"):
+        return
     for name, info in shelf.infos.items():
         module, _, word = name.rpartition(".")
         is_whole = word == "weight" and settings and info.dtype in BYTES and f"{module}.weight_scale" in shelf.infos

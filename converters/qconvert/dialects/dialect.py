@@ -65,6 +65,16 @@ class Shelf:
         found = self.config.get("quantization_config")
         return found if isinstance(found, Mapping) else {}
 
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """What names have after their last dot."""
+        return frozenset(name[name.rfind(".") + 1 :] for name in self.infos)
+
+    def may_end(self, suffix: str) -> bool:
+        """Tell whether any name can end so: what none does need not be looked for in a hundred thousand."""
+        _, dot, word = suffix.rpartition(".")
+        return word in self.words if dot else any(found.endswith(suffix) for found in self.words)
+
     def once(self, key: str, make: Callable[[], T]) -> T:
         """Give what `make` gives; it is asked once for each key."""
         if key not in self.made:
@@ -78,6 +88,8 @@ class Shelf:
         A suffix begins with a dot; ("" stands for the module's own name).
         """
         first, *others = suffixes
+        if not all(map(self.may_end, suffixes)):
+            return
         for name in self.infos:
             module = name.removesuffix(first)
             if name.endswith(first) and all(module + suffix in self.infos for suffix in others):

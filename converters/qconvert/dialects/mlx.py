@@ -37,9 +37,11 @@ EXPERTS = re.compile(r"(?:.*\.)?experts\.[^.]+\.")
 def claim(shelf: Shelf) -> Iterator[Claim]:
     """Find weights of 32-bit words that have scales, and biases unless the scales are bytes."""
     for name, info in shelf.infos.items():
+        if info.dtype != "uint32":
+            continue
         prefix = name.removesuffix(WEIGHT)
         scales, biases, both = (prefix + suffix for suffix in ("scales", "biases", "global_scale"))
-        if info.dtype != "uint32" or prefix + WEIGHT != name or scales not in shelf.infos or (prefix and prefix[-1] != "."):
+        if prefix + WEIGHT != name or scales not in shelf.infos or (prefix and prefix[-1] != "."):
             continue
         arrays = {"codes": name, "scales": scales}
         if shelf.infos[scales].dtype != "uint8":

@@ -101,10 +101,10 @@ def refuse(shelf: Shelf) -> None:
     engine = shelf.config.get("quantization")
     if _word(engine, "quant_algo") and "mapping" in shelf.config:
         raise FileError(_say(REFUSED[-1]), field="quantization")
-    for name in shelf.infos:
-        for refusal in REFUSED:
-            if name.endswith(refusal.arrays):
-                raise FileError(_say(refusal), tensor=name, found=refusal.name)
+    ends = tuple(end for refusal in REFUSED for end in refusal.arrays if shelf.may_end(end))
+    for name in (name for name in shelf.infos if name.endswith(ends)) if ends else ():
+        refusal = next(refusal for refusal in REFUSED if name.endswith(refusal.arrays))
+        raise FileError(_say(refusal), tensor=name, found=refusal.name)
     if method is not None and method not in METHODS:
         found = show(method, quote=True, limit=60) if isinstance(method, str) else json_kind(method)
         message = f"quant_method {found}, expected one of {', '.join(METHODS)}; {HINT}"
@@ -114,7 +114,8 @@ def refuse(shelf: Shelf) -> None:
 def refuse_orphans(shelf: Shelf, claimed: Collection[str]) -> None:
     """Refuse arrays that are parts of a packed weight and that no dialect has claimed. Raises FileError naming the first."""
     parts = PARTS + (PARTS_IF_PACKED if shelf.quantization or shelf.config.get("quantization") else ())
-    for name, info in shelf.infos.items():
+    parts = tuple(part for part in parts if shelf.may_end(part))
+    for name, info in shelf.infos.items() if parts else ():
         if name in claimed or not name.endswith(parts) or (name.endswith("_blocks") and info.dtype != "uint8"):
             continue
         method = shelf.quantization.get("quant_method")
