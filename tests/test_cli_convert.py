@@ -203,7 +203,26 @@ def test_a_gguf_that_no_runtime_loads_is_said_to_be_one(source: Path, capsys: py
     assert run(capsys, "convert", source, source.with_suffix(".qfmt"))[2] == ""
 
 
-def test_the_next_command_can_be_typed_as_it_is(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = run(capsys, "convert", source, source.with_name("sp ace.qfmt"))
+QUANTO = TINY_LLAMA.parents[1] / "quanto"
+NEXT: dict[str, tuple[Path, tuple[object, ...], str, list[str]]] = {
+    "exact": (TINY_LLAMA, (), "sp ace.qfmt", ["--against", "{src}"]),
+    "by other names": (TINY_LLAMA, ("--names", "runtime"), "a.gguf", ["--against", "{src}"]),
+    "of what was assumed": (TINY_LLAMA, ("--assume", "gptq:v1"), "a.qfmt", ["--against", "{src}", "--assume", "gptq:v1"]),
+    "like another": (TINY_LLAMA, ("--like", TINY_LLAMA), "a.qfmt.gguf", []),
+    "with a receipt": (TINY_LLAMA, ("--receipt", "{dst}.json"), "a.gguf", ["--against", "{src}", "--receipt", "{dst}.json"]),
+    "rounded": (TINY_LLAMA, ("--to", "safetensors:f16", "--allow", "rounded"), "a", []),
+    "nothing decodes it": (QUANTO / "qint4", (), "a.qfmt", []),
+    "of given shapes": (QUANTO / "qint4", ("--shape", "proj0.weight=32,256", "--shape", "proj1.weight=48,128"), "a.qfmt", []),
+}
+
+
+@pytest.mark.parametrize(("src", "options", "name", "expected"), NEXT.values(), ids=NEXT)
+def test_the_next_command_can_be_typed_as_it_is(
+    src: Path, options: tuple[object, ...], name: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dst = tmp_path / name
+    given = [str(option).format(dst=dst) for option in options]
+    code, out, _ = run(capsys, "convert", src, dst, *given)
     command = shlex.split(out.partition("next: ")[2])
-    assert command == ["qfmt", "verify", str(source.with_name("sp ace.qfmt"))]
+    assert (code, command) == (0, ["qfmt", "verify", str(dst), *(word.format(src=src, dst=dst) for word in expected)])
+    assert run(capsys, *command[1:])[0] == 0

@@ -51,7 +51,7 @@ def test_the_last_line_counts_files_and_names_the_first(source: Path, capsys: py
     assert (code, err, out.count("\n")) == (0, "", 1)
     assert out.startswith("5 same-bytes; ")
     assert " in 3 files in " in out
-    assert out.endswith(f"next: qfmt verify {PARTS[0]}\n")
+    assert out.endswith(f"next: qfmt verify {PARTS[0]} --against one.gguf\n")
 
 
 def test_what_fits_in_one_file_is_one_file(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def command(
     from qconvert.containers.shards import Limits
     from qconvert.conversion import convert
 
-    from qfmt.verdicts import print_done, refusals
+    from qfmt.verdicts import against, print_done, refusals
 
     limits = Limits(split_max_size, split_max_tensors)
     if receipt is not None and receipt.resolve() == dst.resolve():
@@ -65,4 +65,7 @@ def command(
             src, dst, to, allow, compress, force, max_memory, progress=progress, limits=limits,
             receipt=receipt, names=names, like=like, **said,
         )  # fmt: skip
-    print_done("convert", report, "qfmt verify", as_json)
+    options = against(report, src, said) if like is None else ()
+    if receipt is not None:
+        options = ("--against", str(src), "--receipt", str(receipt), *(() if like is None else ("--like", str(like))))
+    print_done("convert", report, "qfmt verify", as_json, options)

@@ -21,8 +21,8 @@ def command(src: Path, dst: Path, max_memory: int, force: bool, as_json: bool, s
     """Join the parts of SRC, a part of a split GGUF or a folder of shards, to the one file DST."""
     from qconvert.repackaging import repackage
 
-    from qfmt.verdicts import print_done
+    from qfmt.verdicts import against, print_done
 
     with progress_bars() as progress:
         report = repackage(src, dst, force=force, max_memory=max_memory, progress=progress, **said)
-    print_done("merge", report, "qfmt verify", as_json)
+    print_done("merge", report, "qfmt verify", as_json, against(report, src, said))

@@ -93,7 +93,7 @@ def command(
         return
     print_choices(report, errors)
     by_rule = f"rule {rules}; " if rules else ""
-    click.echo(f"{by_rule}{closing_line(report, report.paths[0], 'qfmt inspect')}")
+    click.echo(f"{by_rule}{closing_line(report, 'qfmt inspect')}")
 
 
 def print_choices(report: Report, errors: dict[str, ErrorReport]) -> None:

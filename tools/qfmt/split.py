@@ -35,11 +35,11 @@ def command(
     from qconvert.containers.shards import Limits
     from qconvert.repackaging import repackage
 
-    from qfmt.verdicts import print_done
+    from qfmt.verdicts import against, print_done
 
     limits = Limits(split_max_size, split_max_tensors)
     if not limits.are_set:
         raise click.UsageError("give --split-max-size or --split-max-tensors")
     with progress_bars() as progress:
         report = repackage(src, dst, limits=limits, force=force, max_memory=max_memory, progress=progress, **said)
-    print_done("split", report, "qfmt verify", as_json)
+    print_done("split", report, "qfmt verify", as_json, against(report, src, said))

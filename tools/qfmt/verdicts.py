@@ -14,6 +14,7 @@ from qconvert.like import Unlike
 from qconvert.report import Refused, Report, describe_item, explain, totals
 
 from qfmt.text import print_json, size, table
+from qformat.scheme import Opaque
 
 MOST_REFUSED = 20
 
@@ -34,16 +35,29 @@ def print_report_json(command: str, report: Report, extra: Mapping[str, Any] | N
     print_json(command, {"tensors": tensors, "totals": sums, "files": files, **(extra or {})})
 
 
-def print_done(command: str, report: Report, follow: str, as_json: bool) -> None:
+def print_done(command: str, report: Report, follow: str, as_json: bool, options: Sequence[str] = ()) -> None:
     """Print what was written, and on standard error what a user should hear.
 
-    follow : the command to type next, to be given what was written
+    follow, options : the command to type next, to be given what was written, and its options
     """
     print_notices(report)
     if as_json:
         print_report_json(command, report)
     else:
-        click.echo(closing_line(report, report.paths[0], follow))
+        click.echo(closing_line(report, follow, options))
+
+
+def against(report: Report, src: Path, said: Mapping[str, Any]) -> tuple[str, ...]:
+    """Give the options by which `qfmt verify` compares what was written with its source.
+
+    said    : what a user knows of the source
+    returns : nothing where a value has changed or nothing can decode it, or where shapes are by names of one side alone
+    """
+    items = report.plan.items
+    is_kept = all(item.verdict.is_exact and not isinstance(item.tensor.scheme.alphabet, Opaque) for item in items)
+    if said["shapes"] or not is_kept:
+        return ()
+    return ("--against", str(src), *(option for word in said["assume"] for option in ("--assume", word)))
 
 
 @contextmanager
@@ -91,11 +105,11 @@ def print_notices(report: Report) -> None:
         click.echo(f"qfmt: note: {notice}", err=True)
 
 
-def closing_line(report: Report, dst: Path, follow: str) -> str:
+def closing_line(report: Report, follow: str, options: Sequence[str] = ()) -> str:
     """Say in one line what was done, and what to type next."""
     files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
     done = f"{counts(report.plan)}; {size(report.n_bytes)}{files} in {report.seconds:.1f} s"
-    return f"{done}; next: {follow} {shlex.quote(str(dst))}"
+    return f"{done}; next: {follow} {shlex.join((str(report.paths[0]), *options))}"
 
 
 def counts(plan: Plan) -> str:
