@@ -8,7 +8,7 @@ ORACLES := .venv-oracles
 BUILT_FROM := pyproject.toml
 PLAIN_TESTS := tests/test_kernels.py
 
-.PHONY: demo test check lint matrix perplexity oracles clean
+.PHONY: demo test check lint matrix perplexity bench bench-growth bench-memory oracles clean
 
 demo: $(MAIN)/demo.stamp
 	@$(MAIN)/bin/python tools/demo.py
@@ -33,6 +33,21 @@ matrix: $(MAIN)/models.stamp
 # Minutes, and a gigabyte for files that go away.
 perplexity: $(MAIN)/models.stamp
 	@$(MAIN)/bin/python tools/perplexity.py
+
+# Ten minutes at most; ONLY="decode convert" for parts of it, OUT for another folder. See docs/benchmarks/README.md.
+OUT ?= out/bench
+GIGABYTES ?= 1
+BENCH = cd tools && ../$(ORACLES)/bin/python -W ignore -m
+
+bench: $(ORACLES)/models.stamp
+	@$(BENCH) bench --out=$(abspath $(OUT)) $(ONLY)
+
+# Up to 8 GB of weights: minutes, and 17 GB for files that go away.
+bench-growth: $(ORACLES)/models.stamp
+	@$(BENCH) bench --out=$(abspath $(OUT))-growth --largest growth
+
+bench-memory: $(ORACLES)/models.stamp
+	@$(BENCH) bench.memory $(GIGABYTES)
 
 # One process for each peer: some change global state when imported. Their own warnings are not listed; ours stay errors.
 oracles: $(ORACLES)/models.stamp

@@ -41,15 +41,9 @@ def write_gguf(path: Path, shapes: Sequence[tuple[int, int]], kind: tuple[int, n
     shapes : (rows, columns) of each tensor; columns a multiple of 32
     """
     type_id, block = kind
-    header = struct.pack("<4sIQQ", b"GGUF", 3, len(shapes), 1)
-    header += text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
-    byte_offset = 0
-    for number, (rows, cols) in enumerate(shapes):
-        header += text(b"blk.%d.ffn_up.weight" % number) + struct.pack("<IQQIQ", 2, cols, rows, type_id, byte_offset)
-        byte_offset += padded(rows * cols // BLOCK * block.itemsize)
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
-        file.write(header.ljust(padded(len(header)), b"\0"))
+        file.write(gguf_header(shapes, type_id, [rows * cols // BLOCK * block.itemsize for rows, cols in shapes]))
         for rows, cols in shapes:
             for n_blocks in tiles(rows * cols // BLOCK):
                 blocks = np.empty(n_blocks, block)
@@ -57,6 +51,38 @@ def write_gguf(path: Path, shapes: Sequence[tuple[int, int]], kind: tuple[int, n
                 blocks["codes"] = rng.integers(0, 256, blocks["codes"].shape, np.uint8).view(blocks["codes"].dtype)
                 file.write(blocks.tobytes())
             file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def write_packed(path: Path, n_cols: int, type_id: int, blocks: NDArray[np.uint8]) -> None:
+    """Write a GGUF file of one tensor whose blocks are given.
+
+    blocks : (n_rows, bytes of a row) uint8
+    """
+    with path.open("wb") as file:
+        file.write(gguf_header([(len(blocks), n_cols)], type_id, [blocks.nbytes]))
+        file.write(blocks.tobytes())
+        file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def write_small_safetensors(path: Path, n_tensors: int) -> None:
+    """Write a safetensors file of many tensors of one row."""
+    with path.open("wb") as file:
+        write_shard(file, {f"blk.{number}.ffn_up.weight": (1, BLOCK) for number in range(n_tensors)}, np.random.default_rng(0))
+
+
+def gguf_header(shapes: Sequence[tuple[int, int]], type_id: int, sizes: Sequence[int]) -> bytes:
+    """Give the header of a GGUF file, padded: tensors of one type in the order in which they lie.
+
+    sizes : bytes of each
+    """
+    header = [struct.pack("<4sIQQ", b"GGUF", 3, len(shapes), 1)]
+    header += [text(b"general.architecture"), struct.pack("<I", 8), text(b"llama")]
+    byte_offset = 0
+    for number, ((rows, cols), n_bytes) in enumerate(zip(shapes, sizes, strict=True)):
+        header += [text(b"blk.%d.ffn_up.weight" % number), struct.pack("<IQQIQ", 2, cols, rows, type_id, byte_offset)]
+        byte_offset += padded(n_bytes)
+    found = b"".join(header)
+    return found.ljust(padded(len(found)), b"\0")
 
 
 def write_llama(folder: Path, n_layers: int) -> None:

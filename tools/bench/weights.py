@@ -1,0 +1,58 @@
+"""Weights to measure on: floats, and the same packed, in memory or mapped from a file.
+
+A few hundred distinct rows are repeated until there are enough: packing as many anew would take some formats minutes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ggml
+import numpy as np
+import qconvert
+from bench.checkpoints import write_packed
+from bench.roofline import paged
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+import qformat
+
+DISTINCT, DISTINCT_PACKED = 256, 16
+SIGMA = np.float32(0.02)
+
+
+def floats(n_rows: int, n_cols: int) -> NDArray[np.float32]:
+    """Make weights as they are in models: (n_rows, n_cols) float32, the array beginning at a page."""
+    made: NDArray[np.float32] = paged((n_rows, n_cols), np.float32)
+    n_distinct = min(n_rows, DISTINCT)
+    made[:n_distinct] = np.random.default_rng(0).standard_normal((n_distinct, n_cols), np.float32) * SIGMA
+    for first in range(n_distinct, n_rows, n_distinct):
+        made[first : first + n_distinct] = made[: min(n_distinct, n_rows - first)]
+    return made
+
+
+def repeated(rows: NDArray[np.generic], n_rows: int) -> NDArray[np.generic]:
+    """Repeat whole rows until there are so many."""
+    return np.tile(rows, (-(-n_rows // len(rows)), 1))[:n_rows]
+
+
+def type_id(target: str) -> int:
+    """Give ggml's number of a type, from a target: "gguf:q4_k"."""
+    return int(GGMLQuantizationType[target.partition(":")[2].upper()])
+
+
+def ggml_blocks(target: str, weights: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Let ggml pack weights, every column as important as the others: (n_rows, bytes of a row) uint8."""
+    some = weights[:DISTINCT_PACKED]
+    return repeated(ggml.quantize(some, type_id(target), np.ones(some.shape[1], np.float32)), len(weights))
+
+
+def packed(target: str, weights: NDArray[np.float32], folder: Path) -> qformat.PackedTensor:
+    """Give weights in a format; GGUF's as ggml packs them, mapped from a file in the folder, in the place of the one before."""
+    if not target.startswith("gguf:"):
+        return qformat.quantize(weights, target)
+    path = folder / "packed.gguf"
+    path.unlink(missing_ok=True)  # what is mapped of the one before lives on without its name
+    write_packed(path, weights.shape[1], type_id(target), ggml_blocks(target, weights))
+    ((_, tensor),) = qconvert.open(path).items()
+    return tensor
