@@ -7,9 +7,11 @@ bytes, as their value digests are. Works piece by piece; must not know names, fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +26,12 @@ from qformat.model import Model
 from qformat.scheme import Opaque, Plain
 from qformat.store import PlaneBytes
 from qformat.tensor import PackedTensor, format_of
+from qformat.threads import spread
 
 Array = NDArray[Any]
+R = TypeVar("R")
+# Of a tile in which weights differ: its first weight, values of both, flat, and the places that differ.
+Differing: TypeAlias = tuple[int, Array, Array, NDArray[np.intp]]
 F32 = "float32"
 
 # In what values are compared, the first that holds both sides, and the element types that each adds to those of float32.
@@ -69,10 +75,20 @@ def first_difference(one: PackedTensor, other: PackedTensor) -> str | None:
     """Say where two tensors differ first; None where they are equal, signed zeros and NaN payloads aside."""
     if one.shape != other.shape:
         return f"shape {one.shape}, the other has {other.shape}"
-    for begin, mine, theirs, places in _differing(one, other):
-        index = begin + int(places[0])
-        return f"weight {index} is {mine[places[0]]!s}, the other has {theirs[places[0]]!s}"
-    return None
+    with closing(spread(_call, first_differences(one, other))) as found:
+        return next((where for where in found if where is not None), None)
+
+
+def first_differences(one: PackedTensor, other: PackedTensor) -> Iterator[Callable[[], str | None]]:
+    """Give the pieces of work that `first_difference` of two tensors of one shape is, to be done in any order."""
+
+    def say(look: Callable[[], Differing | None]) -> str | None:
+        if (found := look()) is None:
+            return None
+        begin, mine, theirs, places = found
+        return f"weight {begin + int(places[0])} is {mine[places[0]]!s}, the other has {theirs[places[0]]!s}"
+
+    return (partial(say, look) for look in _looks(one, other))
 
 
 def deviation(one: PackedTensor, other: PackedTensor) -> Deviation:
@@ -83,10 +99,11 @@ def deviation(one: PackedTensor, other: PackedTensor) -> Deviation:
     Raises UsageError where one of them cannot be decoded.
     """
     n_different, max_abs, max_rel = 0, 0.0, 0.0
-    for _, mine, theirs, places in _differing(one, other):
-        off, rel = _distances(mine[places], theirs[places])
-        n_different += places.size
-        max_abs, max_rel = (float(np.maximum(old, new.max())) for old, new in ((max_abs, off), (max_rel, rel)))
+    with closing(spread(_call, _looks(one, other))) as looked:
+        for _, mine, theirs, places in (found for found in looked if found is not None):
+            off, rel = _distances(mine[places], theirs[places])
+            n_different += places.size
+            max_abs, max_rel = (float(np.maximum(old, new.max())) for old, new in ((max_abs, off), (max_rel, rel)))
     return Deviation(n_different, max_abs, max_rel)
 
 
@@ -129,21 +146,26 @@ def _digests_agree(mine: ByteSource, theirs: ByteSource) -> bool:
     return is_same_part(mine.file, mine.entry, theirs.file, theirs.entry, mine.role)
 
 
-def _differing(one: PackedTensor, other: PackedTensor) -> Iterator[tuple[int, Array, Array, NDArray[np.intp]]]:
-    """Walk over tiles in which weights differ: the tile's first weight, values of both, flat, places that differ."""
-    if not one.n_weights:
-        return
+def _looks(one: PackedTensor, other: PackedTensor) -> Iterator[Callable[[], Differing | None]]:
+    """Give the pieces of work that comparing two tensors is: each looks at a tile, and gives what differs there."""
     kinds = _element(one), _element(other)
     is_raw = kinds[0] == kinds[1] and kinds[0] in RAW
     wide = kinds[0] if is_raw else next(name for name, held in HOLDS.items() if all(k == F32 or k in held for k in kinds))
     seen = narrower(one, format_of(other))
-    if seen is not one:
-        one, other = seen, refold(other, (seen.n_rows, seen.n_cols))
-    for first, last in one.tiles():
-        mine, theirs = (_read(tensor, slice(first, last), wide) for tensor in (one, other))
+    pair = (one, other) if seen is one else (seen, refold(other, (seen.n_rows, seen.n_cols)))
+
+    def look(first: int, last: int) -> Differing | None:
+        mine, theirs = (_read(tensor, slice(first, last), wide) for tensor in pair)
+        if mine.dtype.kind != "O" and np.array_equal(_words(mine), _words(theirs)):
+            return None
         places = np.flatnonzero(_words(mine) != _words(theirs)) if is_raw else _unequal(mine, theirs)
-        if places.size:
-            yield first * one.n_cols, mine, theirs, places
+        return (first * pair[0].n_cols, mine, theirs, places) if places.size else None
+
+    return (partial(look, *tile) for tile in (pair[0].tiles() if one.n_weights else ()))
+
+
+def _call(work: Callable[[], R]) -> R:
+    return work()
 
 
 def _element(tensor: PackedTensor) -> str:

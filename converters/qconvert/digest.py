@@ -7,7 +7,10 @@ are digested as their own bytes under their name. Defined in spec/qfmt.md, "Valu
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from blake3 import blake3
@@ -17,6 +20,7 @@ from qformat.bits import DTYPES
 from qformat.fold import narrower
 from qformat.scheme import Plain
 from qformat.tensor import PackedTensor
+from qformat.threads import n_threads, spread
 
 CONTEXT = b"qfmt-value/1\0"
 RAW = ("float64", "complex64", "int32", "int64", "uint32", "uint64")
@@ -24,17 +28,44 @@ RAW = ("float64", "complex64", "int32", "int64", "uint32", "uint64")
 
 def digest_tensor(tensor: PackedTensor) -> bytes:
     """Give the value digest of a tensor: 32 bytes. Decodes tile by tile."""
-    hasher = blake3(CONTEXT + struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape))
+    (found,) = digest_tensors([tensor])
+    return found
+
+
+def digest_tensors(tensors: Iterable[PackedTensor]) -> Iterator[bytes]:
+    """Give the value digests of tensors, in order; several threads decode the tiles, of whichever tensor they are."""
+    with closing(spread(_call, (job for tensor in tensors for job in _pieces(tensor)))) as pieces:
+        hasher = blake3(max_threads=n_threads())
+        for piece in pieces:
+            if piece is None:
+                yield hasher.digest()
+                hasher = blake3(max_threads=n_threads())
+            else:
+                hasher.update(piece)
+
+
+# Gives bytes to be hashed; None at the end of a tensor.
+Job: TypeAlias = Callable[[], bytes | memoryview | None]
+
+
+def _pieces(tensor: PackedTensor) -> Iterator[Job]:
+    """Give what makes the bytes that are hashed of a tensor, in order."""
     alphabet = tensor.scheme.alphabet
-    raw = isinstance(alphabet, Plain) and alphabet.dtype in RAW
-    if isinstance(alphabet, Plain) and raw:
-        hasher.update(alphabet.dtype.encode() + b"\0")
-    tensor = narrower(tensor)
-    for first, last in tensor.tiles():
-        rows = slice(first, last)
-        values = tensor.codes(rows) if raw else canonical(plain_values(tensor, rows))
-        hasher.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
-    return hasher.digest()
+    raw = alphabet.dtype if isinstance(alphabet, Plain) and alphabet.dtype in RAW else ""
+    head = CONTEXT + struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
+    yield partial(bytes, head + (raw.encode() + b"\0" if raw else b""))
+    narrow = narrower(tensor)
+    yield from (partial(_tile, narrow, slice(*tile), bool(raw)) for tile in narrow.tiles())
+    yield lambda: None
+
+
+def _tile(tensor: PackedTensor, rows: slice, raw: bool) -> bytes | memoryview:
+    values = tensor.codes(rows) if raw else canonical(plain_values(tensor, rows))
+    return np.ascontiguousarray(values).data.cast("B") if values.size else b""
+
+
+def _call(job: Job) -> bytes | memoryview | None:
+    return job()
 
 
 def digest_all(digests: Mapping[str, bytes]) -> bytes:
@@ -58,5 +89,6 @@ def canonical(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Give values with one zero and one NaN, so that bytes are equal where values are."""
     with np.errstate(invalid="ignore"):  # a signaling NaN
         found = values + np.float32(0)  # -0 + 0 is +0
-    found[np.isnan(found)] = np.float32(np.nan)
+        if found.size and np.isnan(found.max()):  # NaN is the largest: most tiles hold none
+            found[np.isnan(found)] = np.float32(np.nan)
     return found

@@ -6,16 +6,23 @@ anything was derived; where values were allowed to change, the bytes that the so
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from typing import TypeAlias
+
 import numpy as np
 
-from qconvert.compare import first_difference
-from qconvert.cutting import MAX_MEMORY, byte_ranges, row_ranges
+from qconvert.compare import first_differences
+from qconvert.cutting import MAX_MEMORY, Rows, byte_ranges, row_ranges
 from qconvert.items import Item, Plan
 from qconvert.run import Progress, narrowed, producer
 from qconvert.verdict import EXACT, same_parts
+from qformat.arrays import Part
 from qformat.errors import NotExact
 from qformat.model import Model
 from qformat.tensor import PackedTensor, format_of
+from qformat.threads import spread
 
 
 def prove(plan: Plan, written: Model, progress: Progress, max_memory: int = MAX_MEMORY) -> None:
@@ -29,49 +36,80 @@ def prove(plan: Plan, written: Model, progress: Progress, max_memory: int = MAX_
     names = [item.name for item in plan.items]
     if sorted(names) != sorted(written.keys()):
         raise NotExact(f"{len(written)} tensors were written, expected {len(names)}", path=written.path)
+    with closing(spread(_call, _checks(plan, written, max_memory))) as done:
+        for n_bytes in done:
+            if n_bytes:
+                progress(n_bytes)
+
+
+# Checks one thing, or raises NotExact; gives the source bytes of a tensor that is then proved, 0 where more is to come.
+Check: TypeAlias = Callable[[], int]
+
+
+def _checks(plan: Plan, written: Model, max_memory: int) -> Iterator[Check]:
+    """Give the checks of all tensors in order, each to be made by any thread."""
     for item in plan.items:
+        yield partial(_same_meaning, item, written)
         found = written[item.name]
-        if found.shape != item.tensor.shape:
-            raise NotExact(f"shape {found.shape}, expected {item.tensor.shape}", path=written.path, tensor=item.name)
-        if not same_parts(found, item.form):
-            message = f"the file says {format_of(found).name}, which does not mean the same as {item.form.name}"
-            raise NotExact(message, path=written.path, tensor=item.name, field="scheme")
+        if found.shape != item.tensor.shape or not same_parts(found, item.form):
+            return  # the check before says so
         if same_parts(item.tensor, item.form):
-            _same_bytes(item, found)
+            yield from _same_bytes(item, found)
         elif item.verdict.verdict == EXACT:
-            _same_values(item, found)
+            yield from (partial(_same_values, item, look) for look in first_differences(item.tensor, found))
         else:
-            _same_product(narrowed(item), found, max_memory)
-        progress(item.tensor.n_bytes)
+            yield from _same_product(narrowed(item), found, max_memory)
+        yield partial(int, item.tensor.n_bytes)
 
 
-def _same_bytes(item: Item, found: PackedTensor) -> None:
+def _call(check: Check) -> int:
+    return check()
+
+
+def _same_meaning(item: Item, written: Model) -> int:
+    found = written[item.name]
+    if found.shape != item.tensor.shape:
+        raise NotExact(f"shape {found.shape}, expected {item.tensor.shape}", path=written.path, tensor=item.name)
+    if not same_parts(found, item.form):
+        message = f"the file says {format_of(found).name}, which does not mean the same as {item.form.name}"
+        raise NotExact(message, path=written.path, tensor=item.name, field="scheme")
+    return 0
+
+
+def _same_bytes(item: Item, found: PackedTensor) -> Iterator[Check]:
     theirs = {part.form.role: part for part in found.parts}
-    for part in item.tensor.parts:
-        other = theirs.get(part.form.role)
+
+    def check(part: Part, start: int, stop: int) -> int:
+        role, other = part.form.role, theirs.get(part.form.role)
         if other is None or other.source.n_bytes != part.source.n_bytes:
-            raise NotExact(f"'{part.form.role}' is not as long as its source", tensor=item.name)
-        for start, stop in byte_ranges(part):
-            mine, copy = part.ordered(start, stop), other.source.read(start, stop)
-            if not np.array_equal(mine, copy):
-                where = start + int(np.argmax(mine != copy))
-                raise NotExact(
-                    f"byte {where} of '{part.form.role}' is not its source's", tensor=item.name, field=part.form.role
-                )
+            raise NotExact(f"'{role}' is not as long as its source", tensor=item.name)
+        mine, copy = part.ordered(start, stop), other.source.read(start, stop)
+        if not np.array_equal(mine, copy):
+            where = start + int(np.argmax(mine != copy))
+            raise NotExact(f"byte {where} of '{role}' is not its source's", tensor=item.name, field=role)
+        return 0
+
+    for part in item.tensor.parts:
+        yield partial(check, part, 0, 0)  # of a part without bytes there is nothing but its length
+        yield from (partial(check, part, start, stop) for start, stop in byte_ranges(part))
 
 
-def _same_values(item: Item, found: PackedTensor) -> None:
-    where = first_difference(item.tensor, found)
-    if where is not None:
+def _same_values(item: Item, look: Callable[[], str | None]) -> int:
+    if (where := look()) is not None:
         raise NotExact(f"what was written is not its source: {where}", tensor=item.name, field="value")
+    return 0
 
 
-def _same_product(item: Item, found: PackedTensor, max_memory: int) -> None:
+def _same_product(item: Item, found: PackedTensor, max_memory: int) -> Iterator[Check]:
     produce = producer(item)
     parts = {part.form.role: part for part in found.parts}
-    for rows in row_ranges(item.tensor, item.form, max_memory):
+
+    def check(rows: Rows) -> int:
         for role, offset, data in produce(rows):
             copy = parts[role].source.read(offset, offset + data.size)
             if not np.array_equal(data, copy):
                 where = offset + int(np.argmax(data != copy))
                 raise NotExact(f"byte {where} of '{role}' is not what its source gives", tensor=item.name, field=role)
+        return 0
+
+    return (partial(check, rows) for rows in row_ranges(item.tensor, item.form, max_memory))
