@@ -24,6 +24,7 @@ from qformat.tiling import FLAT, ROWS
 from qformat.units import LEAST, Codes, Expression, Join, Packed, Places, Shifted, Signed, Source, Trits, Unit, Whole
 
 MOST = 4096  # weights of a unit
+MANY = 512  # weights of a unit, made so long only that parameters are read in place: compiling takes a time for each weight
 BYTE = 8
 
 Table = decode.Signed | decode.Shifted
@@ -70,11 +71,14 @@ def _reading(
     levels: bytes,
 ) -> Reading | None:
     form = next(part for part in parts if CODES in part.layout.holds)
-    stored = in_place and _is_stored(form)
+    stored = in_place and is_stored(form)
     n_weights = lcm(form.layout.n_weights, LEAST) if stored else LEAST
     if not n_cols or n_cols % n_weights or n_weights > MOST:
         return None
-    made = _Maker(scheme, {part.layout.holds: part for part in parts if in_place}, n_cols, n_weights)
+    longer = lcm(n_weights, *(_reach(scheme, part) for part in parts)) if stored else n_weights
+    if n_cols % longer == 0 and longer <= MANY:
+        n_weights = longer
+    made = Maker(scheme, {part.layout.holds: part for part in parts if in_place}, n_cols, n_weights)
     codes = made.codes(form) if stored else made.codes_given()
     if isinstance(codes, Packed) and (codes.low < -128 or (codes.low < 0 and codes.low + (1 << codes.width) > 128)):
         return None
@@ -83,7 +87,7 @@ def _reading(
     return Reading(unit, tuple(made.roles), tuple(made.numbers), tuple(made.runs))
 
 
-class _Maker:
+class Maker:
     """Collects the sources of a unit."""
 
     def __init__(self, scheme: Scheme, parts: dict[tuple[str, ...], PartForm], n_cols: int, n_weights: int) -> None:
@@ -133,9 +137,9 @@ class _Maker:
 
     def codes_given(self) -> Packed:
         """Place codes that are handed over, a byte each."""
-        byte_each = (Places(BYTE, 0, tuple(range(0, BYTE * LEAST, BYTE))),)
+        byte_each = (Places(BYTE, 0, tuple(range(0, BYTE * self.n_weights, BYTE))),)
         signed = isinstance(self.scheme.alphabet, Integers) and self.scheme.alphabet.low < 0
-        return Packed(self.source(Source(LEAST), given=CODES_GIVEN), byte_each, BYTE, signed)
+        return Packed(self.source(Source(self.n_weights), given=CODES_GIVEN), byte_each, BYTE, signed)
 
     def given(self, number: int, operand: Operand) -> Whole:
         """Place an operand that is handed over as float32, for runs of columns that cut units evenly."""
@@ -157,6 +161,12 @@ class _Maker:
             return Join(operand.op, left, right) if left and right else None
         return self.stored(operand.name) if isinstance(operand, Ref) else None
 
+    def whole(self, name: str) -> Whole:
+        """Place a parameter that is known to be stored in whole values."""
+        found = self.stored(name)
+        assert isinstance(found, Whole)
+        return found
+
     def stored(self, name: str) -> Expression | None:
         """Place a stored parameter."""
         part, group = self.parts.get(name), self.scheme.param(name).group
@@ -164,51 +174,55 @@ class _Maker:
             return None
         field = part.layout.part(name)
         if part.layout.n_weights:  # in the blocks of the codes
-            n_blocks = self.n_weights // part.layout.n_weights
-            return self.in_blocks(part, field, n_blocks) if self.n_weights % part.layout.n_weights == 0 else None
+            n_blocks, rest = divmod(self.n_weights, part.layout.n_weights)
+            return None if rest else self.placed(Source(n_blocks * part.layout.n_bytes), part, field, n_blocks)
         if isinstance(group, Flat):
             group = Grid(1, group.n_weights if self.n_cols % group.n_weights == 0 else 0)
             if not group.cols:
                 return None
-        if not isinstance(group, Grid) or not isinstance(field, Field) or field.count != 1 or not _is_read(field.dtype):
+        if not isinstance(group, Grid):
             return None
-        n_bytes, cols = part.layout.n_bytes, group.cols if group.cols < self.n_cols else 0
-        if cols == 0 or cols % self.n_weights == 0:
-            source = self.source(Source(n_bytes, cols // self.n_weights, group.rows), part.role)
-            return Whole(source, field.dtype, (field.at,))
-        if self.n_weights % cols:
-            return None
-        count = self.n_weights // cols
-        source = self.source(Source(n_bytes * count, 1, group.rows), part.role)
-        return Whole(source, field.dtype, tuple(field.at + i * n_bytes for i in range(count)))
+        step, count, cols = part.layout.n_bytes, part.layout.n_items, group.cols if group.cols < self.n_cols else 0
+        if cols == 0:  # the rest of a row's last block is padding
+            return self.placed(Source(step, 0, group.rows), part, field, 1, 1)
+        if count == 1 and cols % self.n_weights == 0:
+            return self.placed(Source(step, cols // self.n_weights, group.rows), part, field, 1)
+        n_blocks, rest = divmod(self.n_weights, cols * count)
+        return None if rest else self.placed(Source(step * n_blocks, 1, group.rows), part, field, n_blocks)
 
-    def in_blocks(self, part: PartForm, field: Field | Bits | None, n_blocks: int) -> Expression | None:
-        """Place a parameter that lies in the blocks of the codes."""
+    def placed(
+        self, source: Source, part: PartForm, field: Field | Bits | None, n_blocks: int, n: int = 0
+    ) -> Expression | None:
+        """Place a field of neighbouring blocks, or its first `n` values; None where a kernel does not read its type."""
         step = part.layout.n_bytes
-        source = self.source(Source(n_blocks * step), part.role)
         if isinstance(field, Field) and _is_read(field.dtype):
             width = field.n_bytes // field.count
             places = tuple(field.at + b * step + i * width for b in range(n_blocks) for i in range(field.count))
-            return Whole(source, field.dtype, places)
-        if isinstance(field, Bits) and field.dtype:
-            return packed(source, field, n_blocks, step) if _is_read(field.dtype) else None
-        if isinstance(field, Bits) and field.width <= BYTE and -128 <= field.low <= field.high <= 255:
-            found = packed(source, field, n_blocks, step)
-            return found if field.low >= 0 or field.high <= 127 else None
-        return None
+            return Whole(self.source(source, part.role), field.dtype, places[:n] if n else places)
+        if not isinstance(field, Bits) or not (_is_read(field.dtype) if field.dtype else _is_byte(field)):
+            return None
+        return packed(self.source(source, part.role), field, n_blocks, step, n)
 
 
-def packed(source: int, field: Bits, n_blocks: int, n_bytes: int) -> Packed:
-    """Place a field of neighbouring blocks of so many bytes."""
+def packed(source: int, field: Bits, n_blocks: int, n_bytes: int, n: int = 0) -> Packed:
+    """Place a field of neighbouring blocks of so many bytes, or its first `n` values."""
     places = []
     for plane in field.planes:
         positions = plane.strides(field.count).positions()
         spread = tuple(at + 8 * n_bytes * block for block in range(n_blocks) for at in positions)
-        places.append(Places(plane.bits, plane.shift, spread))
+        places.append(Places(plane.bits, plane.shift, spread[:n] if n else spread))
     return Packed(source, tuple(places), field.width, field.signed, field.minus, field.dtype)
 
 
-def _is_stored(form: PartForm) -> bool:
+def _reach(scheme: Scheme, part: PartForm) -> int:
+    """Give the weights that a block of several values of one parameter serves; 1 for what a unit does not read in blocks."""
+    if part.layout.n_weights or part.layout.n_items == 1 or not part.layout.holds or part.tiling not in (ROWS, FLAT):
+        return 1
+    group = scheme.param(part.layout.holds[0]).group
+    return max(1, group.cols) * part.layout.n_items if isinstance(group, Grid) and group.cols else 1
+
+
+def is_stored(form: PartForm) -> bool:
     """Tell whether codes can be read as they lie."""
     layout = form.layout
     if form.tiling not in (ROWS, FLAT):
@@ -229,6 +243,11 @@ def _is_read(dtype: str) -> bool:
     """Tell whether a kernel makes float32 of an element type."""
     element = DTYPES[dtype]
     return element.bits == BYTE or dtype in ("float16", "bfloat16", "float32")
+
+
+def _is_byte(field: Bits) -> bool:
+    """Tell whether all values of a field lie in one kind of byte."""
+    return field.width <= BYTE and -128 <= field.low <= field.high <= (127 if field.low < 0 else 255)
 
 
 def _levels(alphabet: Alphabet) -> bytes | None:
