@@ -3,8 +3,9 @@
 Names are loaded when they are first used, so that reading a header does not import NumPy.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qformat.deferred import homes
 
 if TYPE_CHECKING:
     from qformat.errors import FileError, NotExact, QFormatError, UsageError
@@ -28,18 +29,14 @@ __all__ = [
     "set_threads",
 ]
 
-_HOMES = {
-    "errors": ("FileError", "NotExact", "QFormatError", "UsageError"),
-    "model": ("Model",),
-    "rules": ("quantize",),
-    "store": ("open", "save"),
-    "tensor": ("PackedTensor",),
-    "threads": ("n_threads", "set_threads"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"qformat.{module}"), name)
-    raise AttributeError(f"module 'qformat' has no attribute '{name}'")
+__getattr__ = homes(
+    __name__,
+    {
+        "errors": ("FileError", "NotExact", "QFormatError", "UsageError"),
+        "model": ("Model",),
+        "rules": ("quantize",),
+        "store": ("open", "save"),
+        "tensor": ("PackedTensor",),
+        "threads": ("n_threads", "set_threads"),
+    },
+)

@@ -28,7 +28,8 @@ MAY_IMPORT = {"qformat": {"qformat"}, "qconvert": {"qformat", "qconvert"}, "qfmt
 HEAVY = {"gguf", "ml_dtypes", "numba", "zstandard"}
 
 STANDARD_LIBRARY_ALONE = (
-    *("qformat.errors", "qformat.disk", "qformat.bits", "qformat.order", "qformat.layout", "qformat.tiling", "qformat.scheme"),
+    *("qformat.deferred", "qformat.errors", "qformat.disk", "qformat.bits", "qformat.order", "qformat.layout"),
+    *("qformat.tiling", "qformat.scheme"),
     *("qformat.formats", "qformat.formats.*"),
     *(
         "qconvert.containers.mapped",
@@ -174,11 +175,16 @@ def test_declarations_and_header_readers_load_the_standard_library_alone(name: s
     assert {i.module for i in loaded if not is_light(i.module)} == set()
 
 
-def loaded_after(code: str) -> set[str]:
-    """Run code in a fresh interpreter and give the top-level packages it has loaded."""
-    report = "import sys; print('\\nloaded', *{name.partition('.')[0] for name in sys.modules})"
+def modules_after(code: str) -> set[str]:
+    """Run code in a fresh interpreter and give the modules it has loaded."""
+    report = "import sys; print('\\nloaded', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
     return set(done.stdout.rpartition("\nloaded ")[2].split())
+
+
+def loaded_after(code: str) -> set[str]:
+    """Run code in a fresh interpreter and give the top-level packages it has loaded."""
+    return {name.partition(".")[0] for name in modules_after(code)}
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -232,3 +238,14 @@ def test_inspecting_loads_nothing_heavy(write: Callable[[Path], Path], options: 
 @pytest.mark.parametrize("write", [gguf, safetensors])
 def test_inspecting_a_foreign_header_does_not_load_numpy(write: Callable[[Path], Path], tmp_path: Path) -> None:
     assert "numpy" not in loaded_after(run_qfmt("inspect", str(write(tmp_path)), "--tensors"))
+
+
+@pytest.mark.parametrize("write", [gguf, qfmt])
+def test_inspecting_what_is_no_safetensors_file_loads_none_of_its_dialects(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    loaded = modules_after(run_qfmt("inspect", str(write(tmp_path))))
+
+    dialects = {name for name in loaded if name.startswith("qconvert.dialects.")}
+    assert dialects <= {f"qconvert.dialects.{name}" for name in ("dialect", "geometry", "ggml")}
+    assert "qformat.formats.catalogue" not in loaded

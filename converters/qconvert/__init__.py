@@ -3,8 +3,9 @@
 Names are loaded when they are first used, so that opening a file does not import what only converting needs.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qformat.deferred import homes
 
 if TYPE_CHECKING:
     from qconvert.conversion import convert, plan
@@ -15,17 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "convert", "open", "plan", "quantize", "targets_of"]
 
-_HOMES = {
-    "conversion": ("convert", "plan"),
-    "holding": ("targets_of",),
-    "opening": ("open",),
-    "quantizing": ("quantize",),
-    "report": ("Report",),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"qconvert.{module}"), name)
-    raise AttributeError(f"module 'qconvert' has no attribute '{name}'")
+__getattr__ = homes(
+    __name__,
+    {
+        "conversion": ("convert", "plan"),
+        "holding": ("targets_of",),
+        "opening": ("open",),
+        "quantizing": ("quantize",),
+        "report": ("Report",),
+    },
+)

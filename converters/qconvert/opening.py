@@ -20,8 +20,8 @@ from qconvert.containers.gguf_header import Header, parse_header
 from qconvert.containers.gguf_split import open_parts
 from qconvert.containers.shards import read_json_object
 from qconvert.containers.strict_json import parse_json
-from qconvert.dialects import Claim, Shelf, check_assumed, claim_all, find, ggml
-from qconvert.dialects.dialect import PACKING_FILES
+from qconvert.dialects import ggml
+from qconvert.dialects.dialect import PACKING_FILES, Claim, Shelf
 from qformat.arrays import ByteSource, View
 from qformat.errors import FileError, QFormatError, UsageError, about
 from qformat.formats.dense import dense
@@ -49,7 +49,10 @@ def open(
 
     Raises FileError, one line, for whatever cannot be read; UsageError for what cannot be assumed.
     """
-    check_assumed(assume)
+    if assume:
+        from qconvert.dialects import check_assumed  # here and below: of dialects only safetensors knows
+
+        check_assumed(assume)
     checkpoint = resolve(path)
     if checkpoint.kind == "qfmt":
         model = open_qfmt(checkpoint.shards[0], verify)
@@ -134,6 +137,8 @@ def open_gguf_model(path: Path) -> Model:
 
 def open_safetensors_model(path: Path, assume: tuple[str, ...] = (), shapes: Shapes = NONE) -> Model:
     """Open a safetensors file, an index or a folder of them; what a dialect packs is one tensor."""
+    from qconvert.dialects import claim_all, find
+
     file = open_checkpoint(path)
     checkpoint = file.checkpoint
     try:

@@ -16,9 +16,10 @@ from qconvert.containers.gguf_plan import PlannedTensor
 from qconvert.containers.gguf_tensors import MAX_NAME_BYTES, TensorInfo
 from qconvert.containers.gguf_types import GGML_TYPES, GGUF_DENSE, type_name
 from qformat.errors import NotExact
-from qformat.formats import GGUF, Format, PartForm, matrix
 from qformat.formats.dense import dense
+from qformat.formats.form import Format, PartForm, matrix
 from qformat.formats.gguf import NVFP4, nvfp4_scaled
+from qformat.formats.gguf_types import GGUF
 from qformat.layout import Field, Layout
 from qformat.scheme import Grid, Levels, Opaque, Scheme
 from qformat.tensor import PackedTensor
