@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from qformat.arrays import ByteSource, Memory, Part, build
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 else:
     from qformat.deferred import np
+
+MOST_BOUNDS = 1024  # of one format
 
 
 @dataclass(frozen=True)
@@ -186,10 +189,13 @@ def assemble(
 
     Raises UsageError when an array has another size than the shape asks for, or none has room for a parameter.
     """
+    held = [sources[part.role] for part in form.parts]
+    sizes = tuple(source.n_bytes for source in held)
+    if (bounds := form.bounds.get((shape, sizes))) is not None:
+        return PackedTensor(shape, form.scheme, tuple(map(Part, form.parts, bounds, held, repeat(swapped))), dtype, rule)
     rows, cols = matrix(shape)
     parts = []
-    for part in form.parts:
-        source = sources[part.role]
+    for part, source in zip(form.parts, held, strict=True):
         dims = part.dims(form.scheme, rows, cols, source.n_bytes)
         parts.append(Part(part, part.bind(dims), source, swapped))
     tensor = PackedTensor(shape, form.scheme, tuple(parts), dtype, rule)
@@ -199,6 +205,8 @@ def assemble(
             message = f"'{param.name}' has room for {room} values, its groups are {wanted}"
             raise UsageError(message, field=param.name, found=room, expected=wanted)
     tensor.part("codes")
+    if len(form.bounds) < MOST_BOUNDS:
+        form.bounds[shape, sizes] = tuple(part.bound for part in parts)
     return tensor
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from qformat.errors import UsageError
 from qformat.layout import Bits, Field, Layout, Plane
@@ -37,7 +38,7 @@ class PartForm:
         return self.tiling.bind(dims, self.layout.n_items, self.layout.n_bytes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Format:
     """A way to store a tensor.
 
@@ -66,6 +67,11 @@ class Format:
                 expected = f"{codes[0]}..{codes[1]}" if codes and field.holds == "codes" else found
             if found != expected:
                 raise UsageError(f"format '{self.name}': '{field.holds}' is stored as {found}, expected {expected}")
+
+    @cached_property
+    def bounds(self) -> dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Bound, ...]]:
+        """Sizes of the parts that are known to fit, by shape of the tensor and bytes of each: many tensors share theirs."""
+        return {}
 
     @property
     def meaning(self) -> tuple[object, ...]:
