@@ -84,7 +84,7 @@ def _in_vectors(tensor: PackedTensor, input_scale: bool) -> Any:
 
 
 def _by_loops(tensor: PackedTensor, first: int, last: int, out: NDArray[Any], input_scale: bool) -> None:
-    from qformat.kernels import evaluate
+    from qformat.kernels.evaluate import evaluate
 
     operands = Operands(tensor.scheme, tensor.n_cols, tensor.param)
     steps = operands.steps(first, last, input_scale)

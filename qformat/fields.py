@@ -28,7 +28,7 @@ def read_field(blocks: NDArray[np.uint8], layout: Layout, field: Field | Bits, o
         words = blocks.reshape(*blocks.shape[:-2], layout.n_bytes)[..., field.at : end]
         out[...] = np.ascontiguousarray(words).view(numpy_dtype(field.dtype)).reshape(out.shape)
         return
-    from qformat.kernels import unpack
+    from qformat.kernels.planes import unpack
 
     if not field.dtype:
         unpack(blocks, field, out)
@@ -44,7 +44,7 @@ def write_field(values: NDArray[Any], layout: Layout, field: Field | Bits, block
         data = np.ascontiguousarray(values, numpy_dtype(field.dtype)).view(np.uint8)
         blocks[..., field.at : field.at + field.n_bytes] = data.reshape(*blocks.shape[:-1], field.n_bytes)
         return
-    from qformat.kernels import pack
+    from qformat.kernels.planes import pack
 
     pack(np.ascontiguousarray(values).view(np.uint16) if field.dtype else values, field, blocks)
 

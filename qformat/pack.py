@@ -28,7 +28,7 @@ def unpack(blocks: NDArray[np.uint8], layout: Layout, out: NDArray[Any] | None =
     >>> unpack(np.array([[0x21]], np.uint8), find("mxfp4").parts[0].layout).tolist()
     [[1, 2]]
     """
-    from qformat.kernels import unpack as unpack_field
+    from qformat.kernels.planes import unpack as unpack_field
 
     codes = _codes(layout)
     if blocks.ndim != 2 or blocks.shape[1] != layout.n_bytes or blocks.dtype != np.uint8:
@@ -51,8 +51,8 @@ def pack(codes: NDArray[Any], layout: Layout) -> NDArray[np.uint8]:
     >>> pack(np.array([[1, 2]]), find("mxfp4").parts[0].layout).tolist()
     [[33]]
     """
-    from qformat.kernels import check_codes
-    from qformat.kernels import pack as pack_field
+    from qformat.kernels.planes import check_codes
+    from qformat.kernels.planes import pack as pack_field
 
     field = _codes(layout)
     blocks = np.zeros((*codes.shape[:1], layout.n_bytes), np.uint8)

@@ -15,7 +15,8 @@ from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.fields import numpy_dtype, value_dtype
 from qformat.formats import Format
-from qformat.kernels import check_codes, evaluate, pack, unpack
+from qformat.kernels.evaluate import evaluate
+from qformat.kernels.planes import check_codes, pack, unpack
 from qformat.layout import Bits, Field, Layout, Plane
 from qformat.scheme import Op
 from qformat.tensor import PackedTensor, assemble

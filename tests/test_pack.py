@@ -8,7 +8,7 @@ import pytest
 import qformat.pack
 from qformat import formats
 from qformat.errors import UsageError
-from qformat.kernels import warm
+from qformat.kernels.warm import warm
 from qformat.pack import pack, unpack
 
 NIBBLES = formats.find("int4_g128").parts[0].layout
