@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from pathlib import Path
 
 import ml_dtypes
@@ -479,17 +478,27 @@ def test_what_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     assert {name: word in found[name] for name, word in words.items()} == dict.fromkeys(words, True)
 
 
-def test_100_000_tensors_open_in_20_ms(tmp_path: Path) -> None:
+def test_opening_makes_nothing_for_each_tensor(tmp_path: Path) -> None:
     spec = (PartSpec("codes", "uint8", (4, 16), 16, is_codes=True),)
-    names = [f"model.layers.{k}.mlp.experts.{k % 128}.down_proj.weight" for k in range(100_000)]
+    names = [f"model.layers.{k}.weight" for k in range(200)]
     with Writer(tmp_path / "a.qfmt", [TensorSpec(name, (4, 32), "float32", {"k": 1}, spec) for name in names]) as writer:
         for k in range(len(names)):
             writer.write(k, "codes", 0, bytes(64))
-    times = []
-    for _ in range(15):
-        begin = time.perf_counter()
-        file = open_file(tmp_path / "a.qfmt")
-        times.append(time.perf_counter() - begin)
-    assert len(file.tensors) == 100_000
-    assert list(file.tensors) == names
-    assert min(times) < 0.020
+
+    file = open_file(tmp_path / "a.qfmt")
+
+    assert (file.tensors.found, file.index.built, file.index.parsed, file.tables) == (None, {}, {}, {})
+    assert (len(file.tensors), list(file.tensors)) == (200, names)
+
+
+def test_entries_of_one_form_share_what_it_says(tmp_path: Path) -> None:
+    spec = (PartSpec("codes", "uint8", (4, 16), 16, is_codes=True),)
+    with Writer(tmp_path / "a.qfmt", [TensorSpec(name, (4, 32), "float32", {"k": 1}, spec) for name in "ab"]) as writer:
+        for k in range(2):
+            writer.write(k, "codes", 0, bytes([k] * 64))
+
+    file = open_file(tmp_path / "a.qfmt")
+    entries = [file.tensors[name] for name in "ab"]
+
+    assert len(file.index.built) == 1
+    assert [file.read(entry, "codes").tobytes() for entry in entries] == [bytes(64), bytes([1] * 64)]

@@ -6,7 +6,7 @@ and builds an object only for what is asked for.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,19 @@ from qformat.file.records import (
 )
 
 Records = NDArray[Any]
+Column = tuple[int, int, int, str, bool]  # of a plane: begin, end, element_bytes, encoding, is_codes
+
+
+class Form(NamedTuple):
+    """What entries of one form share: all but name, place and digest.
+
+    parts : each without planes, and what its columns say of those
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    descriptor: dict[str, Any]
+    parts: tuple[tuple[PartEntry, tuple[Column, ...]], ...]
 
 
 class Index:
@@ -45,6 +58,7 @@ class Index:
     """
 
     __slots__ = (
+        "built",
         "columns",
         "counts",
         "dims",
@@ -96,6 +110,7 @@ class Index:
         self.take_heaps(data, position)
         self.symbol_names: list[str] = []
         self.parsed: dict[int, Any] = {}
+        self.built: dict[int, Form] = {}
 
     entries: Records
     planes: Records
@@ -150,54 +165,52 @@ class Index:
 
         Raises FileError when two of its parts have one role, or its descriptor is not a JSON object.
         """
-        record = self.entries[number]
-        form = self.forms[int(record["form"])]
-        descriptor = self.document(int(form["descriptor"]))
-        if not isinstance(descriptor, dict):
-            found = type(descriptor).__name__
-            raise FileError(f"descriptor is {found}, expected an object", tensor=name, field="descriptor", found=found)
-        plane, chunk = int(record["first_plane"]), int(record["first_chunk"])
-        parts: dict[str, PartEntry] = {}
-        first_part = int(form["first_part"])
-        for part_record in self.parts[first_part : first_part + int(form["n_parts"])]:
-            part = self.part(part_record, plane, chunk)
-            if part.role in parts:
-                raise FileError("two parts of this role", tensor=name, field=part.role)
-            parts[part.role] = part
-            plane += len(part.planes)
-            chunk += len(part.planes) * part.n_stripes
-        shape = self.shape(form)
-        return TensorEntry(number, name, shape, self.symbol(form["dtype"]), descriptor, tuple(parts.values()))
-
-    def part(self, record: np.void, plane: int, chunk: int) -> PartEntry:
-        """Build the object for one part, whose planes and chunks begin at these numbers."""
-        n_bytes, block_bytes = int(record["n_bytes"]), int(record["block_bytes"])
-        part = PartEntry(
-            self.symbol(record["role"]),
-            self.symbol(record["dtype"]),
-            self.shape(record),
-            int(record["row_bytes"]),
-            block_bytes,
-            n_bytes,
-            (),
-        )
-        planes = []
-        first = int(record["first_column"])
-        for k, column in enumerate(self.columns[first : first + int(record["n_columns"])]):
-            stored = self.planes[plane + k]
-            planes.append(
-                PlaneEntry(
-                    int(column["begin"]),
-                    int(column["end"]),
-                    int(column["element_bytes"]),
-                    ENCODINGS[int(column["encoding"])],
-                    bool(column["flags"] & CODES),
-                    int(stored["offset"]),
-                    int(stored["stored_bytes"]),
-                    chunk + k * part.n_stripes,
-                )
+        _, _, number_of_form, plane, chunk, _, _ = self.entries[number].item()
+        form = self.form(number_of_form, name)
+        parts = []
+        for part, columns in form.parts:
+            stored, n_stripes = self.planes[plane : plane + len(columns)].tolist(), part.n_stripes
+            planes = tuple(
+                PlaneEntry(*column, offset, stored_bytes, chunk + k * n_stripes)
+                for k, (column, (offset, stored_bytes)) in enumerate(zip(columns, stored, strict=True))
             )
-        return PartEntry(part.role, part.dtype, part.shape, part.row_bytes, block_bytes, n_bytes, tuple(planes))
+            parts.append(PartEntry(part.role, part.dtype, part.shape, part.row_bytes, part.block_bytes, part.n_bytes, planes))
+            plane += len(columns)
+            chunk += len(columns) * n_stripes
+        return TensorEntry(number, name, form.shape, form.dtype, form.descriptor, tuple(parts))
+
+    def form(self, number: int, name: str) -> Form:
+        """Build what entries of one form share; forms are built once.
+
+        name : of the entry that asks, for errors
+        """
+        if number not in self.built:
+            form = self.forms[number]
+            descriptor = self.document(int(form["descriptor"]))
+            if not isinstance(descriptor, dict):
+                found = type(descriptor).__name__
+                raise FileError(f"descriptor is {found}, expected an object", tensor=name, field="descriptor", found=found)
+            first = int(form["first_part"])
+            parts: dict[str, tuple[PartEntry, tuple[Column, ...]]] = {}
+            for record in self.parts[first : first + int(form["n_parts"])]:
+                part = self.part(record)
+                if part[0].role in parts:
+                    raise FileError("two parts of this role", tensor=name, field=part[0].role)
+                parts[part[0].role] = part
+            self.built[number] = Form(self.shape(form), self.symbol(form["dtype"]), descriptor, tuple(parts.values()))
+        return self.built[number]
+
+    def part(self, record: np.void) -> tuple[PartEntry, tuple[Column, ...]]:
+        """Build the object for one part, its planes still open, and what its columns say of them."""
+        columns = tuple(
+            (begin, end, element_bytes, ENCODINGS[encoding], bool(flags & CODES))
+            for begin, end, element_bytes, encoding, flags, _ in self.columns[int(record["first_column"]) :][
+                : int(record["n_columns"])
+            ].tolist()
+        )
+        role, dtype = self.symbol(record["role"]), self.symbol(record["dtype"])
+        row_bytes, block_bytes, n_bytes = (int(record[field]) for field in ("row_bytes", "block_bytes", "n_bytes"))
+        return PartEntry(role, dtype, self.shape(record), row_bytes, block_bytes, n_bytes, ()), columns
 
     def shape(self, record: np.void) -> tuple[int, ...]:
         """Give the shape that a form or part names."""
