@@ -44,6 +44,8 @@ def written(field: Packed, values: np.ndarray[Any, Any], pieces: int, first: int
     codes = cut(b, load(b, function.args[0], vector(I8, values.size)), values.size // pieces)
     store(b, pack_bytes(b, field, codes, first, last), function.args[1], 1, False)
     b.ret_void()
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
     machine = binding.Target.from_default_triple().create_target_machine(features=binding.get_host_cpu_features().flatten())
     engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), machine)
     engine.finalize_object()

@@ -43,11 +43,14 @@ def pack_bytes(b: ir.IRBuilder, field: Packed, codes: Sequence[Value], first: in
 
 
 def runs(field: Packed) -> list[tuple[int, int]]:
-    """Give the runs of bytes of a unit that a field has bits in: [first, last) of each."""
-    touched = sorted({piece.byte for plane in field.planes for piece in _pieces(plane)})
-    ends = [i for i in range(1, len(touched)) if touched[i] != touched[i - 1] + 1]
-    starts = [0, *ends]
-    return [(touched[low], touched[high - 1] + 1) for low, high in zip(starts, [*ends, len(touched)], strict=True)]
+    """Give the runs of bytes of a unit that a field has bits of the same planes in: [first, last) of each."""
+    planes: dict[int, set[int]] = {}
+    for number, plane in enumerate(field.planes):
+        for piece in _pieces(plane):
+            planes.setdefault(piece.byte, set()).add(number)
+    ends = [byte + 1 for byte in sorted(planes) if planes[byte] != planes.get(byte + 1)]
+    starts = [byte for byte in sorted(planes) if planes[byte] != planes.get(byte - 1)]
+    return list(zip(starts, ends, strict=True))
 
 
 def _plane(b: ir.IRBuilder, plane: Places, codes: Sequence[Value], first: int, last: int) -> Value:
