@@ -72,7 +72,7 @@ def quantize(n_rows: int = cases.N_ROWS, chosen: Sequence[Case] = cases.QUANTIZE
         qformat.set_threads(None)
 
 
-def transcode(n_rows: int = cases.N_ROWS, chosen: Sequence[Way] = cases.TRANSCODE) -> Iterator[Result]:
+def transcode(n_rows: int = cases.TRANSCODED_ROWS, chosen: Sequence[Way] = cases.TRANSCODE) -> Iterator[Result]:
     """Measure what `convert` does to the bytes of a tensor once it is planned, without any file."""
     weights = floats(n_rows, cases.N_COLS)
     for way in chosen:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 N_ROWS, N_COLS = 8192, 8192
+TRANSCODED_ROWS = 4096  # every source of a transcode is a file that is converted and planned first
 DTYPES = ("float32", "float16", "bfloat16")
 THREADS = (1, 2)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,16 +42,22 @@ def write_gguf(path: Path, shapes: Sequence[tuple[int, int]], kind: tuple[int, n
     shapes : (rows, columns) of each tensor; columns a multiple of 32
     """
     type_id, block = kind
-    rng = np.random.default_rng(0)
     with path.open("wb") as file:
         file.write(gguf_header(shapes, type_id, [rows * cols // BLOCK * block.itemsize for rows, cols in shapes]))
         for rows, cols in shapes:
             for n_blocks in tiles(rows * cols // BLOCK):
-                blocks = np.empty(n_blocks, block)
-                blocks["scale"] = rng.uniform(0.001, 0.02, n_blocks)
-                blocks["codes"] = rng.integers(0, 256, blocks["codes"].shape, np.uint8).view(blocks["codes"].dtype)
-                file.write(blocks.tobytes())
+                file.write(random_blocks(n_blocks, block))
             file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+@lru_cache(maxsize=2)
+def random_blocks(n_blocks: int, block: np.dtype[np.void]) -> bytes:
+    """Make blocks of random codes and scales; always the same for a number: writing is faster than making."""
+    rng = np.random.default_rng(n_blocks)
+    blocks = np.empty(n_blocks, block)
+    blocks["scale"] = rng.uniform(0.001, 0.02, n_blocks)
+    blocks["codes"] = rng.integers(0, 256, blocks["codes"].shape, np.uint8).view(blocks["codes"].dtype)
+    return blocks.tobytes()
 
 
 def write_packed(path: Path, n_cols: int, type_id: int, blocks: NDArray[np.uint8]) -> None:

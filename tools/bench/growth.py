@@ -19,7 +19,8 @@ COUNTS = (1, 10, 100, 1_000, 10_000, 100_000)
 MEGABYTES = (1, 10, 100, 1_000)
 LARGE_MEGABYTES = 8_000  # with source and result twice that on the disk, for `largest`
 COLS, TENSOR_ROWS = 4096, 4096
-TIMES, SHORT = 3, 2.0  # a command that takes no longer than that is run three times, any other once
+TIMES, SHORT = 3, 1.0  # a command that takes no more seconds than that is run three times, any other once
+PATIENCE = 30.0  # seconds that a command may be expected to take; larger sizes are left out
 
 # What is run: a name, and the arguments, from a source and what it is converted to.
 COMMANDS: tuple[tuple[str, Callable[[Path, Path], Sequence[str | Path]]], ...] = (
@@ -29,6 +30,7 @@ COMMANDS: tuple[tuple[str, Callable[[Path, Path], Sequence[str | Path]]], ...] =
     ("verify", lambda source, made: ("verify", made)),
     ("hash", lambda source, made: ("hash", made)),
 )
+MADE = ("verify", "hash")  # read what `convert` made
 OF_COUNTS, OF_BYTES = ("inspect", "plan", "convert", "hash"), ("convert", "verify", "hash")
 
 
@@ -57,7 +59,7 @@ def _grown(
             source, made = Path(folder, "source.gguf"), Path(folder, "made.qfmt")
             write_gguf(source, shapes(n), Q4_0)
             for name, args in COMMANDS:
-                if name in names:
+                if name in names and _expected(runs[name], n / unit) <= PATIENCE and (name not in MADE or made.exists()):
                     runs[name].append((n / unit, _median([str(arg) for arg in args(source, made)])))
     for name, found in runs.items():
         points = tuple((size, ran.seconds) for size, ran in found)
@@ -66,6 +68,11 @@ def _grown(
         figures = {**slope, "once s": line.once, "exponent": line.exponent, "at end": line.at_end}
         figures["growth MB"] = (max(ran.n_bytes for _, ran in found) - found[0][1].n_bytes) / 1e6
         yield Result("growth", f"qfmt {name}", f"by {of}", 0, figures, points=points)
+
+
+def _expected(runs: Sequence[tuple[float, Run]], size: float) -> float:
+    """Give the seconds that a size will take if it grows as the largest one before."""
+    return runs[-1][1].seconds * size / runs[-1][0] if runs else 0.0
 
 
 def _median(args: Sequence[str]) -> Run:

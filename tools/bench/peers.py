@@ -107,8 +107,8 @@ def _compressed_tensors_decoder(case: Case, weights: NDArray[np.float32], out: N
 def _ggml_encoder(case: Case, weights: NDArray[np.float32]) -> Maker:
     blocks = _room(case, weights)
     chunk = CHUNK(("ggml_quantize_chunk", library()))
-    args = (type_id(case.target), weights.ctypes.data, blocks.ctypes.data, 0)
-    return lambda n_rows: lambda: chunk(*args, n_rows, weights.shape[1], None)
+    kind, n_cols = type_id(case.target), weights.shape[1]
+    return lambda n_rows: lambda: chunk(kind, weights.ctypes.data, blocks.ctypes.data, 0, n_rows, n_cols, None)
 
 
 def _ggml_row_encoder(case: Case, weights: NDArray[np.float32]) -> Maker:

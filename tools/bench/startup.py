@@ -6,11 +6,13 @@ measures inside; memory is the most that the process held, interpreter and NumPy
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import qconvert
 from bench.checkpoints import BLOCK, Q4_0, write_gguf, write_small_safetensors
 from bench.commands import Ran, python, qfmt
@@ -18,7 +20,9 @@ from bench.results import Result
 from bench.rounds import spread
 from installed import SMOLLM2, join_gemma, package_file
 
-TIMES, TIMES_COLD = 10, 3
+import qformat
+
+TIMES, LEAST, BUDGET = 10, 3, 5.0  # runs at most and at least, and seconds after which no further one begins
 MANY = 100_000
 LARGE_BYTES = 1 << 30
 ROWS, COLS = 4096, 4096
@@ -55,14 +59,15 @@ def start_up() -> Iterator[Result]:
 
 
 def _many(folder: Path) -> Iterator[Path]:
-    """Write files of many small tensors: GGUF, safetensors and `.qfmt`."""
+    """Write files of many small tensors, each when it is asked for: GGUF, safetensors and `.qfmt`."""
     gguf, arrays, packed = (folder / f"many{suffix}" for suffix in (".gguf", ".safetensors", ".qfmt"))
     write_gguf(gguf, [(1, BLOCK)] * MANY, Q4_0)
-    qconvert.convert(gguf, packed)
     yield gguf
-    yield packed
     write_small_safetensors(arrays, MANY)
     yield arrays
+    row = qformat.quantize(np.ones((1, BLOCK), np.float32), "gguf:q4_0")
+    qformat.save(packed, {f"blk.{number}.ffn_up.weight": row for number in range(MANY)})
+    yield packed
 
 
 def _kernels(folder: Path) -> Iterator[Result]:
@@ -73,8 +78,8 @@ def _kernels(folder: Path) -> Iterator[Result]:
     warm = folder / "warm"
     python(FIRST_KERNEL, small, NUMBA_CACHE_DIR=str(warm))
     yield _measured("first kernel", "warm", lambda: python(FIRST_KERNEL, small, NUMBA_CACHE_DIR=str(warm)))
-    colds = (str(folder / f"cold-{number}") for number in range(TIMES_COLD))
-    yield _measured("first kernel", "cold", lambda: python(FIRST_KERNEL, small, NUMBA_CACHE_DIR=next(colds)), TIMES_COLD)
+    colds = (str(folder / f"cold-{number}") for number in range(TIMES))
+    yield _measured("first kernel", "cold", lambda: python(FIRST_KERNEL, small, NUMBA_CACHE_DIR=next(colds)))
 
 
 def _opening(folder: Path) -> Result:
@@ -89,9 +94,11 @@ def _opening(folder: Path) -> Result:
     return Result("start-up", "open .qfmt", f"{large.stat().st_size / 1e9:.1f} GB", 1, figures, {"qformat": spread(seconds)})
 
 
-def _measured(name: str, detail: str, run: Callable[[], Ran], times: int = TIMES) -> Result:
+def _measured(name: str, detail: str, run: Callable[[], Ran]) -> Result:
     """Run a command several times and give the medians."""
-    runs = [run() for _ in range(times)]
+    started, runs = time.monotonic(), list[Ran]()
+    while len(runs) < LEAST or (len(runs) < TIMES and time.monotonic() - started < BUDGET):
+        runs.append(run())
     figures = {
         "s": median(ran.seconds for ran in runs),
         "cpu s": median(ran.cpu_seconds for ran in runs),
