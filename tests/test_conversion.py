@@ -1,5 +1,6 @@
 """Conversions from file to file: exact and proved, or nothing at all."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ RNG = np.random.default_rng(7)
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
 
 
-def gguf_file(path: Path, kinds: tuple[str, ...] = KINDS) -> Path:
+def gguf_file(path: Path, kinds: tuple[str, ...] = KINDS, rows: int = 5) -> Path:
     """Write a GGUF by the gguf package: one matrix of every type, a vector, metadata of several types."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_uint32("llama.block_count", 1)
     writer.add_array("tokenizer.ggml.tokens", ["a", "b", "ü"])
     for kind in kinds:
         kind_id = gguf.GGMLQuantizationType[kind]
-        weights = RNG.normal(0, 0.02, (5, 64)).astype(np.float32)
+        weights = RNG.normal(0, 0.02, (rows, 64)).astype(np.float32)
         writer.add_tensor(f"{kind.lower()}.weight", gguf.quants.quantize(weights, kind_id), raw_dtype=kind_id)
     writer.add_tensor("norm.weight", np.linspace(0, 1, 7, dtype=np.float32))
     writer.write_header_to_file()
@@ -157,11 +158,51 @@ def test_a_byte_that_the_writer_gets_wrong_is_found_by_the_proof(
     assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
 
 
-def test_a_file_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
-    save_file({"w": RNG.normal(0, 1, (900, 640)).astype(np.float32)}, tmp_path / "a.safetensors")
-    for workers in (1, 4):
-        quantize(tmp_path / "a.safetensors", tmp_path / f"{workers}.qfmt", "qfmt:nf4", workers=workers)
-    assert (tmp_path / "1.qfmt").read_bytes() == (tmp_path / "4.qfmt").read_bytes()
+@pytest.mark.parametrize(
+    ("name", "to", "compress"),
+    [
+        ("b.qfmt", "qfmt", "none"),
+        ("b.qfmt", "qfmt", "all"),
+        ("b.gguf", "gguf:q8_0", "none"),
+        ("b.safetensors", "safetensors", "none"),
+    ],
+)
+def test_neither_a_file_nor_its_receipt_depends_on_the_number_of_threads(
+    tmp_path: Path, name: str, to: str, compress: str
+) -> None:
+    source, made = gguf_file(tmp_path / "a.gguf", ("Q4_0",), rows=9000), set()
+    for workers in (1, 2, 5):
+        qformat.set_threads(workers)
+        try:
+            qconvert.convert(source, tmp_path / name, to, compress=compress, receipt=tmp_path / "r.json", force=True)
+        finally:
+            qformat.set_threads(None)
+        made.add(((tmp_path / name).read_bytes(), (tmp_path / "r.json").read_bytes()))
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_quantized_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path, workers: int) -> None:
+    weights = RNG.normal(0, 1, (900, 640)).astype(np.float32)
+    save_file({"w": weights}, tmp_path / "a.safetensors")
+    quantize(tmp_path / "a.safetensors", tmp_path / "a.qfmt", "qfmt:nf4", workers=workers)
+    with store.open(tmp_path / "a.qfmt") as model:
+        assert model["w"].codes().tobytes() == rules.quantize(weights, "nf4").codes().tobytes()
+
+
+def test_an_unreadable_chunk_ends_all_threads_in_one_error(tmp_path: Path) -> None:
+    source = gguf_file(tmp_path / "a.gguf", ("Q4_0",), rows=9000)
+    qconvert.convert(source, tmp_path / "a.qfmt")
+    with store.open(tmp_path / "a.qfmt") as model:
+        place = model["q4_0.weight"].n_bytes // 2
+    data = bytearray((tmp_path / "a.qfmt").read_bytes())
+    data[place] ^= 1
+    (tmp_path / "a.qfmt").write_bytes(data)
+    before, n_alive = sorted(tmp_path.iterdir()), threading.active_count()
+    with pytest.raises(FileError, match="BLAKE3 is"):
+        qconvert.convert(tmp_path / "a.qfmt", tmp_path / "b.gguf", workers=5)
+    assert sorted(tmp_path.iterdir()) == before
+    assert threading.active_count() <= n_alive + 5  # those that all share, idle
 
 
 @pytest.mark.parametrize("target", ["qfmt:nf4", "qfmt:int8-tensor", "qfmt:int8-asym-tensor", "qfmt:uint4-g48", "qfmt:int3-g16"])

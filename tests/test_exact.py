@@ -8,11 +8,12 @@ import pytest
 from qconvert.verdict import EXACT, REFUSED, ROUNDED, SAME_BYTES, Verdict, judge
 
 from qformat import formats
+from qformat.arrays import Memory
 from qformat.formats import Format, find, gguf, mx
 from qformat.formats.dense import dense
 from qformat.formats.fp8_block import fp8_block
 from qformat.formats.hqq import hqq
-from qformat.tensor import PackedTensor, from_array, from_values
+from qformat.tensor import PackedTensor, assemble, from_array, from_values
 
 RNG = np.random.default_rng(20)
 SHAPE = (6, 128)
@@ -146,3 +147,15 @@ def asymmetric_with_scale(scale: float) -> PackedTensor:
     codes = np.ones((1, 32), np.uint8)
     values = {"codes": codes, "scales": np.full((1, 1), scale, np.float16), "zeros": np.full((1, 1), 3, np.uint8)}
     return from_values(find("uint4_g32"), (1, 32), values)
+
+
+@pytest.mark.parametrize(("code", "verdict"), [(0x90, "exact"), (0x80, "refused")], ids=["-7", "-8"])
+def test_a_stored_code_outside_its_alphabet_is_looked_at_although_the_alphabets_are_the_same(code: int, verdict: str) -> None:
+    """Two groups of one scale, in one of twice the length; four bits hold -8, the alphabet does not."""
+    codes, scales = np.zeros(32, np.uint8), np.full(2, 0.5, np.float16).view(np.uint8)
+    codes[-1] = code
+    tensor = assemble(find("int4_g32"), (1, 64), {"codes": Memory(codes), "scales": Memory(scales)})
+
+    found = judge(tensor, find("int4_g64"))
+
+    assert (found.verdict, found.index) == (verdict, 63 if verdict == "refused" else None)

@@ -17,7 +17,8 @@ from qconvert.tensor_scale import TensorScale
 from qformat.errors import NotExact
 from qformat.evaluate import F32, as_float32
 from qformat.formats import Format
-from qformat.scheme import Integers, Levels, Op, Scheme, Stored
+from qformat.layout import CODES, Bits
+from qformat.scheme import Integers, Levels, Op, Ref, Scheme, Stored
 from qformat.tensor import PackedTensor
 
 
@@ -48,10 +49,22 @@ class Recast:
         """Rows that begin a group, or all of a tensor's, are this many apart."""
         return self.groups.together if self.of_tensor is None else self.of_tensor.together
 
-    def derive(self, first: int, last: int, rounding: bool = False) -> Derived:
+    @property
+    def is_sure(self) -> bool:
+        """Whether parameters that are kept make all values equal: any stored code is the same number there, times one scale."""
+        target = self.recoding.target
+        if not isinstance(self.recoding.source, Integers) or not isinstance(target, Integers) or self.of_tensor is not None:
+            return False
+        held = self.tensor.part(CODES).form.layout.part(CODES)  # its bits may hold more than the alphabet has
+        fits = isinstance(held, Bits) and target.low <= held.low and held.high <= target.high and not self.recoding.offset
+        steps = (*self.tensor.scheme.steps, *self.form.scheme.steps)
+        return fits and len(steps) == 2 and all(step.op is Op.MUL and isinstance(step.operand, Ref) for step in steps)
+
+    def derive(self, first: int, last: int, rounding: bool = False, codes: bool = True) -> Derived:
         """Give the target's codes and parameters for rows [first, last), which begin and, but at the end, end a group.
 
         rounding : let a scale or bias that the target cannot hold round, and count it
+        codes    : whether they are wanted, and looked at
 
         Raises NotExact with field, index and value where the target cannot hold a code or, unless rounding, a parameter.
         """
@@ -68,9 +81,10 @@ class Recast:
             offset = np.float32(self.recoding.offset)
             self.zero.put(found, groups, np.full(scale.shape, offset) if zero is None else zero + offset, low)
         subtracted = zero if self.bias is None and self.zero is None else None
-        codes = self.tensor.codes(slice(first, last))
-        by_weight = None if subtracted is None else groups.by_weight(subtracted, codes.shape)
-        found.values["codes"] = self.recoding.apply(codes, by_weight, first * self.tensor.n_cols)
+        if codes:
+            held = self.tensor.codes(slice(first, last))
+            by_weight = None if subtracted is None else groups.by_weight(subtracted, held.shape)
+            found.values["codes"] = self.recoding.apply(held, by_weight, first * self.tensor.n_cols)
         found.reasons.insert(0, self.recoding.reason(subtracted is not None))
         if groups.by_index and groups.index is not None:
             found.values[groups.index.index] = self.tensor.param(groups.index.index)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from qconvert.compare import first_differences
-from qconvert.cutting import MAX_MEMORY, Rows, byte_ranges, row_ranges
+from qconvert.cutting import MAX_MEMORY, UNIT_WEIGHTS, WORK_BYTES, Rows, byte_ranges, row_ranges, unit_bytes
 from qconvert.items import Item, Plan
 from qconvert.run import Progress, narrowed, producer
 from qconvert.verdict import EXACT, same_parts
@@ -36,34 +36,43 @@ def prove(plan: Plan, written: Model, progress: Progress, max_memory: int = MAX_
     names = [item.name for item in plan.items]
     if sorted(names) != sorted(written.keys()):
         raise NotExact(f"{len(written)} tensors were written, expected {len(names)}", path=written.path)
-    with closing(spread(_call, _checks(plan, written, max_memory))) as done:
+    found = _checks(plan, written, max_memory)
+    with closing(spread(_call, found, cost=lambda check: check.n_held, most=max_memory)) as done:
         for n_bytes in done:
             if n_bytes:
                 progress(n_bytes)
 
 
-# Checks one thing, or raises NotExact; gives the source bytes of a tensor that is then proved, 0 where more is to come.
-Check: TypeAlias = Callable[[], int]
+class Check(NamedTuple):
+    """One thing to be proved, and the memory that this takes.
+
+    run : raises NotExact; gives the source bytes of a tensor that is then proved, 0 where more is to come
+    """
+
+    run: Callable[[], int]
+    n_held: int = 0
 
 
 def _checks(plan: Plan, written: Model, max_memory: int) -> Iterator[Check]:
     """Give the checks of all tensors in order, each to be made by any thread."""
     for item in plan.items:
-        yield partial(_same_meaning, item, written)
+        yield Check(partial(_same_meaning, item, written))
         found = written[item.name]
         if found.shape != item.tensor.shape or not same_parts(found, item.form):
             return  # the check before says so
         if same_parts(item.tensor, item.form):
             yield from _same_bytes(item, found)
         elif item.verdict.verdict == EXACT:
-            yield from (partial(_same_values, item, look) for look in first_differences(item.tensor, found))
+            n_held = max(UNIT_WEIGHTS, item.tensor.n_cols) * WORK_BYTES
+            looks = first_differences(item.tensor, found)
+            yield from (Check(partial(_same_values, item, look), n_held) for look in looks)
         else:
             yield from _same_product(narrowed(item), found, max_memory)
-        yield partial(int, item.tensor.n_bytes)
+        yield Check(partial(int, item.tensor.n_bytes))
 
 
 def _call(check: Check) -> int:
-    return check()
+    return check.run()
 
 
 def _same_meaning(item: Item, written: Model) -> int:
@@ -90,8 +99,8 @@ def _same_bytes(item: Item, found: PackedTensor) -> Iterator[Check]:
         return 0
 
     for part in item.tensor.parts:
-        yield partial(check, part, 0, 0)  # of a part without bytes there is nothing but its length
-        yield from (partial(check, part, start, stop) for start, stop in byte_ranges(part))
+        yield Check(partial(check, part, 0, 0))  # of a part without bytes there is nothing but its length
+        yield from (Check(partial(check, part, start, stop), stop - start) for start, stop in byte_ranges(part))
 
 
 def _same_values(item: Item, look: Callable[[], str | None]) -> int:
@@ -112,4 +121,5 @@ def _same_product(item: Item, found: PackedTensor, max_memory: int) -> Iterator[
                 raise NotExact(f"byte {where} of '{role}' is not what its source gives", tensor=item.name, field=role)
         return 0
 
-    return (partial(check, rows) for rows in row_ranges(item.tensor, item.form, max_memory))
+    ranges = row_ranges(item.tensor, item.form, max_memory)
+    return (Check(partial(check, rows), unit_bytes(item.tensor, rows)) for rows in ranges)

@@ -7,18 +7,23 @@ it is decided by `conversion`.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from qconvert.cutting import MAX_MEMORY, UNIT_WEIGHTS, WORK_BYTES
 from qconvert.digest import canonical, plain_values
 from qconvert.exact import Recast
+from qconvert.keeping import Derived
 from qformat.bits import DTYPES
 from qformat.errors import NotExact, QFormatError
 from qformat.fold import narrower
 from qformat.formats import Format
 from qformat.scheme import Opaque, Plain
 from qformat.tensor import PackedTensor, format_of, from_values
+from qformat.threads import spread
 
 SAME_BYTES = "same-bytes"
 EXACT = "exact"
@@ -26,6 +31,7 @@ ROUNDED = "rounded"
 REQUANTIZE = "requantize"
 REFUSED = "refused"
 NO_EXPONENT = 255
+SURE_WEIGHTS = 1 << 21  # of a piece of which parameters alone are read
 ORDER = (SAME_BYTES, EXACT, ROUNDED, REQUANTIZE, REFUSED)
 
 
@@ -108,21 +114,41 @@ def row_multiple(form: Format) -> int:
 def _judge_codes(tensor: PackedTensor, form: Format) -> Verdict:
     """Derive every row, and compare the decodes until something had to round."""
     recast = Recast(tensor, form)
-    n_rounded, worst, offender, reasons = 0, 0.0, None, {}
-    for first, last in tensor.tiles(together=recast.together):
-        derived = recast.derive(first, last, rounding=True)
-        reasons.update(dict.fromkeys(derived.reasons))
-        n_rounded += derived.n_rounded
-        worst = max(worst, derived.max_rel_error)
-        offender = offender or derived.first
-        made = _packed(tensor, form, first, last, derived.values)
-        if not n_rounded:
-            _check_values(tensor, form, made, first, last)
+    n_rounded, worst, offender, reasons = 0, 0.0, None, dict[str, None]()
+    n_weights = SURE_WEIGHTS if recast.is_sure else UNIT_WEIGHTS
+    tiles = tensor.tiles(n_weights=n_weights, together=recast.together)
+    n_held = max(n_weights, tensor.n_cols) * WORK_BYTES
+    with closing(spread(partial(_look, recast), tiles, cost=lambda tile: n_held, most=MAX_MEMORY)) as looked:
+        for derived, wrong in looked:
+            reasons.update(dict.fromkeys(derived.reasons))
+            n_rounded += derived.n_rounded
+            worst = max(worst, derived.max_rel_error)
+            offender = offender or derived.first
+            if wrong is not None and not n_rounded:
+                raise wrong
     reason = ", ".join(reasons) or "no weights"
     if n_rounded == 0:
         return Verdict(EXACT, reason)
     assert offender is not None  # the first of the n_rounded
     return Verdict(ROUNDED, f"{reason}; {offender[0]} rounds", *offender, n_rounded, worst)
+
+
+def _look(recast: Recast, tile: tuple[int, int]) -> tuple[Derived, NotExact | None]:
+    """Derive some rows, and compare their decodes where nothing had to round and it is not sure what they are.
+
+    returns: what was derived, its values aside, and the first weight that differs
+    """
+    tensor, form, wrong = recast.tensor, recast.form, None
+    derived = recast.derive(*tile, rounding=True, codes=not recast.is_sure)
+    if not recast.is_sure:
+        made = _packed(tensor, form, *tile, derived.values)
+        if not derived.n_rounded:
+            try:
+                _check_values(tensor, form, made, *tile)
+            except NotExact as err:
+                wrong = err
+    derived.values = {}
+    return derived, wrong
 
 
 def _packed(tensor: PackedTensor, form: Format, first: int, last: int, values: dict[str, np.ndarray]) -> PackedTensor:
@@ -138,7 +164,10 @@ def _packed(tensor: PackedTensor, form: Format, first: int, last: int, values: d
 
 def _check_values(tensor: PackedTensor, form: Format, made: PackedTensor, first: int, last: int) -> None:
     """Decode some rows, and what was packed of them, and compare every bit."""
-    mine, theirs = canonical(tensor.dequantize(rows=slice(first, last))), canonical(made.dequantize())
+    mine, theirs = tensor.dequantize(rows=slice(first, last)), made.dequantize().reshape(last - first, tensor.n_cols)
+    if np.array_equal(mine.view(np.uint32), theirs.view(np.uint32)):
+        return
+    mine, theirs = canonical(mine), canonical(theirs)
     differs = mine.view(np.uint32) != theirs.view(np.uint32)
     if differs.any():
         where = int(np.argmax(differs))
