@@ -1,5 +1,6 @@
 """Verdicts: decided by the values of a tensor, with the first offender named."""
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,7 @@ from qformat.formats import Format, find, gguf, mx
 from qformat.formats.dense import dense
 from qformat.formats.fp8_block import fp8_block
 from qformat.formats.hqq import hqq
+from qformat.scheme import Integers
 from qformat.tensor import PackedTensor, assemble, from_array, from_values
 
 RNG = np.random.default_rng(20)
@@ -154,8 +156,9 @@ def test_a_stored_code_outside_its_alphabet_is_looked_at_although_the_alphabets_
     """Two groups of one scale, in one of twice the length; four bits hold -8, the alphabet does not."""
     codes, scales = np.zeros(32, np.uint8), np.full(2, 0.5, np.float16).view(np.uint8)
     codes[-1] = code
-    tensor = assemble(find("int4_g32"), (1, 64), {"codes": Memory(codes), "scales": Memory(scales)})
+    forms = [find("int4_g32"), find("int4_g64")]
+    short, long = (replace(form, scheme=replace(form.scheme, alphabet=Integers(-7, 7))) for form in forms)
 
-    found = judge(tensor, find("int4_g64"))
+    found = judge(assemble(short, (1, 64), {"codes": Memory(codes), "scales": Memory(scales)}), long)
 
     assert (found.verdict, found.index) == (verdict, 63 if verdict == "refused" else None)
