@@ -6,16 +6,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from qconvert.exact import Recast
 from qconvert.verdict import EXACT, REFUSED, ROUNDED, SAME_BYTES, Verdict, judge
 
 from qformat import formats
-from qformat.arrays import Memory
 from qformat.formats import Format, find, gguf, mx
 from qformat.formats.dense import dense
+from qformat.formats.form import parameter
 from qformat.formats.fp8_block import fp8_block
 from qformat.formats.hqq import hqq
-from qformat.scheme import Integers
-from qformat.tensor import PackedTensor, assemble, from_array, from_values
+from qformat.tensor import PackedTensor, from_array, from_values
 
 RNG = np.random.default_rng(20)
 SHAPE = (6, 128)
@@ -151,14 +151,23 @@ def asymmetric_with_scale(scale: float) -> PackedTensor:
     return from_values(find("uint4_g32"), (1, 32), values)
 
 
-@pytest.mark.parametrize(("code", "verdict"), [(0x90, "exact"), (0x80, "refused")], ids=["-7", "-8"])
-def test_a_stored_code_outside_its_alphabet_is_looked_at_although_the_alphabets_are_the_same(code: int, verdict: str) -> None:
-    """Two groups of one scale, in one of twice the length; four bits hold -8, the alphabet does not."""
-    codes, scales = np.zeros(32, np.uint8), np.full(2, 0.5, np.float16).view(np.uint8)
-    codes[-1] = code
-    forms = [find("int4_g32"), find("int4_g64")]
-    short, long = (replace(form, scheme=replace(form.scheme, alphabet=Integers(-7, 7))) for form in forms)
+@pytest.mark.parametrize("scale", [0.5, 1e-9, 1e9, np.nan, np.inf, -0.0])
+@pytest.mark.parametrize("target", [gguf.Q4_0, gguf.Q8_0, find("int8_g32"), find("int4_g16")], ids=lambda form: form.name)
+def test_a_verdict_by_parameters_alone_is_that_of_every_value(
+    monkeypatch: pytest.MonkeyPatch, target: Format, scale: float
+) -> None:
+    codes, held = RNG.integers(-8, 8, SHAPE).astype(np.int8), scales(4, "float32").astype(np.float16).astype(np.float32)
+    held[3, 1] = scale
+    tensor = from_values(in_float32(find("int4_g32")), SHAPE, {"codes": codes, "scales": held})
+    assert Recast(tensor, target).is_sure
 
-    found = judge(assemble(short, (1, 64), {"codes": Memory(codes), "scales": Memory(scales)}), long)
+    by_parameters = judge(tensor, target)
+    monkeypatch.setattr(Recast, "is_sure", False)
 
-    assert (found.verdict, found.index) == (verdict, 63 if verdict == "refused" else None)
+    assert repr(by_parameters) == repr(judge(tensor, target))  # NaN is not equal to itself
+
+
+def in_float32(form: Format) -> Format:
+    """Give a format of integers with scales of that type."""
+    param = replace(form.scheme.params[0], dtype="float32")
+    return Format("wide", replace(form.scheme, params=(param,)), (form.parts[0], parameter(param, 4)))
