@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,11 @@ class PackedTensor:
     parts: tuple[Part, ...]
     dtype: str = ""
     rule: str = ""
+
+    @cached_property
+    def form(self) -> Format:
+        """The format that the tensor lies in, by the name of its scheme."""
+        return Format(self.scheme.name, self.scheme, tuple(part.form for part in self.parts), self.rule)
 
     @property
     def n_weights(self) -> int:
@@ -212,7 +218,7 @@ def assemble(
 
 def format_of(tensor: PackedTensor) -> Format:
     """Give the format that a tensor lies in."""
-    return Format(tensor.scheme.name, tensor.scheme, tuple(part.form for part in tensor.parts), tensor.rule)
+    return tensor.form
 
 
 def from_values(

@@ -73,7 +73,7 @@ class Format:
         """Sizes of the parts that are known to fit, by shape of the tensor and bytes of each: many tensors share theirs."""
         return {}
 
-    @property
+    @cached_property
     def meaning(self) -> tuple[object, ...]:
         """What is equal for formats that lie in the same byte arrays and mean the same, whatever they are called."""
         scheme = self.scheme
