@@ -115,6 +115,13 @@ def test_what_is_paid_once_does_not_hide_growth_at_the_end(bench: Import) -> Non
     assert not found.is_linear
 
 
+def test_starting_up_is_not_expected_to_grow(bench: Import) -> None:
+    growth, run = bench("growth"), bench("memory").Run
+    runs = [(1.0, run(0, "", "", 5.0, 0)), (10.0, run(0, "", "", 7.0, 0))]
+
+    assert [growth._expected(runs[:n], 100.0) for n in range(3)] == [0.0, 5.0, 25.0]
+
+
 def goal(bench: Import, at_most: bool = False, needs: str = "") -> object:
     return bench("goals").Goal("decode", ("nf4", "int4*"), "float32", 1, "x fill", 0.85, at_most, needs)
 

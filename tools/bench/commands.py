@@ -1,4 +1,4 @@
-"""The library measured as a user meets it: commands and small programs, each a process of its own, with its time and memory."""
+"""The library measured as a user meets it: commands and small programs, each a process of its own, with its time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KIB = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of ru_maxrss
-
 
 class Failed(Exception):
     """A command that did not end well; its text is one line."""
@@ -25,12 +23,10 @@ class Ran:
 
     seconds     : from its start to its end
     cpu_seconds : of all its threads, in the system too
-    n_bytes     : most memory that it held, pages of mapped files included
     """
 
     seconds: float
     cpu_seconds: float
-    n_bytes: int
     out: str
 
 
@@ -57,7 +53,7 @@ def run(args: Sequence[str], env: Mapping[str, str]) -> Ran:
         if child.returncode:
             last = _text(err).strip().splitlines()[-1:]
             raise Failed(f"{' '.join(args[-4:])}: exit code {child.returncode}: {''.join(last)}")
-        return Ran(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * KIB, _text(out))
+        return Ran(seconds, used.ru_utime + used.ru_stime, _text(out))
 
 
 def _text(stream: Any) -> str:

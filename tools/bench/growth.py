@@ -71,8 +71,9 @@ def _grown(
 
 
 def _expected(runs: Sequence[tuple[float, Run]], size: float) -> float:
-    """Give the seconds that a size will take if it grows as the largest one before."""
-    return runs[-1][1].seconds * size / runs[-1][0] if runs else 0.0
+    """Give the seconds that a size will take if all that the largest before took longer than the first grows with it."""
+    once, last = (runs[0][1].seconds, runs[-1]) if runs else (0.0, None)
+    return once + (last[1].seconds - once) * size / last[0] if last else 0.0
 
 
 def _median(args: Sequence[str]) -> Run:
