@@ -27,7 +27,7 @@ import qformat
 from qformat.threads import spread
 
 OURS, OURS_FRESH, COPY, FILL = "qformat", "qformat fresh", "memcpy", "fill"
-BUDGET = 1.0  # seconds for the rounds of one case
+BUDGET = 0.7  # seconds for the rounds of one case
 BESIDE = {COPY: OURS, FILL: OURS}
 AGAINST = {**BESIDE, "ggml": OURS, "ggml rows": OURS, **dict.fromkeys(cases.FRESH, OURS_FRESH)}
 MODULE = "model.layers.0.mlp.up_proj.weight"
