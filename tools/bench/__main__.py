@@ -3,7 +3,8 @@
     cd tools && python -m bench [--out=FOLDER] [--largest] [decode|quantize|transcode|convert|start-up|growth ...]
 
 Measures the named sections, or all. Writes table.txt, results.json and plot.svg to the folder, if one is given. Exit code 0
-whatever the figures are: a goal that is missed is marked as missed.
+whatever the figures are: a goal that is missed is marked as missed. Where a section fails, what it measured before is still told,
+the other sections are measured, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import arrays, files, growth, startup
-from bench.commands import Failed
 from bench.goals import GOALS, judge
 from bench.machine import describe, features, noise, ticks
 from bench.plot import svg
@@ -47,16 +47,16 @@ def main(*words: str) -> int:
         print(f"bench: unknown '{wrong[0]}': expected {', '.join(SECTIONS)}, --out=FOLDER, --largest", file=sys.stderr)
         return 2
     sections = [name for name in SECTIONS if name in chosen or not chosen]
-    started, before, results = time.monotonic(), ticks(), list[Result]()
-    try:
-        for name in sections:
-            measure = SECTIONS[name] if name != "growth" else lambda: growth.growth("largest" in options)
+    started, before, results, code = time.monotonic(), ticks(), list[Result](), 0
+    for name in sections:
+        measure = SECTIONS[name] if name != "growth" else lambda: growth.growth("largest" in options)
+        try:
             for result in measure():
                 results.append(result)
                 print(f"{time.monotonic() - started:6.0f} s  {name} {result.name} {result.detail}", file=sys.stderr, flush=True)
-    except Failed as err:
-        print(f"bench: {err}", file=sys.stderr)
-        return 1
+        except (Exception, KeyboardInterrupt) as err:  # whatever a peer of another version raises: the rest is still measured
+            print(f"bench: {name} ended early: {type(err).__name__}: {err}", file=sys.stderr)
+            code = 1
     copied = [s.gb_per_s for r in results for who, s in r.spreads.items() if who == "memcpy" and s.n_bytes == COPY_BYTES]
     machine, quiet = describe(), noise(copied, before, ticks())
     marks = list(judge([goal for goal in GOALS if goal.section in sections], results, features()))
@@ -70,7 +70,7 @@ def main(*words: str) -> int:
         made = as_json(machine, quiet, results, marks, seconds)
         (folder / "results.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
         (folder / "plot.svg").write_text(svg(results, marks, f"qformat on {machine['cpu']}"), encoding="utf-8")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import numpy as np
 import qconvert
 from bench.checkpoints import write_packed
 from bench.roofline import paged
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
+from qconvert.containers.gguf_types import GGML_TYPES
 
 import qformat
 
@@ -38,7 +38,7 @@ def repeated(rows: NDArray[np.generic], n_rows: int) -> NDArray[np.generic]:
 
 def type_id(target: str) -> int:
     """Give ggml's number of a type, from a target: "gguf:q4_k"."""
-    return int(GGMLQuantizationType[target.partition(":")[2].upper()])
+    return next(number for number, kind in GGML_TYPES.items() if kind.name == target.partition(":")[2])
 
 
 def ggml_blocks(target: str, weights: NDArray[np.float32]) -> NDArray[np.uint8]:
