@@ -1,0 +1,93 @@
+"""What a processor can do decides the form of a kernel, never a bit of its result; and for others the kernels compile."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import pytest
+
+HERE = Path(__file__).parent
+NEHALEM = "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt"
+SANDYBRIDGE = NEHALEM + ",+avx"
+HASWELL = SANDYBRIDGE + ",+avx2,+bmi,+bmi2,+f16c,+fma"
+SKYLAKE = HASWELL + ",+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+X86_SHUFFLE = "llvm.x86.ssse3.pshuf.b.128"
+
+on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the processors named are x86")
+
+
+def run(script: str, *args: str, **environment: str) -> Any:
+    """Run a script on the processor that the environment names."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_CPU", "NUMBA_DISABLE"))}
+    command = [sys.executable, str(HERE / script), *args]
+    done = subprocess.run(command, env={**env, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@cache
+def by_plain_python() -> Any:
+    """Decode by the plain loops, run as they are written."""
+    return run("decoded_here.py", "all", "float32", "float16", "bfloat16", NUMBA_DISABLE_JIT="1")
+
+
+def test_without_a_compiler_nothing_is_decoded_by_vectors() -> None:
+    assert by_plain_python()["vectors"] == 0
+
+
+def test_this_processor_decodes_as_plain_python() -> None:
+    found = run("decoded_here.py", "all", "float32", "float16", "bfloat16")
+    assert found["vectors"] > 100
+    assert found["digests"] == by_plain_python()["digests"]
+
+
+@on_x86
+@pytest.mark.parametrize(
+    ("name", "features", "has_f16c", "shuffle"),
+    [
+        ("generic", "", False, ""),
+        ("nehalem", NEHALEM, False, X86_SHUFFLE),
+        ("sandybridge", SANDYBRIDGE, False, X86_SHUFFLE),
+        ("haswell", HASWELL, True, X86_SHUFFLE),
+    ],
+)
+def test_other_processors_decode_as_plain_python(name: str, features: str, has_f16c: bool, shuffle: str) -> None:
+    missing = {feature for feature in features.split(",") if feature} - set(llvm.get_host_cpu_features().flatten().split(","))
+    if missing:
+        pytest.skip(f"this processor has no {missing}")
+    found = run("decoded_here.py", "ours", "float32", "float16", NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
+    assert (found["f16c"], found["shuffle"]) == (has_f16c, shuffle)
+    assert found["vectors"] > 50
+    assert found["digests"].items() <= by_plain_python()["digests"].items()
+
+
+def test_a_processor_named_generic_needs_no_features_listed() -> None:
+    found = run("decoded_here.py", "ours", NUMBA_CPU_NAME="generic")
+    assert (found["f16c"], found["shuffle"]) == (False, "")
+
+
+@on_x86
+def test_kernels_compile_for_avx_512() -> None:
+    environment = {"NUMBA_CPU_NAME": "skylake-avx512", "NUMBA_CPU_FEATURES": SKYLAKE}
+    found = run("compiled_for.py", "x86_64-linux-gnu", "skylake-avx512", SKYLAKE, "float32", "float16", **environment)
+    assert found["machines"] == [62]  # EM_X86_64
+    assert found["objects"] > 80
+    assert "zmm" in found["registers"]
+
+
+def test_kernels_compile_for_arm() -> None:
+    try:
+        llvm.initialize_all_targets()
+        llvm.Target.from_triple("aarch64-linux-gnu")
+    except RuntimeError as error:
+        pytest.skip(f"this LLVM makes no code for it: {error}")
+    found = run("compiled_for.py", "aarch64-linux-gnu", "generic", "+neon", "float32", "float16")
+    assert found["machines"] == [183]  # EM_AARCH64
+    assert found["objects"] > 80
+    assert "v" in found["registers"]
