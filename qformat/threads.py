@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
 from qformat.errors import UsageError
@@ -97,12 +98,14 @@ def spread(
     closes the iterator.
     """
     size = threads or n_threads()
-    if size <= 1 or getattr(_HERE, "is_worker", False):
-        yield from map(work, items)
+    rest = iter(items)
+    head = list(islice(rest, 2))
+    if len(head) < 2 or size <= 1 or getattr(_HERE, "is_worker", False):  # a single item keeps nobody else busy
+        yield from map(work, chain(head, rest))
         return
     executor, waiting, held = _POOL.of(size), deque["tuple[int, Future[R]]"](), 0
     try:
-        for item in items:
+        for item in chain(head, rest):
             taken = 0 if cost is None else cost(item)
             while waiting and (len(waiting) >= AHEAD * size or held + taken > most > 0):
                 freed, future = waiting[0]
