@@ -31,7 +31,7 @@ class Rows:
         self.reading = reading
         self.operands = operands
         self.n_units = tensor.n_cols // reading.unit.n_weights
-        self.steps = tuple(_row_bytes(source, self.n_units) for source in reading.unit.sources)
+        self.steps = tuple(row_bytes(source, self.n_units) for source in reading.unit.sources)
 
     @property
     def in_place(self) -> bool:
@@ -89,6 +89,6 @@ def rows_of(tensor: PackedTensor, input_scale: bool) -> Rows | None:
     return Rows(tensor, reading, chain) if reading else None
 
 
-def _row_bytes(source: Source, n_units: int) -> int:
+def row_bytes(source: Source, n_units: int) -> int:
     """Give the bytes from one place of rows to the next."""
     return source.n_bytes * (-(-n_units // source.units) if source.units else 1)

@@ -30,11 +30,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Bits of each value that lie together: `bits` of them, at bit positions[i] of the place in the source for value i."""
+    """Bits of each value that lie together: `bits` of them, at bit positions[i] of the place in the source for value i.
+
+    source : how many sources further than the value's own
+    """
 
     bits: int
     shift: int
     positions: tuple[int, ...]
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +159,23 @@ class Unit:
     codes: Codes
     levels: bytes
     steps: tuple[tuple[Op, Expression], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What a kernel takes from one packed form to another at a time: codes that stand for the same integers, and whole values.
+
+    n_weights : a multiple of 32
+    sources   : the byte arrays that are read
+    targets   : the byte arrays that are written, every byte of a place
+    codes     : of all weights
+    to        : where they go; its source is the number of a target
+    copies    : values that go over as they are, from a source to a target
+    """
+
+    n_weights: int
+    sources: tuple[Source, ...]
+    targets: tuple[Source, ...]
+    codes: Codes
+    to: Packed
+    copies: tuple[tuple[Whole, Whole], ...]

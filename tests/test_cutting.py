@@ -44,6 +44,7 @@ def test_files_do_not_depend_on_how_the_work_is_cut(
     allow = "requantize"
     whole = qconvert.convert(tmp_path / "a.qfmt", tmp_path / "whole", to, allow)
     monkeypatch.setattr(cutting, "UNIT_WEIGHTS", n_weights)
+    monkeypatch.setattr(cutting, "RELAID_WEIGHTS", n_weights)
     monkeypatch.setattr(cutting, "TORN_WEIGHTS", n_weights)
 
     report = qconvert.convert(tmp_path / "a.qfmt", tmp_path / "cut", to, allow)

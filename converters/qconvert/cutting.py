@@ -21,6 +21,7 @@ Rows = tuple[tuple[int, int], ...]
 
 UNIT_WEIGHTS = 1 << 18
 UNIT_BYTES = 1 << 20
+RELAID_WEIGHTS = 1 << 20  # of rows whose bytes are only laid out anew, at many times the pace
 TORN_WEIGHTS = 1 << 21  # of rows whose bytes do not lie together: enough that each run of them is worth a write
 WORK_BYTES = 32  # of memory for each weight in work: decoded, its codes in 32 bits, a rule's tries; measured to be below 26
 MAX_MEMORY = 1 << 30
@@ -35,11 +36,16 @@ def byte_ranges(part: Part) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, part.source.n_bytes)
 
 
-def row_ranges(tensor: PackedTensor, form: Format, max_memory: int = MAX_MEMORY) -> Iterator[Rows]:
-    """Cut the rows of a tensor so that every unit begins a block in every part of the target."""
+def row_ranges(tensor: PackedTensor, form: Format, max_memory: int = MAX_MEMORY, is_relaid: bool = False) -> Iterator[Rows]:
+    """Cut the rows of a tensor so that every unit begins a block in every part of the target.
+
+    is_relaid : whether bytes are only laid out anew
+    """
     n_slabs, step = slabs(form, tensor.shape), row_step(form, tensor.shape)
     torn = n_slabs > 1 or any(lead_axis(part) != 0 for part in form.parts)
-    n_weights = min(TORN_WEIGHTS if torn else UNIT_WEIGHTS, max_memory // (AT_ONCE * WORK_BYTES))
+    n_weights = min(
+        TORN_WEIGHTS if torn else RELAID_WEIGHTS if is_relaid else UNIT_WEIGHTS, max_memory // (AT_ONCE * WORK_BYTES)
+    )
     slab = tensor.n_rows // n_slabs
     per_range = max(1, n_weights // max(1, step * n_slabs * tensor.n_cols)) * step
     for first in range(0, slab, per_range):

@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from qconvert.cutting import MAX_MEMORY, Rows, byte_ranges, is_slab, lead_axis, row_ranges, shared_roles, unit_bytes
 from qconvert.exact import Recast
 from qconvert.items import Item
+from qconvert.relaid import relaid
 from qconvert.requantize import Requantizer
 from qconvert.sinks import Sink
-from qconvert.verdict import REFUSED, REQUANTIZE, ROUNDED, same_parts
+from qconvert.verdict import EXACT, REFUSED, REQUANTIZE, ROUNDED, same_parts
 from qformat.arrays import Part
 from qformat.errors import QFormatError
 from qformat.fold import narrower
 from qformat.formats import Format, PartForm
+from qformat.relaying import Relay
 from qformat.tensor import PackedTensor, pack_part
 from qformat.threads import AHEAD, n_threads, spread
 
@@ -91,7 +93,7 @@ def units(number: int, item: Item, max_memory: int = MAX_MEMORY) -> Iterator[Uni
         return
     item = narrowed(item)
     produce = producer(item)
-    for rows in row_ranges(item.tensor, item.form, max_memory):
+    for rows in _row_ranges(item, max_memory):
         yield Unit(partial(_make, number, produce, rows), unit_bytes(item.tensor, rows))
 
 
@@ -99,11 +101,10 @@ def peak_memory(items: Sequence[Item], max_memory: int) -> int:
     """Give the most memory that writing takes at a time, beyond the mapped source and what starting up takes: bytes."""
     most = 0
     for item in (item for item in items if item.verdict.verdict != REFUSED):
-        tensor = narrowed(item).tensor
         if same_parts(item.tensor, item.form):
-            sizes = (stop - start for part in tensor.parts for start, stop in byte_ranges(part))
+            sizes: Iterator[int] = (stop - start for part in item.tensor.parts for start, stop in byte_ranges(part))
         else:
-            sizes = (unit_bytes(tensor, rows) for rows in row_ranges(tensor, item.form, max_memory))
+            sizes = _sizes(narrowed(item), max_memory)
         most = max(most, sum(islice(sizes, AHEAD * n_threads())))
     return min(most, max_memory)
 
@@ -118,6 +119,9 @@ def producer(item: Item) -> Producer:
     tensor, form = item.tensor, item.form
     if form.scheme.is_dense:
         return lambda rows: [(form.parts[0].role, *_decoded(tensor, form, *rows[0]))]
+    relay = _relay(item)
+    if relay is not None:
+        return lambda rows: [piece for first, last in rows for piece in at(tensor, form, first, last, relay.make(first, last))]
     values: Callable[[int, int], Values]
     if item.verdict.verdict == REQUANTIZE:
         values = Requantizer(tensor, form, item.rule, item.importance).values
@@ -154,10 +158,16 @@ def placed_range(
     tensor: PackedTensor, form: Format, parts: Sequence[PartForm], first: int, last: int, values: Values
 ) -> list[tuple[str, int, Bytes]]:
     """Pack the values of one range of rows for some parts, and say where their bytes lie."""
+    made = {part.role: pack_part(form, part, (last - first, tensor.n_cols), values) for part in parts}
+    return at(tensor, form, first, last, made)
+
+
+def at(tensor: PackedTensor, form: Format, first: int, last: int, made: dict[str, Bytes]) -> list[tuple[str, int, Bytes]]:
+    """Say where the bytes of one range of rows lie, those of some parts by role."""
     shared, found = shared_roles(form), list[tuple[str, int, Bytes]]()
     before = form.part_bytes((first, tensor.n_cols)) if first else {}
-    for part in parts:
-        data = pack_part(form, part, (last - first, tensor.n_cols), values)
+    for part in (part for part in form.parts if part.role in made):
+        data = made[part.role]
         if not lead_axis(part) or last - first == tensor.n_rows:
             found += [(part.role, before.get(part.role, 0), data)] if not (first and part.role in shared) else []
         else:
@@ -177,6 +187,19 @@ def lines(tensor: PackedTensor, form: Format, part: PartForm, first: int, data: 
 
 def _copy(number: int, part: Part, start: int, stop: int) -> list[Piece]:
     return [Piece(number, part.form.role, start, part.ordered(start, stop))]
+
+
+def _relay(item: Item) -> Relay | None:
+    """Give what lays a tensor's bytes out anew, where nothing has to be derived."""
+    return relaid(item.tensor, item.form) if item.verdict.verdict == EXACT and not item.form.scheme.is_dense else None
+
+
+def _row_ranges(item: Item, max_memory: int) -> Iterator[Rows]:
+    return row_ranges(item.tensor, item.form, max_memory, is_relaid=_relay(item) is not None)
+
+
+def _sizes(item: Item, max_memory: int) -> Iterator[int]:
+    return (unit_bytes(item.tensor, rows) for rows in _row_ranges(item, max_memory))
 
 
 def _make(number: int, produce: Producer, rows: Rows) -> list[Piece]:

@@ -24,7 +24,7 @@ Load = Callable[[int, int, int], Value]
 def integers(b: ir.IRBuilder, load: Load, field: Packed, first: int, last: int) -> Value:
     """Read values [first, last) of a unit: a vector of i8, or of i16 where a value has more than 8 bits, not yet signed."""
     kind = I8 if field.width <= NARROW else I16
-    planes = [_plane(b, load, field.source, plane, plane.positions[first:last], kind) for plane in field.planes]
+    planes = [_plane(b, load, field.source + plane.source, plane, plane.positions[first:last], kind) for plane in field.planes]
     found = planes[0]
     for plane in planes[1:]:
         found = b.or_(found, plane)

@@ -38,7 +38,8 @@ def pack_bytes(b: ir.IRBuilder, field: Packed, codes: Sequence[Value], first: in
     found: Value = None
     for plane in field.planes:
         part = _plane(b, plane, stored, first, last)
-        found = part if found is None or part is None else b.or_(found, part)
+        if part is not None:
+            found = part if found is None else b.or_(found, part)
     return constant(I8, [0] * (last - first)) if found is None else found
 
 

@@ -1,0 +1,133 @@
+"""Takes rows of a tensor from one packed form to another, codes and values as they are: no floats, and no code by itself.
+
+Parts that run down the columns are seen row by row, and laid down from there. What no unit holds (a parameter of a whole row,
+packed zero points) is packed by itself. Whether the result means the same is the caller's to know.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from qformat.arrays import Memory, Part
+from qformat.formats.form import Format, PartForm
+from qformat.moves import Side, move_of
+from qformat.scheme import Grid, Indexed, Scheme, Table
+from qformat.streamed import row_bytes
+from qformat.tensor import PackedTensor, pack_part
+from qformat.units import Move
+from qformat.upright import Turn, turn_of, upright
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qformat.kernels.vector.transcode import Mover
+else:
+    from qformat.deferred import np
+
+
+class Relay:
+    """Takes rows of one tensor to one format; made by `relay_of`."""
+
+    def __init__(self, tensor: PackedTensor, form: Format, move: Move, froms: tuple[str, ...], roles: tuple[str, ...]) -> None:
+        self.tensor, self.form, self.move, self.roles = tensor, form, move, roles
+        self.n_units = tensor.n_cols // move.n_weights
+        self.steps, self.to_steps = (
+            tuple(row_bytes(source, self.n_units) for source in sources) for sources in (move.sources, move.targets)
+        )
+        seen = upright(tensor)
+        self.is_alike = _is_alike(move)
+        self.turns = [turn_of(part) for part in form.parts]
+        self.parts = tuple(next(part for part in seen.parts if part.form.role == role) for role in froms)
+
+    def make(self, first: int, last: int) -> dict[str, NDArray[np.uint8]]:
+        """Give the bytes of every part for rows [first, last), which begin and, but at the end, end blocks, by role."""
+        from qformat.kernels.vector.decode import Bound, addresses
+
+        found = [part.source.read(first * step, last * step) for part, step in zip(self.parts, self.steps, strict=True)]
+        if not self.is_alike:
+            sources, found = found, [np.empty((last - first) * step, np.uint8) for step in self.to_steps]
+            bounds = Bound(addresses(sources), self.steps), Bound(addresses(found), self.to_steps)
+            self.mover(*bounds, last - first, self.n_units)
+        made, parts = dict(zip(self.roles, found, strict=True)), zip(self.form.parts, self.turns, strict=True)
+        return {part.role: self._stored(part, turn, made, first, last) for part, turn in parts}
+
+    @cached_property
+    def beside(self) -> dict[str, Part]:
+        """Parts that hold few values and are packed by themselves: as a whole, which takes no longer than some."""
+        shape, found = (self.tensor.n_rows, self.tensor.n_cols), {}
+        for part in (part for part in self.form.parts if part.role not in self.roles):
+            data = pack_part(self.form, part, shape, {name: self.tensor.param(name) for name in part.layout.holds})
+            found[part.role] = Part(part, part.bind(part.dims(self.form.scheme, *shape)), Memory(data))
+        return found
+
+    @cached_property
+    def mover(self) -> Mover:
+        """What takes rows of units over."""
+        from qformat.kernels.vector.transcode import mover
+
+        return mover(self.move)
+
+    def _stored(
+        self, part: PartForm, turn: Turn | None, made: dict[str, NDArray[np.uint8]], first: int, last: int
+    ) -> NDArray[np.uint8]:
+        """Give the bytes of a part as it is stored."""
+        if part.role in made:
+            data = made[part.role]
+            return data if turn is None else turn.laid(data, last - first).reshape(-1)
+        whole = self.beside[part.role]
+        return (
+            whole.source.read(0, whole.source.n_bytes) if _is_shared(part, self.form.scheme) else _rows_of(whole, first, last)
+        )
+
+
+def relay_of(tensor: PackedTensor, form: Format) -> Relay | None:
+    """Bind a tensor to a format that has its parameters, in groups of the same weights.
+
+    None where no unit holds the codes of both, or the format has bytes that nothing fills.
+    """
+    from qformat.kernels.cpu import has_vectors
+
+    if not tensor.n_weights or any(part.swapped for part in tensor.parts) or not has_vectors():
+        return None
+    one: Side = (tensor.scheme, tuple(part.form for part in upright(tensor).parts))
+    turns = [turn_of(part) for part in form.parts]
+    other: Side = (form.scheme, tuple(turn.rows if turn else part for turn, part in zip(turns, form.parts, strict=True)))
+    if any(turn and not turn.width and tensor.n_rows % turn.stored.layout.n_weights for turn in turns):
+        return None
+    found = move_of(one, other, tensor.n_cols)
+    if found is None:
+        return None
+    beside = [part for part in form.parts if part.role not in found[2]]
+    known = all(part.layout.holds and (_is_shared(part, form.scheme) or _has_rows(part, form.scheme)) for part in beside)
+    return Relay(tensor, form, *found) if known else None
+
+
+def _is_alike(move: Move) -> bool:
+    """Tell whether the bytes of every target are those of the source of the same number."""
+    pairs = [(move.codes, move.to), *move.copies]
+    return move.sources == move.targets and all(one == other for one, other in pairs) and len(pairs) == len(move.sources)
+
+
+def _rows_of(part: Part, first: int, last: int) -> NDArray[np.uint8]:
+    """Give the stored bytes of some rows of a part, which begin and, but at the end, end blocks."""
+    lead, *inner = part.form.tiling.logical[0]
+    rows = math.prod(part.bound.size[name] for name in inner)
+    blocks = part.source.read(0, part.source.n_bytes).reshape(part.bound.stored_shape)
+    axis = [name for name, _, _ in part.form.tiling.stored].index(lead)
+    return np.ascontiguousarray(blocks.take(range(first // rows, -(-last // rows)), axis)).reshape(-1)
+
+
+def _is_shared(part: PartForm, scheme: Scheme) -> bool:
+    """Tell whether all rows share what a part holds."""
+    groups = [scheme.param(name).group for name in part.layout.holds]
+    return all(isinstance(group, Table) or (isinstance(group, Grid) and group.rows == 0) for group in groups)
+
+
+def _has_rows(part: PartForm, scheme: Scheme) -> bool:
+    """Tell whether a part holds parameters of single rows, which its stored axes tell apart."""
+    groups = [scheme.param(name).group for name in part.layout.holds]
+    single = all(isinstance(group, Indexed) or (isinstance(group, Grid) and group.rows == 1) for group in groups)
+    return bool(groups) and single and part.tiling.logical[0][0] in {name for name, _, _ in part.tiling.stored}
