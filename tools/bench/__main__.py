@@ -3,7 +3,7 @@
     cd tools && python -m bench [--out=FOLDER] [--largest] [decode|quantize|transcode|convert|start-up|growth ...]
 
 Measures the named sections, or all. Writes table.txt, results.json and plot.svg to the folder, if one is given. Exit code 0
-whatever the figures are: a goal that is missed is marked as missed. Where a section fails, what it measured before is still told,
+whatever the figures are: a goal that is missed is marked as missed. Where a section fails, what it measured before is told,
 the other sections are measured, and the exit code is 1.
 """
 
