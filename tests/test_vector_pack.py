@@ -78,6 +78,18 @@ def test_a_field_is_packed_as_the_slow_packer_does(name: str, pieces: int) -> No
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_runs_put_together_are_the_whole(name: str) -> None:
+    layout, field = CASES[name].layout, CASES[name].field
+    values = np.random.default_rng(6).integers(field.low, field.high + 1, field.count)
+    block = reference.pack(fields_of(layout, field, values.tolist()), layout)
+    place, made = packed(0, field, 1, layout.n_bytes), bytearray(layout.n_bytes)
+    for low, high in runs(place):
+        made[low:high] = written(place, values, 1, low, high)
+
+    assert bytes(made) == block
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_runs_are_the_bytes_that_hold_bits_of_the_field(name: str) -> None:
     layout, field = CASES[name].layout, CASES[name].field
     block = reference.pack(fields_of(layout, field, [-field.minus - 1 if field.signed else field.high] * field.count), layout)

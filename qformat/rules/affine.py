@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat.bits import DTYPES
+from qformat.coding import Coding, Do, Expression, Integer, Kept, Name, Nearest, Number, Rounded, Word
 from qformat.errors import UsageError
 from qformat.fields import numpy_dtype
 from qformat.rules.groups import Extremes, extremes, join, split
@@ -23,6 +24,7 @@ from qformat.rules.rule import Rule, Values
 from qformat.scheme import Integers, Scheme
 
 F32 = NDArray[np.float32]
+STORED_SCALE = Do(Word.DIVISOR, (Name("scales"),))
 ScaleOf = Callable[[Extremes, Integers], F32]
 
 USUAL = "the usual definition, codes against the scale as stored, ties to even"
@@ -122,6 +124,14 @@ def _encode_scaled(scale_of: ScaleOf, mirrored: bool, rows: F32, scheme: Scheme,
     return {"codes": _codes(found, rows, codes), "scales": scales}
 
 
+def _scaled_coding(extreme: str, steps: Callable[[Integers], int], mirrored: bool, scheme: Scheme) -> Coding:
+    """Say what `_encode_scaled` computes: a scale of `extreme` over a number of steps."""
+    codes = _integers(scheme)
+    scale = Do(Word.DIV, (Name(extreme), Number(steps(codes))))
+    low = -codes.high if mirrored else codes.low
+    return Coding((_kept("scales", scale, scheme),), STORED_SCALE, True, Nearest(low, codes.high))
+
+
 def _encode_zeroed(rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
     codes = _integers(scheme)
     param = scheme.param("scales")
@@ -132,6 +142,20 @@ def _encode_zeroed(rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
     zeros = zero_point(seen, steps, codes)
     found = round_codes(groups, steps, codes, zeros)
     return {"codes": _codes(found, rows, codes), "scales": scales, "zeros": zeros.astype(scheme.param("zeros").dtype)}
+
+
+def _zeroed_coding(scheme: Scheme) -> Coding:
+    """Say what `_encode_zeroed` computes."""
+    codes = _integers(scheme)
+    scale = Do(Word.DIV, (Do(Word.SUB, (Name("high"), Name("low"))), Number(codes.high - codes.low)))
+    zero = Do(Word.WHOLE, (Do(Word.SUB, (Number(codes.low), Do(Word.DIV, (Name("low"), STORED_SCALE)))),))
+    limited = Do(Word.AT_MOST, (Do(Word.AT_LEAST, (zero, Number(codes.low))), Number(codes.high)))
+    kept = _kept("scales", scale, scheme), Kept("zeros", limited, Integer())
+    return Coding(kept, STORED_SCALE, True, Nearest(codes.low, codes.high), after=Name("zeros"))
+
+
+def _kept(name: str, value: Expression, scheme: Scheme) -> Kept:
+    return Kept(name, value, Rounded(scheme.param(name).dtype, limited=True))
 
 
 def _encode_biased(rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
@@ -156,18 +180,21 @@ SCALED = (
         "scale = max|x| / (2^(N-1) - 1); code = round(x / scale) within +-(2^(N-1) - 1)",
         USUAL,
         partial(_encode_scaled, symmetric, True),
+        coded=partial(_scaled_coding, "magnitude", lambda codes: codes.high, True),
     ),
     Rule(
         "symmetric-full",
         "scale = max|x| / 2^(N-1); code = round(x / scale), a positive extreme clipped to 2^(N-1) - 1",
         USUAL,
         partial(_encode_scaled, symmetric_full, False),
+        coded=partial(_scaled_coding, "magnitude", lambda codes: -codes.low, False),
     ),
     Rule(
         "signed-extreme",
         "scale = m / -2^(N-1), m the first x of largest |x|; code = round(x / scale), clipped to 2^(N-1) - 1",
         "the scale of ggml's Q4_0, codes against the scale as stored, ties to even",
         partial(_encode_scaled, signed_extreme, False),
+        coded=partial(_scaled_coding, "largest", lambda codes: codes.low, False),
     ),
 )
 ZEROED = (
@@ -176,6 +203,7 @@ ZEROED = (
         "scale = (max - min) / (2^N - 1) of the range with 0; zero = round(low - min / scale); code = round(x / scale) + zero",
         USUAL,
         _encode_zeroed,
+        coded=_zeroed_coding,
     ),
 )
 BIASED = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from qformat.coding import Coding, Count, Do, Kept, Name, Number, Rounded, Word
 from qformat.errors import UsageError
 from qformat.rules.groups import Extremes, extremes, join, split
 from qformat.rules.rule import Rule, Values
@@ -53,11 +54,21 @@ def absmax(rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
     return {"codes": codes, "scales": scales.reshape(-1)}
 
 
+def _absmax_coding(scheme: Scheme) -> Coding:
+    """Say what `absmax` computes, but for a short last block."""
+    assert isinstance(scheme.alphabet, Levels)  # as the rule's formats have
+    divisor = Do(Word.AT_LEAST, (Name("magnitude"), Number(float(SMALLEST_DIVISOR))))
+    scales = Kept("scales", Name("magnitude"), Rounded("float32", limited=False))
+    between = Count(tuple(float(bound) for bound in bounds(scheme.alphabet.levels)))
+    return Coding((scales,), Do(Word.DIV, (Number(1.0), divisor)), False, between)
+
+
 RULES = (
     Rule(
         "absmax",
         "scale = max|x| of the block; code = nearest level to x / scale, ties to the lower level",
         "bitsandbytes 0.50.2 on a CPU",
         absmax,
+        coded=_absmax_coding,
     ),
 )

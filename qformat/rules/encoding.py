@@ -14,17 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat import formats
+from qformat.arrays import Memory
 from qformat.decoding import TILE_WEIGHTS
 from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix
 from qformat.rules.catalogue import find
+from qformat.rules.fused import Fused, fuse
 from qformat.rules.groups import Extremes, extremes, split
-from qformat.rules.rule import Values
+from qformat.rules.rule import Rule, Values
 from qformat.scheme import Flat, Grid
-from qformat.tensor import PackedTensor, from_values
+from qformat.tensor import PackedTensor, assemble, from_values, pack_parts
+from qformat.threads import spread
 
 F32 = NDArray[np.float32]
 
+AT_ONCE = 1 << 20  # weights that a thread takes at a time
 SOURCES = ("float32", "float16", "bfloat16")
 
 
@@ -52,13 +56,20 @@ def quantize(
         message = f"weights are {array.dtype.name}, expected float32, float16 or bfloat16"
         raise UsageError(message, field="dtype", found=array.dtype.name, expected=SOURCES)
     shape = tuple(int(n) for n in array.shape)
-    state = prepare(form, (tile for _, tile in _tiles(array, form)))
     counts = None if importance is None else importance_of_rows(importance, shape)
-    made = []
-    for first, tile in _tiles(array, form):
+    fused = None if counts and chosen.weighted else fuse(form, chosen, matrix(shape)[1], array.dtype.name, in_place=True)
+    if fused is not None and array.size >= fused.n_least:
+        parts = encode_parts(array, fused, chosen)
+        return assemble(form, shape, {role: Memory(data) for role, data in parts.items()}, array.dtype.name, rule=chosen.name)
+    state = prepare(form, (tile for _, tile in _tiles(array, form)))
+
+    def encode_tile(place: tuple[int, F32]) -> Values:
+        first, tile = place
         row = first // max(1, shape[-1] if shape else 1)
         rows = None if counts is None else counts(row, row + len(tile))
-        made.append(encode(tile, form, chosen.name, state, first, shape, rows))
+        return encode(tile, form, chosen.name, state, first, shape, rows)
+
+    made = list(spread(encode_tile, _tiles(array, form)))
     whole = {name: np.concatenate([tile[name] for tile in made]) for name in made[0] if name != "codes"}
     whole["codes"] = np.concatenate([tile["codes"].reshape(-1) for tile in made]).reshape(shape)
     if state is not None:
@@ -96,6 +107,43 @@ def encode(
         if importance is not None and chosen.weighted is not None:
             return chosen.weighted(rows, form.scheme, importance)
         return chosen.encode(rows, form.scheme, state)
+
+
+def encode_parts(array: NDArray[Any], fused: Fused, rule: Rule, first: int = 0) -> dict[str, NDArray[np.uint8]]:
+    """Quantize a tensor, or rows of one, to the stored bytes of each part, by all threads.
+
+    array : of the kernel's element type, [..., K], `fused.n_least` weights or more
+    first : number of the first weight in the tensor, to name one that is not finite
+
+    Raises UsageError for a weight that is NaN or infinite.
+    """
+    shape = tuple(int(n) for n in array.shape)
+    n_cols, form = matrix(shape)[1], fused.form
+    is_flat = isinstance(form.scheme.param("scales").group, Flat)
+    lines = array.reshape(1, -1) if is_flat else array.reshape(-1, n_cols)
+    arrays = fused.room(shape)
+    whole = array.size // fused.n_least * fused.n_least
+
+    def encode_tile(low: int) -> None:
+        high = min(whole, low + step)
+        tile = lines[:, low:high] if is_flat else lines[low // n_cols : high // n_cols]
+        tile = np.ascontiguousarray(tile, tile.dtype.newbyteorder("="))
+        if not np.isfinite(fused.encode(tile, low, arrays)):
+            _check_finite(tile.astype(np.float32), first + low, shape)
+
+    least = fused.n_least if is_flat else n_cols
+    step = max(1, AT_ONCE // least) * least
+    for _ in spread(encode_tile, range(0, whole, step)):
+        pass
+    parts = fused.parts(shape, arrays)
+    if whole < array.size:  # a short last group
+        rest = lines[:, whole:].astype(np.float32)
+        _check_finite(rest, first + whole, shape)
+        with np.errstate(all="ignore"):
+            values = rule.encode(rest, form.scheme, None)
+        for role, data in pack_parts(form, rest.shape, values).items():
+            parts[role][form.part_bytes((1, whole))[role] :] = data
+    return parts
 
 
 def importance_of_rows(importance: F32, shape: tuple[int, ...]) -> Callable[[int, int], F32]:

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat.bits import values
+from qformat.coding import Away, Closest, Coding, Cut, Do, Expression, Kept, Name, Nearest, Number, Rounded, Sign, Small, Word
 from qformat.errors import UsageError
 from qformat.evaluate import as_float32
 from qformat.rules.groups import Extremes, extremes, join, split
-from qformat.rules.microscale import GGML, encode_with, sign_of_code
-from qformat.rules.rule import Encode, Rule, Values
+from qformat.rules.microscale import GGML, coding_with, encode_with, sign_of_code
+from qformat.rules.rule import Coded, Encode, Rule, Values
 from qformat.scheme import Integers, Scheme
 
 F32 = NDArray[np.float32]
@@ -66,6 +67,49 @@ def rounded_blocks(top: int, stray: int, rows: F32, scheme: Scheme, state: Extre
     return {"codes": join(_finite(rounded, stray), *rows.shape), "scales": _half(d)}
 
 
+def _extreme_coding(scheme: Scheme) -> Coding:
+    """Say what `extreme_blocks` computes."""
+    codes = _integers(scheme)
+    d = Do(Word.DIV, (Name("largest"), Number(codes.low)))
+    cut = Cut(0.5 - codes.low, codes.high - codes.low, False, codes.low)
+    return Coding((_kept("scales", d),), _inverse(d), False, cut, stray=codes.low)
+
+
+def _affine_coding(limited: bool, scheme: Scheme) -> Coding:
+    """Say what `affine_blocks` computes."""
+    codes = _integers(scheme)
+    d = Do(Word.DIV, (Do(Word.SUB, (Name("most"), Name("least"))), Number(codes.high)))
+    kept = _kept("scales", d), _kept("biases", Name("least"))
+    return Coding(kept, _inverse(d), False, Cut(0.5, codes.high, not limited, 0), before=Name("least"), stray=0)
+
+
+def _rounded_coding(top: int, stray: int, scheme: Scheme) -> Coding:
+    """Say what `rounded_blocks` computes."""
+    d = Do(Word.DIV, (Name("magnitude"), Number(top)))
+    return Coding((_kept("scales", d),), _inverse(d), False, Away(), stray=stray)
+
+
+def _wide_coding(scheme: Scheme) -> Coding:
+    """Say what `wide_blocks` computes."""
+    inverse = Do(Word.RATIO, (Number(-127), Name("largest")))
+    scales = Kept("scales", _inverse(inverse), Rounded("float32", limited=False))
+    return Coding((scales,), inverse, False, Nearest(-128, 127), stray=0)
+
+
+def _microscale_coding(scheme: Scheme) -> Coding:
+    """Say what `microscale_blocks` computes."""
+    scales = Kept("scales", Do(Word.DIV, (Name("magnitude"), Number(6))), Small())
+    return Coding((scales,), Name("scales"), False, Closest(tuple(values("float4_e2m1fn")[:8]), Sign.OF_CODE))
+
+
+def _kept(name: str, value: Expression) -> Kept:
+    return Kept(name, value, Rounded("float16", limited=False))
+
+
+def _inverse(d: Expression) -> Expression:
+    return Do(Word.RATIO, (Number(1), d))
+
+
 def wide_blocks(rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
     """Encode Q8_K: 1 / d = -127 / m, m the first weight of largest magnitude; code = x / d rounded, ties to even.
 
@@ -103,10 +147,14 @@ def microscale_blocks(rows: F32, scheme: Scheme, state: Extremes | None) -> Valu
     return {"codes": join(codes, *rows.shape), "scales": scales}
 
 
-def _blocks(rows: F32, scheme: Scheme) -> tuple[Integers, F32]:
+def _integers(scheme: Scheme) -> Integers:
     if not isinstance(scheme.alphabet, Integers):
         raise UsageError(f"scheme '{scheme.name}' has no integer codes")
-    return scheme.alphabet, split(rows, scheme.param("scales").group)
+    return scheme.alphabet
+
+
+def _blocks(rows: F32, scheme: Scheme) -> tuple[Integers, F32]:
+    return _integers(scheme), split(rows, scheme.param("scales").group)
 
 
 def reciprocal(d: F32) -> F32:
@@ -137,16 +185,20 @@ def _half(values: F32) -> NDArray[np.float16]:
     return values.astype(np.float16)
 
 
-def _rule(formula: str, encode: Encode) -> tuple[Rule, ...]:
-    return (Rule("ggml", formula, SOURCE, encode),)
+def _rule(formula: str, encode: Encode, coded: Coded | None = None) -> tuple[Rule, ...]:
+    return (Rule("ggml", formula, SOURCE, encode, coded=coded),)
 
 
 _EXTREME = _rule(
-    "d = m / low code, m the first x of largest |x|; code = trunc(x / d + half) from the float32 d", extreme_blocks
+    "d = m / low code, m the first x of largest |x|; code = trunc(x / d + half) from the float32 d",
+    extreme_blocks,
+    _extreme_coding,
 )
 _AFFINE = "d = (max - min) / top code, m = min; code = trunc((x - m) / d + 0.5) from the float32 d"
 _BYTES = _rule(
-    "d = max|x| / 127; code = round(x / d), halves away from zero, from the float32 d", partial(rounded_blocks, 127, 0)
+    "d = max|x| / 127; code = round(x / d), halves away from zero, from the float32 d",
+    partial(rounded_blocks, 127, 0),
+    partial(_rounded_coding, 127, 0),
 )
 _TERNARY = "d = max|x|; code = round(x / d), halves away from zero, from the float32 d"
 
@@ -154,18 +206,25 @@ _TERNARY = "d = max|x|; code = round(x / d), halves away from zero, from the flo
 RULES = {
     "q4_0": _EXTREME,
     "q5_0": _EXTREME,
-    "q4_1": _rule(_AFFINE, partial(affine_blocks, True)),
-    "q5_1": _rule(_AFFINE, partial(affine_blocks, False)),
+    "q4_1": _rule(_AFFINE, partial(affine_blocks, True), partial(_affine_coding, True)),
+    "q5_1": _rule(_AFFINE, partial(affine_blocks, False), partial(_affine_coding, False)),
     "q8_0": _BYTES,
     "q8_1": _BYTES,
-    "q8_k": _rule("1 / d = -127 / m, m the first x of largest |x|; code = x / d rounded, ties to even", wide_blocks),
+    "q8_k": _rule(
+        "1 / d = -127 / m, m the first x of largest |x|; code = x / d rounded, ties to even", wide_blocks, _wide_coding
+    ),
     "q1_0": _rule("d = mean |x|; code 1 where x >= 0", sign_blocks),
-    "q2_0": _rule(_TERNARY, partial(rounded_blocks, 1, -1)),
-    "tq1_0": _rule(_TERNARY, partial(rounded_blocks, 1, 0)),
-    "tq2_0": _rule(_TERNARY, partial(rounded_blocks, 1, 0)),
-    "nvfp4": _rule("scale = UE4M3 nearest to max|x| / 6, ties up, 448 from 256 on; code = nearest E2M1", microscale_blocks),
+    "q2_0": _rule(_TERNARY, partial(rounded_blocks, 1, -1), partial(_rounded_coding, 1, -1)),
+    "tq1_0": _rule(_TERNARY, partial(rounded_blocks, 1, 0), partial(_rounded_coding, 1, 0)),
+    "tq2_0": _rule(_TERNARY, partial(rounded_blocks, 1, 0), partial(_rounded_coding, 1, 0)),
+    "nvfp4": _rule(
+        "scale = UE4M3 nearest to max|x| / 6, ties up, 448 from 256 on; code = nearest E2M1",
+        microscale_blocks,
+        _microscale_coding,
+    ),
     "mxfp4": _rule(
         "e = 127 + floor(log2 max|x|) - 2, modulo 256; code = nearest E2M1, ties to zero, code 8 unused",
         partial(encode_with, GGML, True),
+        partial(coding_with, GGML, True),
     ),
 }

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qformat.coding import Coding, Count, Do, Kept, Name, Number, Sign, Stepped, Word
 from qformat.fields import numpy_dtype
 from qformat.rules.groups import Extremes, extremes, join, split
 from qformat.rules.rule import Rule, Values
@@ -29,6 +30,7 @@ TIES_UP = (False, True, False, True, False, True, False)
 BIAS = 127
 # 6 * 2^125 is finite in float32, 4 * 2^126 is not.
 LARGEST_BYTE = 252
+FRACTION = 23  # bits of a float32
 
 
 def floor_exponent(amax: F32) -> Bytes:
@@ -153,10 +155,44 @@ def encode_with(choice: Choice, wraps: bool, rows: F32, scheme: Scheme, state: E
     """Encode rows; `wraps`: an exponent out of range is taken modulo 256 instead of being limited."""
     param = scheme.param("scales")
     groups = split(rows, param.group)
-    exponents = choice.exponent(extremes(groups).magnitude)
-    exponents = exponents & 0xFF if wraps else np.clip(exponents, 0, LARGEST_BYTE)
+    exponents = _bytes(choice, wraps, extremes(groups).magnitude)
     scales = exponents.astype(np.uint8).view(numpy_dtype(param.dtype))
     return {"codes": join(round_codes(groups, exponents, choice), *rows.shape), "scales": scales}
+
+
+def coding_with(choice: Choice, wraps: bool, scheme: Scheme) -> Coding:
+    """Say what `encode_with` computes."""
+    scales = Kept("scales", Name("magnitude"), Stepped(_steps(choice, wraps)))
+    codes = Count(BOUNDS[choice.magnitude], SIGNS[choice.sign])
+    return Coding((scales,), Do(Word.DIV, (Number(1), Name("scales"))), False, codes)
+
+
+@lru_cache
+def _steps(choice: Choice, wraps: bool) -> tuple[int, ...]:
+    """Find, for each exponent field, what `Stepped` adds, by halving the fractions between which the byte grows by 1."""
+    field = np.arange(Stepped.N_FIELDS, dtype=np.int64)
+    least = np.zeros(field.size, np.int64)  # the smallest fraction with the larger byte lies above this
+    most = np.full(field.size, 1 << FRACTION)  # and at or below this
+    first = _bytes(choice, wraps, _magnitudes(field, least))
+    while (most - least > 1).any():
+        middle = (least + most) // 2
+        same = _bytes(choice, wraps, _magnitudes(field, middle)) == first
+        least, most = np.where(same, middle, least), np.where(same, most, middle)
+    return tuple(int(step) for step in (first.astype(np.int64) << FRACTION) + (1 << FRACTION) - most)
+
+
+def _magnitudes(field: NDArray[np.int64], fraction: NDArray[np.int64]) -> F32:
+    """Give the magnitudes with these exponent fields, counted as `Stepped` does, and fractions; finite ones."""
+    is_small = field <= Stepped.SHIFT
+    bits = np.where(is_small, field, field - Stepped.SHIFT) << FRACTION | fraction
+    found: F32 = np.minimum(bits, (255 << FRACTION) - 1).astype(np.uint32).view(np.float32)
+    found[is_small] = np.ldexp(found[is_small].astype(np.float64), -Stepped.SHIFT)
+    return found
+
+
+def _bytes(choice: Choice, wraps: bool, amax: F32) -> Bytes:
+    exponents = choice.exponent(amax)
+    return exponents & 0xFF if wraps else np.clip(exponents, 0, LARGEST_BYTE)
 
 
 def _exponent_field(values: F32) -> Bytes:
@@ -168,6 +204,20 @@ def _log2(values: F32) -> F32:
     wide = np.maximum(values, np.float32(2.0**-149)).astype(np.float64)
     return np.where(values == 0, -300, np.log2(wide)).astype(np.float32)
 
+
+# The largest magnitudes that keep a code, for each way to round; and who signs codes.
+BOUNDS: dict[Callable[[F32], NDArray[np.uint8]], tuple[float, ...]] = {
+    round_down: MIDPOINTS,
+    round_even: tuple(
+        float(np.nextafter(np.float32(at), np.float32(0))) if up else at for at, up in zip(MIDPOINTS, TIES_UP, strict=True)
+    ),
+}
+SIGNS: dict[Callable[[F32, NDArray[np.uint8]], NDArray[np.bool_]], Sign] = {
+    own_sign: Sign.OWN,
+    sign_below_zero: Sign.BELOW,
+    sign_up_to_zero: Sign.UP_TO,
+    sign_of_code: Sign.OF_CODE,
+}
 
 FLOOR = Choice(floor_exponent, round_even, own_sign)
 EVEN = Choice(even_exponent, round_even, sign_below_zero)
@@ -182,35 +232,41 @@ RULES = (
         "scale = 2^(floor(log2 max|x|) - 2); element to nearest E2M1, ties to even, saturating, -0 is code 8; zeros: byte 0",
         "OCP Microscaling Formats (MX) v1.0, 6.3; torchao 0.18.0 FLOOR but for byte 0, where it divides by 2^-126",
         partial(encode_with, FLOOR, False),
+        coded=partial(coding_with, FLOOR, False),
     ),
     Rule(
         "ceil",
         "scale = 2^ceil(log2(max|x| / 6)); element to nearest E2M1, ties to zero, zero is code 8; zeros: byte 0",
         "nvidia-modelopt 0.47.0",
         partial(encode_with, CEIL, False),
+        coded=partial(coding_with, CEIL, False),
     ),
     Rule(
         "even",
         "scale = 2^(floor(log2 a) - 2), a = max|x|, doubled from mantissa 1.75 on; element ties to even; zeros: byte 0",
         "compressed-tensors 0.20.0",
         partial(encode_with, EVEN, False),
+        coded=partial(coding_with, EVEN, False),
     ),
     Rule(
         "nearest",
         "scale = 2^round(log2(max|x| / 6)); element to nearest E2M1, ties to zero, code 8 unused; zeros: byte 127",
         "mlx 0.31.0",
         partial(encode_with, NEAREST, False),
+        coded=partial(coding_with, NEAREST, False),
     ),
     Rule(
         "mlx",
         "scale = 2^ceil(log2(max|x| / 6)), exact; element to nearest E2M1, ties to zero, code 8 unused; zeros: byte 127",
         "mlx 0.32.4",
         partial(encode_with, MLX, False),
+        coded=partial(coding_with, MLX, False),
     ),
     Rule(
         "ggml",
         "scale = 2^(floor(float32 log2 max|x|) - 2); element to nearest E2M1, ties to zero, code 8 unused; zeros: byte 0",
         "ggml d99724f2, quantize_row_mxfp4_ref",
         partial(encode_with, GGML, False),
+        coded=partial(coding_with, GGML, False),
     ),
 )

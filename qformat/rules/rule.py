@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qformat.coding import Coding
 from qformat.rules.groups import Extremes
 from qformat.scheme import Scheme
 
@@ -18,6 +19,7 @@ F32 = NDArray[np.float32]
 Values = dict[str, NDArray[Any]]
 Encode = Callable[[F32, Scheme, Extremes | None], Values]
 Weighted = Callable[[F32, Scheme, F32], Values]
+Coded = Callable[[Scheme], Coding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Rule:
     source  : whose rule it is
     encode  : (rows, K) float32, scheme, extremes of the whole tensor where one group covers it -> logical arrays
     weighted: the same with an importance of every column, (1 or rows, K) float32; absent where the rule has no use for it
+    coded   : what `encode` computes, for each group, as data of which a kernel is made; absent where it cannot be said so
     """
 
     name: str
@@ -36,3 +39,4 @@ class Rule:
     source: str
     encode: Encode
     weighted: Weighted | None = None
+    coded: Coded | None = None

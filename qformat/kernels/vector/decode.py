@@ -8,15 +8,14 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any
 
-from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle, has_f16c
 from qformat.kernels.vector.emit import Emitter, Target, place
-from qformat.kernels.vector.ir import F32, I64
+from qformat.kernels.vector.ir import F32, table
 from qformat.units import Unit
 
 CACHED = 1 << 21  # bytes: larger outputs that the caller keeps are written past the caches
@@ -88,7 +87,7 @@ def _decode_unit(typing, key, starts, steps, row, number, out):  # type: ignore[
             place(b, source, b.extract_value(starts, i), b.extract_value(steps, i), row, number)
             for i, source in enumerate(unit.sources)
         ]
-        Emitter(b, unit, target, at, partial(_table, b)).run(out)
+        Emitter(b, unit, target, at, partial(table, b, F32)).run(out)
         return context.get_dummy_value()
 
     return types.void(key, starts, steps, row, number, out), generate
@@ -103,12 +102,6 @@ def _finish(typing):  # type: ignore[no-untyped-def]  # numba's own interface
         return context.get_dummy_value()
 
     return types.void(), generate
-
-
-def _table(b: ir.IRBuilder, values: Sequence[float]) -> Any:
-    """Make a constant of the module, and give its address."""
-    array = ir.Constant(ir.ArrayType(F32, len(values)), [ir.Constant(F32, value) for value in values])
-    return b.ptrtoint(cgutils.global_constant(b, "values", array), I64)  # type: ignore[no-untyped-call]
 
 
 def addresses(arrays: Sequence[NDArray[Any]]) -> tuple[int, ...]:

@@ -34,6 +34,18 @@ def splat(element: ir.Type, value: float, n: int) -> ir.Constant:
     return constant(element, [value] * n)
 
 
+def call(b: ir.IRBuilder, name: str, args: Sequence[Value], returns: ir.Type | None = None) -> Value:
+    """Apply one of LLVM's operations on vectors of one type, by its name without that of the type.
+
+    returns : where it gives something else than such a vector
+    """
+    kind = args[0].type
+    suffix = f"v{kind.count}" + ("f32" if kind.element == F32 else f"i{kind.element.width}")
+    wanted = ir.FunctionType(returns or kind, [kind] * len(args))
+    known = cgutils.get_or_insert_function(b.module, wanted, f"{name}.{suffix}")  # type: ignore[no-untyped-call]
+    return b.call(known, args)
+
+
 def load(b: ir.IRBuilder, address: Value, kind: ir.Type) -> Value:
     """Load from a byte address at any alignment memory that nobody writes meanwhile."""
     found = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
@@ -77,6 +89,12 @@ def choose(b: ir.IRBuilder, sources: Sequence[Value], lanes: Sequence[tuple[int,
     low = choose(b, sources[:half], [(s, lane) if s < half else nowhere for s, lane in lanes])
     high = choose(b, sources[half:], [(s - half, lane) if s >= half else nowhere for s, lane in lanes])
     return pick(b, low, [i if s < half else i + len(lanes) for i, (s, _) in enumerate(lanes)], high)
+
+
+def table(b: ir.IRBuilder, kind: ir.Type, values: Sequence[float]) -> Value:
+    """Make a constant of the module, and give its address."""
+    array = ir.Constant(ir.ArrayType(kind, len(values)), [ir.Constant(kind, value) for value in values])
+    return b.ptrtoint(cgutils.global_constant(b, "values", array), I64)  # type: ignore[no-untyped-call]
 
 
 def entries(b: ir.IRBuilder, table: Value, kind: ir.Type, index: Value) -> Value:

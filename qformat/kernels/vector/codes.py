@@ -1,0 +1,116 @@
+"""Rounds weights to codes, a vector of them at a time, as a coding says."""
+
+from __future__ import annotations
+
+import struct
+
+from llvmlite import ir
+
+from qformat.coding import Away, Closest, Coding, Count, Cut, Nearest, Sign
+from qformat.kernels.vector.ir import F32, I8, I32, Value, call, splat, vector
+
+SIZE = 0x7FFFFFFF
+JUST_BELOW_HALF = 0x3EFFFFFF  # adding it, then cutting off, rounds to nearest with ties away from zero below 2^22
+SIGN_BIT = 3  # of a code
+
+
+def round_codes(b: ir.IRBuilder, coding: Coding, x: Value, operands: dict[str, Value]) -> Value:
+    """Give the codes of a vector of weights, i8.
+
+    operands : "before", "factor" and "after" of each weight, as far as there are any
+    """
+    rounding = coding.rounding
+    if isinstance(rounding, Closest):
+        code = _closest(b, rounding, x, operands["factor"])
+    else:
+        if "before" in operands:
+            x = b.fsub(x, operands["before"])
+        scaled = (b.fdiv if coding.divides else b.fmul)(x, operands["factor"])
+        code = _rounded(b, rounding, scaled, operands.get("after"))
+    return b.trunc(_settled(b, code), vector(I8, x.type.count))
+
+
+def _settled(b: ir.IRBuilder, code: Value) -> Value:
+    """Give a value that LLVM takes as it is: it would narrow what led to it, a lane shuffle for each comparison."""
+    as_floats = b.bitcast(code, vector(F32, code.type.count))
+    return b.bitcast(call(b, "llvm.arithmetic.fence", [as_floats]), code.type)
+
+
+def _rounded(b: ir.IRBuilder, rounding: Nearest | Cut | Away | Count, scaled: Value, after: Value) -> Value:
+    n = scaled.type.count
+    if isinstance(rounding, Nearest):
+        whole = call(b, "llvm.rint", [scaled])
+        moved = whole if after is None else b.fadd(whole, after)
+        return b.fptosi(_within(b, moved, rounding.low, rounding.high), vector(I32, n))
+    if isinstance(rounding, Cut):
+        return _cut(b, rounding, b.fadd(scaled, after))
+    if isinstance(rounding, Count):
+        return _count(b, rounding, scaled)
+    bits = b.bitcast(scaled if after is None else b.fadd(scaled, after), vector(I32, n))
+    half = b.or_(b.and_(bits, splat(I32, SIZE ^ 0xFFFFFFFF, n)), splat(I32, JUST_BELOW_HALF, n))
+    moved = b.fadd(b.bitcast(bits, vector(F32, n)), b.bitcast(half, vector(F32, n)))
+    return b.fptosi(moved, vector(I32, n))
+
+
+def _cut(b: ir.IRBuilder, rounding: Cut, value: Value) -> Value:
+    n = value.type.count
+    field, top = b.fptosi(value, vector(I32, n)), splat(I32, rounding.top, n)
+    field = b.and_(field, top) if rounding.wraps else b.select(b.icmp_signed("<", field, top), field, top)
+    return b.add(field, splat(I32, rounding.low, n)) if rounding.low else field
+
+
+def _count(b: ir.IRBuilder, rounding: Count, value: Value) -> Value:
+    n = value.type.count
+    seen = _ordered(b, value) if rounding.sign is None else b.bitcast(_magnitude(b, value), vector(I32, n))
+    code: Value = splat(I32, 0, n)
+    for bound in rounding.bounds:
+        is_above = b.icmp_signed(">", seen, splat(I32, ordered(bound), n))
+        code = b.sub(code, b.sext(is_above, vector(I32, n)))
+    return code if rounding.sign is None else _signed(b, rounding.sign, value, code)
+
+
+def _ordered(b: ir.IRBuilder, value: Value) -> Value:
+    """Give integers in the order of finite floats: comparing them is cheaper."""
+    n = value.type.count
+    bits = b.bitcast(value, vector(I32, n))
+    return b.xor(bits, b.lshr(b.ashr(bits, splat(I32, 31, n)), splat(I32, 1, n)))
+
+
+def ordered(value: float) -> int:
+    """Give the integer that `_ordered` makes of a float32; of -0 that of 0, so that neither zero is above the other."""
+    (bits,) = struct.unpack("<i", struct.pack("<f", value + 0.0))
+    return int(bits ^ ((bits >> 31) & SIZE))
+
+
+def _closest(b: ir.IRBuilder, rounding: Closest, x: Value, factor: Value) -> Value:
+    n = x.type.count
+    size = _magnitude(b, x)
+    best, code = size, splat(I32, 0, n)
+    for number, level in enumerate(rounding.levels[1:], 1):
+        off = _magnitude(b, b.fsub(b.fmul(splat(F32, level, n), factor), size))
+        closer = b.fcmp_ordered("<", off, best)
+        code, best = b.select(closer, splat(I32, number, n), code), b.select(closer, off, best)
+    return _signed(b, rounding.sign, x, code)
+
+
+def _signed(b: ir.IRBuilder, sign: Sign, value: Value, code: Value) -> Value:
+    n = value.type.count
+    ints, bit = vector(I32, n), splat(I32, 1 << SIGN_BIT, n)
+    if sign in (Sign.OWN, Sign.OF_CODE):
+        own = b.and_(b.lshr(b.bitcast(value, ints), splat(I32, 31 - SIGN_BIT, n)), bit)
+        if sign == Sign.OF_CODE:
+            own = b.select(b.icmp_unsigned("==", code, splat(I32, 0, n)), code, own)
+        return b.or_(code, own)
+    is_signed = b.fcmp_ordered("<" if sign == Sign.BELOW else "<=", value, splat(F32, 0.0, n))
+    return b.or_(code, b.select(is_signed, bit, splat(I32, 0, n)))
+
+
+def _magnitude(b: ir.IRBuilder, value: Value) -> Value:
+    n = value.type.count
+    return b.bitcast(b.and_(b.bitcast(value, vector(I32, n)), splat(I32, SIZE, n)), vector(F32, n))
+
+
+def _within(b: ir.IRBuilder, value: Value, low: float, high: float) -> Value:
+    n = value.type.count
+    value = b.select(b.fcmp_ordered("<", value, splat(F32, low, n)), splat(F32, low, n), value)
+    return b.select(b.fcmp_ordered(">", value, splat(F32, high, n)), splat(F32, high, n), value)
