@@ -405,10 +405,10 @@ class Wrong:
     def __init__(self, sink: Any) -> None:
         self.sink = sink
 
-    def write(self, tensor: int, role: str, byte_offset: int, data: Any) -> None:
+    def write(self, tensor: int, role: str, byte_offset: int, data: Any, encoded: Any = None) -> None:
         changed = np.array(data)
         changed[0] ^= tensor == 4
-        self.sink.write(tensor, role, byte_offset, changed)
+        self.sink.write(tensor, role, byte_offset, changed, encoded)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sink, name)
