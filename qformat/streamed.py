@@ -1,7 +1,7 @@
 """Binds a tensor's bytes to the unit that a vector kernel decodes at a time, and decodes ranges of its rows.
 
-Stored byte arrays are read where they lie; what a unit cannot reach is worked out for the rows at hand and handed over. Must
-not know what a kernel does with it.
+Stored byte arrays are read where they lie, those that run down columns laid row by row before; what a unit cannot reach is
+worked out for the rows at hand and handed over. Must not know what a kernel does with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from qformat.decode import Shifted, Signed, table_of
 from qformat.evaluate import Operands
 from qformat.readings import CODES_GIVEN, Reading, reading_of
 from qformat.scheme import Op, Operand, Ref
-from qformat.units import Source
+from qformat.units import LEAST, Source
+from qformat.upright import upright
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +36,9 @@ class Rows:
 
     @property
     def in_place(self) -> bool:
-        """Whether all is read where it lies, so that a range of rows of any length takes no memory of its own."""
-        return not any(isinstance(given, int) for given in self.reading.given)
+        """Whether a range of rows takes no memory of its own but what is little to a weight: packed bytes, few operands."""
+        given = zip(self.reading.given, self.reading.runs, strict=True)
+        return all(not isinstance(number, int) or (number != CODES_GIVEN and run >= LEAST) for number, run in given)
 
     def decode(self, first: int, last: int, out: NDArray[Any], is_kept: bool) -> None:
         """Decode rows [first, last).
@@ -84,7 +86,7 @@ def rows_of(tensor: PackedTensor, input_scale: bool) -> Rows | None:
     chain = tuple((step.op, step.operand) for step in scheme.steps)
     if input_scale and scheme.input_scale:
         chain = (*chain, (Op.MUL, Ref(scheme.input_scale)))
-    in_place = not any(part.swapped for part in tensor.parts)
+    tensor, in_place = upright(tensor), not any(part.swapped for part in tensor.parts)
     reading = reading_of(scheme, tuple(part.form for part in tensor.parts), tensor.n_cols, chain, in_place)
     return Rows(tensor, reading, chain) if reading else None
 

@@ -19,13 +19,14 @@ from qformat.formats.form import PartForm, packed
 from qformat.layout import CODES, Layout
 from qformat.moves import move_of
 from qformat.scheme import Integers, Scheme
-from qformat.tensor import PackedTensor
 from qformat.tiling import ROWS, Bound
 from qformat.units import LEAST, Move, Packed, Places
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from qformat.tensor import PackedTensor
 
     Bytes = NDArray[np.uint8]
 else:

@@ -11,6 +11,7 @@ from qconvert.relaid import relaid
 from qconvert.run import units
 
 import qformat
+from qformat import reference
 from qformat.formats import Format, awq, gguf, gptq, hqq, integer, mx
 from qformat.kernels import cpu
 from qformat.kernels.vector.transpose import transpose
@@ -122,6 +123,13 @@ def test_columns_seen_as_rows_hold_the_same(form: Format) -> None:
 
     assert {part.form.tiling.order for part in seen.parts if "codes" in part.form.layout.holds} == {"n kb | k -> n (kb k)"}
     assert values_of(seen, 3, 50) == values_of(tensor, 3, 50)
+
+
+@pytest.mark.parametrize("form", [GPTQ4, GPTQ3, PLANAR3, AWQ], ids=lambda form: form.name)
+def test_columns_decode_to_what_the_reference_says(form: Format) -> None:
+    tensor = made(form, (64, 384))
+
+    assert tensor.dequantize(rows=slice(3, 50)).tobytes() == reference.decode(tensor)[3:50].tobytes()
 
 
 def test_slabs_and_shuffled_blocks_are_not_taken_for_columns() -> None:

@@ -42,7 +42,8 @@ def row_ranges(tensor: PackedTensor, form: Format, max_memory: int = MAX_MEMORY,
     is_relaid : whether bytes are only laid out anew
     """
     n_slabs, step = slabs(form, tensor.shape), row_step(form, tensor.shape)
-    torn = n_slabs > 1 or any(lead_axis(part) != 0 for part in form.parts)
+    parts = (*form.parts, *(part.form for part in tensor.parts if is_relaid))  # of the source few rows are slow to read
+    torn = n_slabs > 1 or any(lead_axis(part) != 0 for part in parts)
     n_weights = min(
         TORN_WEIGHTS if torn else RELAID_WEIGHTS if is_relaid else UNIT_WEIGHTS, max_memory // (AT_ONCE * WORK_BYTES)
     )
