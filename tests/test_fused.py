@@ -14,7 +14,7 @@ from qformat.errors import UsageError
 from qformat.formats import Format, nf4
 from qformat.formats.integer import integer
 from qformat.kernels import cpu
-from qformat.rules import quantize, resolve, rules
+from qformat.rules import encode, quantize, resolve, rules
 from qformat.rules.catalogue import find
 from qformat.rules.fused import fuse
 from qformat.scheme import Flat
@@ -23,6 +23,7 @@ from qformat.tensor import PackedTensor, pack_parts
 F32 = NDArray[np.float32]
 
 N_COLS = 512
+GUARD, MARK = 256, 0xA5
 TARGETS = tuple(f"gguf:{form.name}" for form in formats.GGUF if form.rule) + tuple(form.name for form in formats.PLANAR)
 PAIRS = tuple((target, rule) for target in TARGETS for rule in rules(resolve(target)))
 FUSED = tuple(
@@ -98,6 +99,43 @@ def test_a_pass_gives_the_bytes_that_the_rule_defines(target: str, rule: str) ->
     form = resolve(target)
 
     assert stored(quantize(weights(), target, rule)) == defined(weights(), form, rule)
+
+
+def guarded(array: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Give memory full of marks, and an array like this one in its middle."""
+    memory = np.full(array.nbytes + 2 * GUARD, MARK, np.uint8)
+    inner = memory[GUARD : GUARD + array.nbytes].view(array.dtype)
+    inner[...] = array
+    return memory, inner
+
+
+@every_fused
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "apart"])
+def test_no_byte_is_written_beside_the_arrays(target: str, rule: str, in_place: bool) -> None:
+    form = resolve(target)
+    fused = fuse(form, find(form, rule), N_COLS, "float32", in_place=in_place)
+    assert fused is not None
+    rows = weights()[:3]
+    guards = {place: guarded(array) for place, array in fused.room(rows.shape).items()}
+
+    fused.encode(rows, 0, {place: inner for place, (_, inner) in guards.items()})
+
+    for memory, _ in guards.values():
+        assert memory[:GUARD].tobytes() + memory[-GUARD:].tobytes() == bytes([MARK]) * 2 * GUARD
+
+
+@every_fused
+def test_rows_are_encoded_apart_as_the_rule_defines(target: str, rule: str) -> None:
+    form = resolve(target)
+    rows = weights()[:400].reshape(1, -1) if isinstance(form.scheme.param("scales").group, Flat) else weights()[:400]
+    with np.errstate(all="ignore"):
+        expected = find(form, rule).encode(rows, form.scheme, None)
+
+    made = encode(rows, form, rule)
+
+    assert {name: (a.dtype, a.shape, a.tobytes()) for name, a in made.items()} == {
+        name: (a.dtype, a.shape, a.tobytes()) for name, a in expected.items()
+    }
 
 
 @some

@@ -1,4 +1,4 @@
-"""Quantizing a tensor of a checkpoint anew: its decoded rows, through a named rule, to a target's logical arrays."""
+"""Quantizing a tensor of a checkpoint anew: its decoded rows, through a named rule, to a target's arrays or bytes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.imatrix import Entry
+from qformat.arrays import Memory
 from qformat.errors import NotExact
 from qformat.formats import Format
-from qformat.rules import encode, importance_of_rows, prepare
-from qformat.scheme import Flat
-from qformat.tensor import PackedTensor
+from qformat.rules import encode, encode_parts, importance_of_rows, prepare
+from qformat.rules.catalogue import find
+from qformat.rules.fused import fuse
+from qformat.scheme import Flat, Plain
+from qformat.tensor import PackedTensor, assemble
 
 
 class Requantizer:
@@ -25,6 +28,10 @@ class Requantizer:
         self.tensor, self.form, self.rule = tensor, form, rule
         self.state = prepare(form, (tensor.dequantize(rows=slice(*tile)) for tile in tensor.tiles()))
         self.importance = None if entry is None else importance_of_rows(entry.importance(), tensor.shape)
+        self.chosen = find(form, rule)
+        self.dtype = tensor.scheme.alphabet.dtype if isinstance(tensor.scheme.alphabet, Plain) else "float32"
+        is_counted = self.importance is not None and self.chosen.weighted is not None
+        self.fused = None if is_counted else fuse(form, self.chosen, tensor.n_cols, self.dtype, in_place=True)
         self.is_flat = any(isinstance(param.group, Flat) for param in form.scheme.params)
 
     def values(self, first: int, last: int) -> dict[str, NDArray[Any]]:
@@ -37,8 +44,23 @@ class Requantizer:
         importance = None if self.importance is None else self.importance(first, last)
         made = encode(given, self.form, self.rule, self.state, first * self.tensor.n_cols, self.tensor.shape, importance)
         for name, array in made.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                value = float(array[~np.isfinite(array)][0])
-                message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {self.form.name} can hold"
-                raise NotExact(message, field=name, found=value)
+            self.check(name, array, first, last)
         return made
+
+    def parts(self, first: int, last: int) -> dict[str, NDArray[np.uint8]]:
+        """Give the stored bytes of rows [first, last), by role, where there is a kernel. Raises what `values` does."""
+        assert self.fused is not None  # who calls has looked
+        rows, n_cols = slice(first, last), self.tensor.n_cols
+        given = self.tensor.codes(rows) if isinstance(self.tensor.scheme.alphabet, Plain) else self.tensor.dequantize(rows=rows)
+        made = encode_parts(given, self.fused, self.chosen, first * n_cols, self.tensor.shape)
+        packed = assemble(self.form, given.shape, {role: Memory(data) for role, data in made.items()})
+        for param in self.form.scheme.params:
+            self.check(param.name, packed.param(param.name), first, last)
+        return made
+
+    def check(self, name: str, array: NDArray[Any], first: int, last: int) -> None:
+        """Refuse parameters of rows [first, last) that are not finite."""
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            value = float(array[~np.isfinite(array)][0])
+            message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {self.form.name} can hold"
+            raise NotExact(message, field=name, found=value)

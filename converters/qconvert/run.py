@@ -124,7 +124,11 @@ def producer(item: Item) -> Producer:
         return lambda rows: [piece for first, last in rows for piece in at(tensor, form, first, last, relay.make(first, last))]
     values: Callable[[int, int], Values]
     if item.verdict.verdict == REQUANTIZE:
-        values = Requantizer(tensor, form, item.rule, item.importance).values
+        quantizer = Requantizer(tensor, form, item.rule, item.importance)
+        if quantizer.fused is not None:
+            parts = quantizer.parts
+            return lambda rows: [piece for first, last in rows for piece in at(tensor, form, first, last, parts(first, last))]
+        values = quantizer.values
     else:
         recast, rounding = Recast(tensor, form), item.verdict.verdict == ROUNDED
 

@@ -1,7 +1,7 @@
 """From float weights to codes: quantizers by named rules, and what the rounding cost."""
 
 from qformat.rules.catalogue import describe, rules
-from qformat.rules.encoding import encode, importance_of_rows, prepare, quantize, resolve
+from qformat.rules.encoding import encode, encode_parts, importance_of_rows, prepare, quantize, resolve
 from qformat.rules.report import ErrorReport, Sums, error, measure
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Sums",
     "describe",
     "encode",
+    "encode_parts",
     "error",
     "importance_of_rows",
     "measure",

@@ -103,21 +103,31 @@ def encode(
     _check_finite(rows, first, shape or (-1, rows.shape[1]))
     if state is None and _covers_tensor(form):
         raise UsageError(f"format '{form.name}' has one scale for the whole tensor: give what prepare() found", field="state")
+    is_counted = importance is not None and chosen.weighted is not None
+    fused = None if is_counted else fuse(form, chosen, rows.shape[1], rows.dtype.name, in_place=False)
+    if fused is not None and rows.size and rows.size % fused.n_least == 0:
+        arrays = fused.room(rows.shape)
+        fused.encode(np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")), 0, arrays)
+        return fused.values(rows.shape, arrays)
     with np.errstate(all="ignore"):  # what rules do at the ends of the number range is part of their definition
         if importance is not None and chosen.weighted is not None:
             return chosen.weighted(rows, form.scheme, importance)
         return chosen.encode(rows, form.scheme, state)
 
 
-def encode_parts(array: NDArray[Any], fused: Fused, rule: Rule, first: int = 0) -> dict[str, NDArray[np.uint8]]:
+def encode_parts(
+    array: NDArray[Any], fused: Fused, rule: Rule, first: int = 0, named: tuple[int, ...] | None = None
+) -> dict[str, NDArray[np.uint8]]:
     """Quantize a tensor, or rows of one, to the stored bytes of each part, by all threads.
 
-    array : of the kernel's element type, [..., K], `fused.n_least` weights or more
+    array : of the kernel's element type, [..., K]
     first : number of the first weight in the tensor, to name one that is not finite
+    named : shape of the tensor, likewise; that of the array if absent
 
     Raises UsageError for a weight that is NaN or infinite.
     """
     shape = tuple(int(n) for n in array.shape)
+    named = named or shape
     n_cols, form = matrix(shape)[1], fused.form
     is_flat = isinstance(form.scheme.param("scales").group, Flat)
     lines = array.reshape(1, -1) if is_flat else array.reshape(-1, n_cols)
@@ -129,7 +139,7 @@ def encode_parts(array: NDArray[Any], fused: Fused, rule: Rule, first: int = 0) 
         tile = lines[:, low:high] if is_flat else lines[low // n_cols : high // n_cols]
         tile = np.ascontiguousarray(tile, tile.dtype.newbyteorder("="))
         if not np.isfinite(fused.encode(tile, low, arrays)):
-            _check_finite(tile.astype(np.float32), first + low, shape)
+            _check_finite(tile.astype(np.float32), first + low, named)
 
     least = fused.n_least if is_flat else n_cols
     step = max(1, AT_ONCE // least) * least
@@ -138,7 +148,7 @@ def encode_parts(array: NDArray[Any], fused: Fused, rule: Rule, first: int = 0) 
     parts = fused.parts(shape, arrays)
     if whole < array.size:  # a short last group
         rest = lines[:, whole:].astype(np.float32)
-        _check_finite(rest, first + whole, shape)
+        _check_finite(rest, first + whole, named)
         with np.errstate(all="ignore"):
             values = rule.encode(rest, form.scheme, None)
         for role, data in pack_parts(form, rest.shape, values).items():

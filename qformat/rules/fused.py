@@ -23,7 +23,7 @@ from qformat.kernels.vector.encode import SOURCES, encode, encodes
 from qformat.kernels.vector.groups import MOST, Job, Place
 from qformat.layout import CODES, Field
 from qformat.readings import packed
-from qformat.rules.rule import Rule
+from qformat.rules.rule import Rule, Values
 from qformat.scheme import Flat, Grid, Group, Integers, Scheme
 from qformat.tensor import pack_part
 from qformat.tiling import FLAT, ROWS
@@ -91,11 +91,15 @@ class Fused:
             starts.append(arrays[target].ctypes.data + first // self.group // place.count * place.n_bytes)
         return encode(self.job, weights, self.group, tuple(starts))
 
+    def values(self, shape: tuple[int, ...], arrays: Mapping[Target, NDArray[Any]]) -> Values:
+        """Give those arrays that hold codes or parameters by themselves, as logical ones."""
+        counts = self.form.scheme.param("scales").group.counts(prod(shape[:-1]), shape[-1])
+        apart = {target.name: array for target, array in arrays.items() if not target.is_part}
+        return {name: array.reshape(shape if name == CODES else counts) for name, array in apart.items()}
+
     def parts(self, shape: tuple[int, ...], arrays: Mapping[Target, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
         """Give the stored bytes of every part; values that lie by themselves are packed now."""
-        scheme, found = self.form.scheme, dict[str, NDArray[np.uint8]]()
-        counts = scheme.param("scales").group.counts(prod(shape[:-1]), shape[-1])
-        values = {target.name: array.reshape(counts) for target, array in arrays.items() if not target.is_part}
+        found, values = dict[str, NDArray[np.uint8]](), self.values(shape, arrays)
         for part in self.form.parts:
             written = arrays.get(Target(part.role, is_part=True))
             found[part.role] = pack_part(self.form, part, shape, values) if written is None else written
