@@ -23,6 +23,8 @@ UNIT_WEIGHTS = 1 << 18
 UNIT_BYTES = 1 << 20
 RELAID_WEIGHTS = 1 << 20  # of rows whose bytes are only laid out anew, at many times the pace
 TORN_WEIGHTS = 1 << 21  # of rows whose bytes do not lie together: enough that each run of them is worth a write
+WHOLE_WEIGHTS = 1 << 26  # of such rows where bytes are only laid out anew
+RELAID_BYTES = 4  # of memory for each weight then
 WORK_BYTES = 32  # of memory for each weight in work: decoded, its codes in 32 bits, a rule's tries; measured to be below 26
 MAX_MEMORY = 1 << 30
 LEAST_MEMORY = 1 << 24
@@ -47,6 +49,8 @@ def row_ranges(tensor: PackedTensor, form: Format, max_memory: int = MAX_MEMORY,
     n_weights = min(
         TORN_WEIGHTS if torn else RELAID_WEIGHTS if is_relaid else UNIT_WEIGHTS, max_memory // (AT_ONCE * WORK_BYTES)
     )
+    if is_relaid and any(lead_axis(part) != 0 for part in form.parts):  # as few runs as there is memory for
+        n_weights = max(n_weights, min(WHOLE_WEIGHTS, max_memory // (AT_ONCE * RELAID_BYTES)))
     slab = tensor.n_rows // n_slabs
     per_range = max(1, n_weights // max(1, step * n_slabs * tensor.n_cols)) * step
     for first in range(0, slab, per_range):
