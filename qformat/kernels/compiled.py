@@ -21,6 +21,7 @@ LOG = logging.getLogger("qformat")
 Kernel = Callable[..., Any]
 
 _LOCK = Lock()
+_MADE: list[Kernel] = []
 
 
 def compiled(function: Kernel) -> Kernel:
@@ -36,7 +37,9 @@ def compiled(function: Kernel) -> Kernel:
         nonlocal kernel
         if kernel is None:
             with _LOCK:
-                kernel = kernel or _kept(function)
+                if kernel is None:
+                    kernel = _kept(function)
+                    _MADE.append(kernel)
         try:
             return kernel(*args)
         except OSError:  # the folder is gone or full since: what could not be kept is compiled all the same
@@ -50,6 +53,11 @@ def inlined(function: Kernel) -> Kernel:
     """Compile a function on its first call, in every process: a piece of a kernel, which is kept with the kernel."""
     kernel: Kernel = njit(nogil=True, error_model="numpy")(function)
     return kernel
+
+
+def n_kernels() -> int:
+    """Count the kernels that this process has compiled or taken from disk."""
+    return len(_MADE)
 
 
 def _kept(function: Kernel) -> Any:

@@ -54,11 +54,6 @@ def evaluate(codes: NDArray[Any], table: F32 | None, chain: tuple[tuple[Op, F32]
         put(tile, out[rows])
 
 
-def n_evaluators() -> int:
-    """Count the kernels made so far."""
-    return _evaluator.cache_info().currsize
-
-
 def _fill(codes: NDArray[Any], table: F32 | None, chain: tuple[tuple[Op, F32], ...], run: int, out: F32) -> None:
     """Evaluate into float32 rows, in passes of `MAX_STEPS` operations."""
     first, rest = chain[:MAX_STEPS], chain[MAX_STEPS:]

@@ -90,11 +90,6 @@ def check_codes(values: NDArray[Any], field: Bits) -> None:
     raise UsageError(message, field=field.name, found=value, expected=(field.low, field.high))
 
 
-def n_plane_kernels() -> int:
-    """Count the kernels made so far."""
-    return _unpacker.cache_info().currsize + _packer.cache_info().currsize
-
-
 def _check(stored: tuple[int, ...], n_bytes: int, field: Bits, values: NDArray[Any]) -> None:
     if n_bytes < reach(field):
         raise UsageError(f"blocks of {n_bytes} bytes, expected at least {reach(field)} for '{field.name}'")

@@ -38,11 +38,6 @@ def put(values: NDArray[np.float32], out: NDArray[Any]) -> None:
         out[...] = values
 
 
-def n_roundings() -> int:
-    """Count the kernels made."""
-    return len(_KERNELS)
-
-
 @compiled
 def _round_float16(values, out, at, step):  # type: ignore[no-untyped-def]  # compiled
     for row in range(values.shape[0]):
