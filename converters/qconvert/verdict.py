@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from qconvert.cutting import MAX_MEMORY, UNIT_WEIGHTS, WORK_BYTES
+from qconvert.cutting import LEAST_MEMORY, UNIT_WEIGHTS, WORK_BYTES
 from qconvert.digest import canonical, plain_values
 from qconvert.exact import Recast
 from qconvert.keeping import Derived
@@ -31,7 +31,8 @@ ROUNDED = "rounded"
 REQUANTIZE = "requantize"
 REFUSED = "refused"
 NO_EXPONENT = 255
-SURE_WEIGHTS = 1 << 21  # of a piece of which parameters alone are read
+SURE_WEIGHTS = 1 << 21  # of a piece of which parameters alone are read, a byte or less for each weight
+WORK_MEMORY = LEAST_MEMORY * 3 // 4  # for all threads together, whatever is allowed: judging has no use for more
 ORDER = (SAME_BYTES, EXACT, ROUNDED, REQUANTIZE, REFUSED)
 
 
@@ -115,10 +116,10 @@ def _judge_codes(tensor: PackedTensor, form: Format) -> Verdict:
     """Derive every row, and compare the decodes until something had to round."""
     recast = Recast(tensor, form)
     n_rounded, worst, offender, reasons = 0, 0.0, None, dict[str, None]()
-    n_weights = SURE_WEIGHTS if recast.is_sure else UNIT_WEIGHTS
+    n_weights, n_each = (SURE_WEIGHTS, 1) if recast.is_sure else (UNIT_WEIGHTS // 2, WORK_BYTES)
     tiles = tensor.tiles(n_weights=n_weights, together=recast.together)
-    n_held = max(n_weights, tensor.n_cols) * WORK_BYTES
-    with closing(spread(partial(_look, recast), tiles, cost=lambda tile: n_held, most=MAX_MEMORY)) as looked:
+    n_held = max(n_weights, tensor.n_cols) * n_each
+    with closing(spread(partial(_look, recast), tiles, cost=lambda tile: n_held, most=WORK_MEMORY)) as looked:
         for derived, wrong in looked:
             reasons.update(dict.fromkeys(derived.reasons))
             n_rounded += derived.n_rounded

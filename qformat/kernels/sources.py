@@ -21,7 +21,7 @@ PACKAGE = "qformat"
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT = re.compile(rf"^\s*(?:from\s+({PACKAGE}[\w.]*)\s+import\s+(\([^)]*\)|[^\n]*)|import\s+({PACKAGE}[\w.]*))", re.MULTILINE)
 MADE_BY = f"{sys.implementation.cache_tag} {numba.__version__} {llvmlite.__version__} {numpy.__version__}"
-LOADED = time.time()
+LOADED = time.time() - 0.02  # file systems take the time from a clock that ticks every few milliseconds
 
 
 @lru_cache(maxsize=64)
