@@ -30,10 +30,14 @@ def round_codes(b: ir.IRBuilder, coding: Coding, x: Value, operands: dict[str, V
     return b.trunc(_settled(b, code), vector(I8, x.type.count))
 
 
-def _settled(b: ir.IRBuilder, code: Value) -> Value:
-    """Give a value that LLVM takes as it is: it would narrow what led to it, a lane shuffle for each comparison."""
-    as_floats = b.bitcast(code, vector(F32, code.type.count))
-    return b.bitcast(call(b, "llvm.arithmetic.fence", [as_floats]), code.type)
+def _settled(b: ir.IRBuilder, found: Value) -> Value:
+    """Give integers that LLVM takes as they are.
+
+    It would narrow what codes are made of, a lane shuffle for each comparison, and compare sizes as unsigned, which takes two
+    operations where there is no such comparison.
+    """
+    as_floats = b.bitcast(found, vector(F32, found.type.count))
+    return b.bitcast(call(b, "llvm.arithmetic.fence", [as_floats]), found.type)
 
 
 def _rounded(b: ir.IRBuilder, rounding: Nearest | Cut | Away | Count, scaled: Value, after: Value) -> Value:
@@ -61,7 +65,7 @@ def _cut(b: ir.IRBuilder, rounding: Cut, value: Value) -> Value:
 
 def _count(b: ir.IRBuilder, rounding: Count, value: Value) -> Value:
     n = value.type.count
-    seen = _ordered(b, value) if rounding.sign is None else b.bitcast(_magnitude(b, value), vector(I32, n))
+    seen = _settled(b, _ordered(b, value) if rounding.sign is None else b.bitcast(_magnitude(b, value), vector(I32, n)))
     code: Value = splat(I32, 0, n)
     for bound in rounding.bounds:
         is_above = b.icmp_signed(">", seen, splat(I32, ordered(bound), n))

@@ -17,8 +17,8 @@ from qformat.kernels.vector.pack import pack_bytes, runs
 from qformat.kernels.vector.params import Params, operands_of
 from qformat.units import Packed
 
-AT_ONCE = 2048  # weights, 8 KiB: they are read twice, the second time from the first cache
-AHEAD = 4096  # bytes that are asked for before they are read
+AT_ONCE = 512  # weights, 2 KiB: they are read twice, the second time from the first cache
+AHEAD = 8192  # bytes that are asked for before they are read
 LINE = 64
 MOST = 512  # weights of a group whose number is part of the kernel
 
