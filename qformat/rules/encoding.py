@@ -24,11 +24,12 @@ from qformat.rules.groups import Extremes, extremes, split
 from qformat.rules.rule import Rule, Values
 from qformat.scheme import Flat, Grid
 from qformat.tensor import PackedTensor, assemble, from_values, pack_parts
-from qformat.threads import spread
+from qformat.threads import n_threads, spread
 
 F32 = NDArray[np.float32]
 
-AT_ONCE = 1 << 20  # weights that a thread takes at a time
+AT_ONCE = 1 << 20  # weights that a thread takes at a time, at least
+SHARES = 4  # of a thread: few, because each time somebody has to be waked, and several, because threads are not equally fast
 SOURCES = ("float32", "float16", "bfloat16")
 
 
@@ -142,7 +143,8 @@ def encode_parts(
             _check_finite(tile.astype(np.float32), first + low, named)
 
     least = fused.n_least if is_flat else n_cols
-    step = max(1, AT_ONCE // least) * least
+    together = max(AT_ONCE, whole // (SHARES * n_threads())) if lines.flags.c_contiguous else AT_ONCE
+    step = max(1, together // least) * least
     for _ in spread(encode_tile, range(0, whole, step)):
         pass
     parts = fused.parts(shape, arrays)
