@@ -49,20 +49,15 @@ def test_this_processor_decodes_as_plain_python() -> None:
 
 @on_x86
 @pytest.mark.parametrize(
-    ("name", "features", "has_f16c", "shuffle"),
-    [
-        ("generic", "", False, ""),
-        ("nehalem", NEHALEM, False, X86_SHUFFLE),
-        ("sandybridge", SANDYBRIDGE, False, X86_SHUFFLE),
-        ("haswell", HASWELL, True, X86_SHUFFLE),
-    ],
+    ("name", "features", "shuffle"),
+    [("generic", "", ""), ("nehalem", NEHALEM, X86_SHUFFLE), ("sandybridge", SANDYBRIDGE, X86_SHUFFLE)],
 )
-def test_other_processors_decode_as_plain_python(name: str, features: str, has_f16c: bool, shuffle: str) -> None:
+def test_other_processors_decode_as_plain_python(name: str, features: str, shuffle: str) -> None:
     missing = {feature for feature in features.split(",") if feature} - set(llvm.get_host_cpu_features().flatten().split(","))
     if missing:
         pytest.skip(f"this processor has no {missing}")
     found = run("decoded_here.py", "ours", "float32", "float16", NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
-    assert (found["f16c"], found["shuffle"]) == (has_f16c, shuffle)
+    assert (found["f16c"], found["shuffle"]) == (False, shuffle)
     assert found["vectors"] > 50
     assert found["digests"].items() <= by_plain_python()["digests"].items()
 
@@ -75,9 +70,9 @@ def test_a_processor_named_generic_needs_no_features_listed() -> None:
 @on_x86
 def test_kernels_compile_for_avx_512() -> None:
     environment = {"NUMBA_CPU_NAME": "skylake-avx512", "NUMBA_CPU_FEATURES": SKYLAKE}
-    found = run("compiled_for.py", "x86_64-linux-gnu", "skylake-avx512", SKYLAKE, "float32", "float16", **environment)
+    found = run("compiled_for.py", "x86_64-linux-gnu", "skylake-avx512", SKYLAKE, "float32", **environment)
     assert found["machines"] == [62]  # EM_X86_64
-    assert found["objects"] > 80
+    assert found["objects"] > 40
     assert "zmm" in found["registers"]
 
 
