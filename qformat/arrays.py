@@ -179,6 +179,14 @@ class Part:
         return together.reshape(data.shape)
 
 
+def read_all(source: ByteSource, start: int, stop: int) -> NDArray[np.uint8]:
+    """Give bytes [start, stop), for those who take their address. Raises UsageError where the source has fewer."""
+    found = source.read(start, stop)
+    if found.size != stop - start:
+        raise UsageError(f"bytes {start} to {stop} of {source.n_bytes}", found=found.size, expected=stop - start)
+    return found
+
+
 def build(form: PartForm, dims: tuple[int, ...], values: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
     """Pack logical arrays into the stored bytes of a part; whatever pads a block is zero.
 

@@ -19,13 +19,14 @@ from qformat.evaluate import operand_run
 from qformat.fields import unpacker_of
 from qformat.formats.form import PartForm
 from qformat.layout import CODES, Bits, Field, Layout
-from qformat.scheme import Alphabet, Apply, Const, Flat, Grid, Integers, Levels, Op, Operand, Ref, Scheme
+from qformat.scheme import Alphabet, Apply, Const, Flat, Grid, Group, Integers, Levels, Op, Operand, Ref, Scheme
 from qformat.tiling import FLAT, ROWS
-from qformat.units import LEAST, Codes, Expression, Join, Packed, Places, Shifted, Signed, Source, Trits, Unit, Whole
+from qformat.units import LEAST, Codes, Expression, Fixed, Join, Packed, Places, Shifted, Signed, Source, Trits, Unit, Whole
 
 MOST = 4096  # weights of a unit
 MANY = 512  # weights of a unit, made so long only that parameters are read in place: compiling takes a time for each weight
 BYTE = 8
+FLOAT = 4  # bytes
 
 Table = decode.Signed | decode.Shifted
 
@@ -58,7 +59,7 @@ def reading_of(
     in_place : whether stored bytes can be read as they lie; else everything is handed over
     """
     levels = _levels(scheme.alphabet)
-    return None if levels is None else _reading(scheme, parts, n_cols, steps, in_place, levels)
+    return None if levels is None else _reading(scheme, parts, n_cols, steps, in_place, levels, repr(steps))
 
 
 @lru_cache(maxsize=256)
@@ -69,7 +70,9 @@ def _reading(
     steps: tuple[tuple[Op, Operand], ...],
     in_place: bool,
     levels: bytes,
+    written: str,
 ) -> Reading | None:
+    """Derive a reading; `levels` and `written` tell apart what differs by the sign of a zero, and is equal otherwise."""
     form = next(part for part in parts if CODES in part.layout.holds)
     stored = in_place and is_stored(form)
     n_weights = lcm(form.layout.n_weights, LEAST) if stored else LEAST
@@ -82,6 +85,10 @@ def _reading(
     codes = made.codes(form) if stored else made.codes_given()
     if isinstance(codes, Packed) and (codes.low < -128 or (codes.low < 0 and codes.low + (1 << codes.width) > 128)):
         return None
+    if levels and not (
+        isinstance(codes, Packed) and codes.low == 0 and (not stored or 1 << codes.width <= len(levels) // FLOAT)
+    ):
+        return None  # a code could lie outside the levels: the loops look at every one
     chain = tuple((op, made.expression(operand) or made.given(number, operand)) for number, (op, operand) in enumerate(steps))
     unit = Unit(n_weights, tuple(made.sources), codes, levels, chain)
     return Reading(unit, tuple(made.roles), tuple(made.numbers), tuple(made.runs))
@@ -155,7 +162,7 @@ class Maker:
     def expression(self, operand: Operand) -> Expression | None:
         """Place an operand as it is stored; None where it is not to be had so."""
         if isinstance(operand, Const):
-            return operand
+            return Fixed(struct.pack("<f", operand.value))
         if isinstance(operand, Apply):
             left, right = self.expression(operand.left), self.expression(operand.right)
             return Join(operand.op, left, right) if left and right else None
@@ -175,7 +182,8 @@ class Maker:
         field = part.layout.part(name)
         if part.layout.n_weights:  # in the blocks of the codes
             n_blocks, rest = divmod(self.n_weights, part.layout.n_weights)
-            return None if rest else self.placed(Source(n_blocks * part.layout.n_bytes), part, field, n_blocks)
+            own = field is not None and _n_shared(group) * field.count == part.layout.n_weights
+            return None if rest or not own else self.placed(Source(n_blocks * part.layout.n_bytes), part, field, n_blocks)
         if isinstance(group, Flat):
             group = Grid(1, group.n_weights if self.n_cols % group.n_weights == 0 else 0)
             if not group.cols:
@@ -183,8 +191,8 @@ class Maker:
         if not isinstance(group, Grid):
             return None
         step, count, cols = part.layout.n_bytes, part.layout.n_items, group.cols if group.cols < self.n_cols else 0
-        if cols == 0:  # the rest of a row's last block is padding
-            return self.placed(Source(step, 0, group.rows), part, field, 1, 1)
+        if cols == 0:  # the rest of a row's last block is padding, where rows begin blocks
+            return None if count > 1 and part.tiling == FLAT else self.placed(Source(step, 0, group.rows), part, field, 1, 1)
         if count == 1 and cols % self.n_weights == 0:
             return self.placed(Source(step, cols // self.n_weights, group.rows), part, field, 1)
         n_blocks, rest = divmod(self.n_weights, cols * count)
@@ -214,6 +222,13 @@ def packed(source: int, field: Bits, n_blocks: int, n_bytes: int, n: int = 0) ->
     return Packed(source, tuple(places), field.width, field.signed, field.minus, field.dtype)
 
 
+def _n_shared(group: Group) -> int:
+    """Give the neighbouring weights of a row that share a parameter; 0 for other groups."""
+    if isinstance(group, Flat):
+        return group.n_weights
+    return group.cols if isinstance(group, Grid) and group.rows == 1 else 0
+
+
 def _reach(scheme: Scheme, part: PartForm) -> int:
     """Give the weights that a block of several values of one parameter serves; 1 for what a unit does not read in blocks."""
     if part.layout.n_weights or part.layout.n_items == 1 or not part.layout.holds or part.tiling not in (ROWS, FLAT):
@@ -227,7 +242,23 @@ def is_stored(form: PartForm) -> bool:
     layout = form.layout
     if form.tiling not in (ROWS, FLAT):
         return False
-    return layout.codes.width <= BYTE if layout.codes is not None else bool(layout.unpacker and unpacker_of(layout).how)
+    return layout.codes.width <= BYTE if layout.codes is not None else bool(layout.unpacker) and _is_whole(layout)
+
+
+def _is_whole(layout: Layout) -> bool:
+    """Tell whether what is said as data of a layout's unpacker makes all its codes, of entries that its table has."""
+    how, pieces = unpacker_of(layout).how, layout.pieces
+    if isinstance(how, decode.Trits):
+        ends = {piece: max(at + n for name, at, n, _ in how.runs if name == piece) for piece, _, _, _ in how.runs}
+        stored = all(piece in pieces and pieces[piece].count == end for piece, end in ends.items())
+        return stored and sum(n * digits for _, _, n, digits in how.runs) == layout.n_weights
+    if isinstance(how, decode.Signed | decode.Shifted):
+        table, index = decode.table_of(how), pieces["index"]
+        run = decode.SIGN_RUN if isinstance(how, decode.Signed) else how.run
+        other = pieces["signs" if isinstance(how, decode.Signed) else "shift"]
+        fits = isinstance(index, Bits) and index.low == 0 and index.high < len(table)
+        return fits and index.count * table.shape[1] == other.count * run == layout.n_weights
+    return how is not None and [piece.count for piece in pieces.values()] == [layout.n_weights]
 
 
 def _digits(layout: Layout, how: decode.Trits) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ import math
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from qformat.arrays import Memory, Part
+from qformat.arrays import Memory, Part, read_all
 from qformat.formats.form import Format, PartForm
 from qformat.moves import Side, move_of
 from qformat.scheme import Grid, Indexed, Scheme, Table
@@ -46,7 +46,7 @@ class Relay:
         """Give the bytes of every part for rows [first, last), which begin and, but at the end, end blocks, by role."""
         from qformat.kernels.vector.decode import Bound, addresses
 
-        found = [part.source.read(first * step, last * step) for part, step in zip(self.parts, self.steps, strict=True)]
+        found = [read_all(part.source, first * step, last * step) for part, step in zip(self.parts, self.steps, strict=True)]
         if not self.is_alike:
             sources, found = found, [np.empty((last - first) * step, np.uint8) for step in self.to_steps]
             bounds = Bound(addresses(sources), self.steps), Bound(addresses(found), self.to_steps)

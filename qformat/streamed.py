@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qformat.arrays import read_all
 from qformat.decode import Shifted, Signed, table_of
 from qformat.evaluate import Operands
 from qformat.readings import CODES_GIVEN, Reading, reading_of
@@ -67,6 +68,10 @@ class Rows:
         source, given = self.reading.unit.sources[number], self.reading.given[number]
         if given == CODES_GIVEN:
             codes: NDArray[Any] = np.ascontiguousarray(self.tensor.codes(slice(first, last)))
+            if self.reading.unit.levels:
+                from qformat.kernels.evaluate import check_table
+
+                check_table(codes, len(self.reading.unit.levels) // 4)
             return codes
         if isinstance(given, Signed | Shifted):
             return table_of(given)
@@ -77,7 +82,7 @@ class Rows:
         step = self.steps[number]
         low, high = (0, 1) if source.rows == 0 else (first // source.rows, -(-last // source.rows))
         part = next(part for part in self.tensor.parts if part.form.role == self.reading.roles[number])
-        return part.source.read(low * step, high * step)
+        return read_all(part.source, low * step, high * step)
 
 
 def rows_of(tensor: PackedTensor, input_scale: bool) -> Rows | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qformat.scheme import Const, Op
+from qformat.scheme import Op
 
 LEAST = 32  # weights: a vector of bytes
 
@@ -140,7 +140,14 @@ class Join:
     right: Expression
 
 
-Expression = Packed | Whole | Const | Join
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A constant, as the bytes of a float32 because 0 and -0 differ."""
+
+    pattern: bytes
+
+
+Expression = Packed | Whole | Fixed | Join
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Compiles, once, every kernel that the catalogue needs, so that the disk cache holds them before they are wanted.
+"""Compiles, once, the kernels that the catalogue needs in common use, so that the disk cache holds them before they are wanted.
 
 Does with zeros what kernels are for: decodes every format, quantizes to it where a rule does, takes its fields apart and puts
 them together. Must not know which kernels that takes.

@@ -80,14 +80,15 @@ def batched(found: Iterable[Check]) -> Iterator[Sequence[Check]]:
         if n_bytes >= BATCH_BYTES or len(batch) >= BATCH_CHECKS:
             yield batch
             batch, n_bytes = [], 0
-    yield batch
+    if batch:
+        yield batch
 
 
 def run_checks(batch: Sequence[Check]) -> int:
     """Make some checks in order; give where in the file they end."""
     for check in batch:
         check.run()
-    return batch[-1].end if batch else 0
+    return batch[-1].end
 
 
 def check_padding(data: memoryview, begin: int, end: int) -> None:

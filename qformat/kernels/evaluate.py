@@ -87,6 +87,13 @@ def _full(table: F32) -> F32:
     return full
 
 
+def check_table(codes: NDArray[Any], n_values: int) -> None:
+    """Refuse codes that a table of so many values does not have. Raises UsageError with the worst."""
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= n_values:
+        raise UsageError(f"code {low if low < 0 else high} is outside the table of {n_values} values", found=high)
+
+
 def _check(codes: NDArray[Any], table: F32 | None, chain: tuple[tuple[Op, F32], ...], run: int, out: NDArray[Any]) -> None:
     if codes.ndim != 2 or out.shape != codes.shape:
         raise UsageError(f"out has shape {out.shape}, expected {codes.shape}")
@@ -98,11 +105,8 @@ def _check(codes: NDArray[Any], table: F32 | None, chain: tuple[tuple[Op, F32], 
     for op, operand in chain:
         if operand.shape != shape:
             raise UsageError(f"operand of '{op.value}' has shape {operand.shape}, expected {shape}")
-    if table is None:
-        return
-    low, high = int(codes.min()), int(codes.max())
-    if low < 0 or high >= table.size:
-        raise UsageError(f"code {low if low < 0 else high} is outside the table of {table.size} values", found=high)
+    if table is not None:
+        check_table(codes, table.size)
 
 
 @inlined

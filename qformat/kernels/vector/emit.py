@@ -14,8 +14,8 @@ from qformat.kernels.vector import values
 from qformat.kernels.vector.fields import integers
 from qformat.kernels.vector.grids import reader
 from qformat.kernels.vector.ir import F32, I8, I64, Value, cut, entries, join, load, moved, pick, splat, store, vector
-from qformat.scheme import Const, Op
-from qformat.units import LEAST, Expression, Packed, Source, Unit, Whole
+from qformat.scheme import Op
+from qformat.units import LEAST, Expression, Fixed, Packed, Source, Unit, Whole
 
 SHUFFLE = 16  # bytes that are looked up at a time
 
@@ -80,8 +80,8 @@ class Emitter:
 
     def operand(self, expression: Expression) -> Value:
         """Give the values of an expression for this unit, a vector of float32."""
-        if isinstance(expression, Const):
-            return splat(F32, expression.value, 1)
+        if isinstance(expression, Fixed):
+            return splat(F32, struct.unpack("<f", expression.pattern)[0], 1)
         if isinstance(expression, Packed):
             found = integers(self.b, self.load, expression, 0, expression.count)
             if expression.dtype:

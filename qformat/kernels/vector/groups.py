@@ -63,8 +63,11 @@ class Machine:
 
 
 def groups_at_once(job: Job) -> int:
-    """Give how many groups are encoded at a time."""
-    return max(8, AT_ONCE // job.group) if job.group else 1
+    """Give how many groups are encoded at a time: those of whole units."""
+    if not job.group:
+        return 1
+    share = max(1, job.n_weights // job.group)
+    return -(-max(8, AT_ONCE // job.group) // share) * share
 
 
 def encode_groups(
