@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+SOURCES = ("float32", "float16", "bfloat16")  # element types of the weights that are coded
 SEEN = ("magnitude", "largest", "low", "high", "least", "most")
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qformat import formats
 from qformat.arrays import Memory
+from qformat.coding import SOURCES
 from qformat.decoding import TILE_WEIGHTS
 from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix
@@ -30,7 +31,6 @@ F32 = NDArray[np.float32]
 
 AT_ONCE = 1 << 20  # weights that a thread takes at a time, at least
 SHARES = 4  # of a thread: few, because each time somebody has to be waked, and several, because threads are not equally fast
-SOURCES = ("float32", "float16", "bfloat16")
 
 
 def quantize(

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.coding import Coding, Integer, Kept, Rounded
+from qformat.coding import SOURCES, Coding, Integer, Kept, Rounded
 from qformat.fields import numpy_dtype
 from qformat.formats.form import Format, PartForm
 from qformat.kernels.cpu import has_vectors
-from qformat.kernels.vector.encode import SOURCES, encode, encodes
+from qformat.kernels.vector.encode import encode, encodes
 from qformat.kernels.vector.groups import MOST, Job, Place
 from qformat.layout import CODES, Field
 from qformat.readings import packed

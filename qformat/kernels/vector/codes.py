@@ -7,9 +7,8 @@ import struct
 from llvmlite import ir
 
 from qformat.coding import Away, Closest, Coding, Count, Cut, Nearest, Sign
-from qformat.kernels.vector.ir import F32, I8, I32, Value, call, splat, vector
+from qformat.kernels.vector.ir import F32, I8, I32, SIZE, Value, call, splat, vector
 
-SIZE = 0x7FFFFFFF
 JUST_BELOW_HALF = 0x3EFFFFFF  # adding it, then cutting off, rounds to nearest with ties away from zero below 2^22
 SIGN_BIT = 3  # of a code
 

@@ -11,9 +11,9 @@ from llvmlite import ir
 from qformat.bits import DTYPES
 from qformat.bits import values as element_values
 from qformat.kernels.vector import values
-from qformat.kernels.vector.fields import integers
+from qformat.kernels.vector.fields import Load, integers
 from qformat.kernels.vector.grids import reader
-from qformat.kernels.vector.ir import F32, I8, I64, Value, cut, entries, join, load, moved, pick, splat, store, vector
+from qformat.kernels.vector.ir import F32, I64, Value, cut, entries, join, loader, moved, pick, splat, store, vector
 from qformat.scheme import Op
 from qformat.units import LEAST, Expression, Fixed, Packed, Source, Unit, Whole
 
@@ -56,7 +56,10 @@ class Emitter:
     target: Target
     at: Sequence[Value]
     table: Callable[[Sequence[float]], Value]
-    loaded: dict[tuple[int, int, int], Value] = field(default_factory=dict)
+    load: Load = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.load = loader(self.b, self.at)
 
     def run(self, out: Value) -> None:
         """Decode all weights and store them from this address on."""
@@ -117,13 +120,6 @@ class Emitter:
         elif self.target.dtype == "bfloat16":
             found = values.to_bfloat16(self.b, found)
         store(self.b, found, address, self.target.alignment, self.target.streaming)
-
-    def load(self, source: int, at: int, n_bytes: int) -> Value:
-        """Load bytes of a source's present place, once."""
-        key = source, at, n_bytes
-        if key not in self.loaded:
-            self.loaded[key] = load(self.b, moved(self.b, self.at[source], at), vector(I8, n_bytes))
-        return self.loaded[key]
 
 
 def place(b: ir.IRBuilder, source: Source, start: Value, step: Value, row: Value, unit: Value) -> Value:

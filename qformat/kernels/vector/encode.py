@@ -21,8 +21,6 @@ from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import has_f16c, lanes
 from qformat.kernels.vector.groups import Job, Machine, encode_groups, groups_at_once
 
-SOURCES = ("float32", "float16", "bfloat16")
-
 # What a key stands for: numba hands an intrinsic literals alone.
 _JOBS: dict[str, tuple[Job, Machine]] = {}
 

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from llvmlite import ir
 from numba.core import cgutils
 
-from qformat.kernels.vector.ir import I32, I64, Value, call, splat, vector
+from qformat.kernels.vector.ir import I32, I64, SIZE, Value, call, splat, vector
 
-SIZE = 0x7FFFFFFF  # all bits but the sign
 WIDEST = 32  # weights at a time
 
 # Gives so many weights from one on, as float32.

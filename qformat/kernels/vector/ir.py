@@ -5,7 +5,7 @@ Every word is target-neutral LLVM IR; what a processor makes of it is LLVM's bus
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -14,6 +14,7 @@ from numba.core import cgutils
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 F16 = ir.HalfType()
+SIZE = 0x7FFFFFFF  # of a float32: all bits but the sign
 NOWHERE = 0  # a lane of a shuffle that nobody reads; LLVM finds out
 
 Value = Any  # llvmlite's values are untyped
@@ -51,6 +52,19 @@ def load(b: ir.IRBuilder, address: Value, kind: ir.Type) -> Value:
     found = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
     found.set_metadata("invariant.load", b.module.add_metadata([]))
     return found
+
+
+def loader(b: ir.IRBuilder, at: Sequence[Value]) -> Callable[[int, int, int], Value]:
+    """Give what loads so many bytes from one on of the place at an address of `at`, each run of bytes once."""
+    loaded: dict[tuple[int, int, int], Value] = {}
+
+    def once(source: int, first: int, n_bytes: int) -> Value:
+        key = source, first, n_bytes
+        if key not in loaded:
+            loaded[key] = load(b, moved(b, at[source], first), vector(I8, n_bytes))
+        return loaded[key]
+
+    return once
 
 
 def moved(b: ir.IRBuilder, address: Value, n_bytes: int) -> Value:

@@ -11,12 +11,11 @@ from qformat.bits import DTYPES
 from qformat.bits import values as element_values
 from qformat.coding import Away, Coding, Cut, Do, Expression, Integer, Kept, Name, Number, Rounded, Small, Stepped, Word
 from qformat.kernels.vector import values
-from qformat.kernels.vector.ir import F32, I8, I16, I32, Value, call, constant, entries, splat, vector
+from qformat.kernels.vector.ir import F32, I8, I16, I32, SIZE, Value, call, constant, entries, splat, vector
 
 UE4M3 = "float8_ue4m3"
 ROOM = 512  # entries of a table of exponent fields, so that no index is out of it
 HALF_SIZE = 0x7FFF
-SIZE = 0x7FFFFFFF
 INFINITE = 0x7F800000
 
 # Makes a constant of the module of 32-bit values, and gives its address.

@@ -15,7 +15,7 @@ from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.vector.decode import Bound
 from qformat.kernels.vector.emit import place
 from qformat.kernels.vector.grids import reader
-from qformat.kernels.vector.ir import I8, Value, load, moved, store, vector
+from qformat.kernels.vector.ir import Value, load, loader, moved, store
 from qformat.kernels.vector.pack import pack_bytes, runs
 from qformat.units import LEAST, Move
 
@@ -67,20 +67,12 @@ def _move_unit(typing, key, starts, steps, to_starts, to_steps, row, number):  #
 
 
 def _emit(b: ir.IRBuilder, move: Move, at: list[Value], to: list[Value]) -> None:
-    loaded: dict[tuple[int, int, int], Value] = {}
-
-    def once(source: int, first: int, n_bytes: int) -> Value:
-        key = source, first, n_bytes
-        if key not in loaded:
-            loaded[key] = load(b, moved(b, at[source], first), vector(I8, n_bytes))
-        return loaded[key]
-
     for one, other in move.copies:
         kind = ir.IntType(DTYPES[one.dtype].bits)
         for here, there in zip(one.at, other.at, strict=True):
             value = load(b, moved(b, at[one.source], here), kind)
             b.store(value, b.inttoptr(moved(b, to[other.source], there), kind.as_pointer()), align=1)
-    read = reader(b, once, move.codes, at.__getitem__)
+    read = reader(b, loader(b, at), move.codes, at.__getitem__)
     codes = [read(first, first + LEAST) for first in range(0, move.n_weights, LEAST)]
     for first, last in runs(move.to):
         for low in range(first, last, WIDEST):
