@@ -11,42 +11,101 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from qformat.errors import UsageError
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 VARIABLE = "QFORMAT_THREADS"
 AHEAD = 2  # results and work of each thread: one in work, one that waits
+LOOK_AGAIN = 0.1  # seconds; only where an interrupt took the news that work has ended
+
+
+class _Job(Generic[R]):
+    """Work that a thread does, whoever waits for it, and how it ended."""
+
+    __slots__ = ("call", "error", "has_begun", "has_ended", "is_wanted", "news", "result")
+    result: R
+
+    def __init__(self, call: Callable[[], R]) -> None:
+        self.call = call
+        self.error: BaseException | None = None
+        self.has_begun, self.has_ended, self.is_wanted = False, False, True
+        self.news = threading.Lock()
+        self.news.acquire()
+
+    def run(self) -> None:
+        """Do the work, if it is wanted still."""
+        self.has_begun = True  # before the question: whoever no longer wants it sees that it begins, or it does not begin
+        try:
+            if self.is_wanted:
+                self.result = self.call()
+        except BaseException as error:  # raised where the result is taken
+            self.error = error
+        self.has_ended = True
+        self.news.release()
+
+    def wait(self) -> None:
+        """Return when the work has ended."""
+        while not self.has_ended:
+            self.news.acquire(timeout=LOOK_AGAIN)
+
+    def take(self) -> R:
+        """Wait for the result; raises what the work raised."""
+        self.wait()
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class _Crew:
+    """Threads that do what lies in a queue, for as long as the process lives.
+
+    An interrupt may come between any two steps of the thread that waits, and concurrent.futures does not bear that: a thread
+    that has started and is in no list yet keeps the process from ending. Nobody waits for these.
+    """
+
+    def __init__(self) -> None:
+        self.jobs = SimpleQueue[_Job[Any]]()
+        self.members = list[threading.Thread]()
+
+    def hire(self, size: int) -> None:
+        """Have as many threads; those that an interrupt kept from starting are made up for."""
+        self.members = [member for member in self.members if member.is_alive()]
+        while len(self.members) < size:
+            member = threading.Thread(target=self._work, name=f"qformat-{len(self.members)}", daemon=True)
+            member.start()
+            self.members.append(member)
+
+    def _work(self) -> None:
+        _HERE.is_worker = True
+        while True:
+            self.jobs.get().run()
 
 
 class _Pool:
-    """The executor that all share, made when it is first needed; `asked` is what `set_threads` was given."""
+    """The crews that all share, by their size; `asked` is what `set_threads` was given."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Begin without an executor, as after a fork: threads do not come along."""
+        """Begin without threads, as after a fork: they do not come along."""
         self.lock = threading.Lock()
-        self.executor: ThreadPoolExecutor | None = None
-        self.size = 0
+        self.crews: dict[int, _Crew] = {}
 
-    def of(self, size: int) -> ThreadPoolExecutor:
-        """Give an executor of as many threads."""
-        from concurrent.futures import ThreadPoolExecutor  # here: listing a file takes none
-
+    def of(self, size: int) -> _Crew:
+        """Give a crew of as many threads."""
         with self.lock:
-            if self.executor is None or self.size != size:
-                self.executor, self.size = ThreadPoolExecutor(size, "qformat", _begin), size
-            return self.executor
+            crew = self.crews.setdefault(size, _Crew())
+            crew.hire(size)
+            return crew
 
 
 _POOL = _Pool()
@@ -103,35 +162,34 @@ def spread(
     if len(head) < 2 or size <= 1 or getattr(_HERE, "is_worker", False):  # a single item keeps nobody else busy
         yield from map(work, chain(head, rest))
         return
-    executor, waiting, held = _POOL.of(size), deque["tuple[int, Future[R]]"](), 0
+    crew, waiting, held = _POOL.of(size), deque[tuple[int, _Job[R]]](), 0
     try:
         for item in chain(head, rest):
             taken = 0 if cost is None else cost(item)
             while waiting and (len(waiting) >= AHEAD * size or held + taken > most > 0):
-                freed, future = waiting[0]
-                result = future.result()
+                freed, job = waiting[0]
+                result = job.take()
                 waiting.popleft()
                 held -= freed
                 yield result
-            waiting.append((taken, executor.submit(work, item)))
+            waiting.append((taken, _Job(partial(work, item))))
+            crew.jobs.put(waiting[-1][1])
             held += taken
         while waiting:
-            result = waiting[0][1].result()
+            result = waiting[0][1].take()
             waiting.popleft()
             yield result
     finally:
-        _end(future for _, future in waiting)
+        _end([job for _, job in waiting])
 
 
-def _end(futures: Iterable[Future[R]]) -> None:
-    """Cancel what has not begun, and wait for the rest."""
-    from concurrent.futures import wait
-
-    wait([future for future in futures if not future.cancel()])
-
-
-def _begin() -> None:
-    _HERE.is_worker = True
+def _end(jobs: list[_Job[R]]) -> None:
+    """Let nothing begin any more, and wait for what has begun."""
+    for job in jobs:
+        job.is_wanted = False
+    for job in jobs:
+        if job.has_begun:
+            job.wait()
 
 
 if hasattr(os, "register_at_fork"):

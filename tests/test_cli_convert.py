@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,22 @@ def test_globs_choose_by_either_name(glob: str, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("delay", [0, 0.0005, 0.001, 0.005])  # seconds: threads are starting about then
+def test_a_signal_leaves_nothing_half_written(delay: float, number: signal.Signals, tmp_path: Path) -> None:
     save_file({"a.weight": np.ones((4096, 4096), np.float32)}, tmp_path / "a.safetensors")
     out = tmp_path / "out"
     out.mkdir()
     command = [sys.executable, "-m", "qfmt", "quantize", "a.safetensors", "out/a.qfmt", "--to", "qfmt:nf4"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
-        while not any(out.iterdir()) and child.poll() is None:
-            time.sleep(0.001)
-        child.send_signal(number)
-        _, err = child.communicate()
+    heeded = partial(signal.signal, number, signal.SIG_DFL)  # whoever runs the tests may ignore it
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heeded) as child:
+        try:
+            while not any(out.iterdir()) and child.poll() is None:
+                time.sleep(0.001)
+            time.sleep(delay)
+            child.send_signal(number)
+            _, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
 
     assert child.returncode == 1
     assert "qfmt: interrupted" in err
@@ -226,3 +233,24 @@ def test_the_next_command_can_be_typed_as_it_is(
     command = shlex.split(out.partition("next: ")[2])
     assert (code, command) == (0, ["qfmt", "verify", str(dst), *(word.format(src=src, dst=dst) for word in expected)])
     assert run(capsys, *command[1:])[0] == 0
+
+
+def test_an_interrupt_that_a_finalizer_drops_comes_again() -> None:
+    code = """
+import signal
+from qfmt import __main__ as command
+
+class Dropping:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def work(args):
+    Dropping()
+    signal.pause()
+
+command.run = work
+command.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+    assert "ignored" not in done.stderr

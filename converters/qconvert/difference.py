@@ -7,9 +7,8 @@ are matched (`pairing`), nor how values are compared (`compare`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -21,6 +20,7 @@ from qformat.errors import about
 from qformat.model import Model
 from qformat.scheme import Opaque
 from qformat.tensor import PackedTensor, format_of
+from qformat.threads import spread
 
 STRUCTURE, BYTES, VALUES = DEPTHS = ("structure", "bytes", "values")
 SAME, DIFFERS, ONLY_A, ONLY_B = "same", "differs", "only_a", "only_b"
@@ -137,15 +137,11 @@ def compare_models(
     meant = [name for name in sides.one if is_meant(name, names[name])]
     tensors: list[TensorDifference] = []
     done = 0
-    with ThreadPoolExecutor(max(1, workers or min(4, os.cpu_count() or 1))) as executor:
-        try:
-            for found in executor.map(compare, meant):
-                tensors.append(found)
-                done += found.a.n_bytes if found.a else 0
-                progress("diff", min(done, one.n_bytes), one.n_bytes)
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    with closing(spread(compare, meant, threads=workers)) as compared:
+        for found in compared:
+            tensors.append(found)
+            done += found.a.n_bytes if found.a else 0
+            progress("diff", min(done, one.n_bytes), one.n_bytes)
     only = [(name, sides.other[name]) for name in only_other if is_meant(name)]
     tensors += [TensorDifference(None, _side(sides.other, name, tensor), ONLY_B) for name, tensor in only]
     return Difference(tuple(tensors), metadata, depth, values_only, sides.notices)

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import click
@@ -71,9 +73,35 @@ def heed_signals() -> None:
                 signal.signal(number, signal.default_int_handler)
 
 
+@contextmanager
+def interrupted_again() -> Iterator[None]:
+    """Have an interrupt come once more where Python drops it, as in a finalizer."""
+    before = sys.unraisablehook
+
+    def unraisable(dropped: sys.UnraisableHookArgs) -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            later = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM))  # by then the finalizer has ended
+            later.daemon = True
+            later.start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = unraisable
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     heed_signals()
+    with interrupted_again():
+        return run(args)
+
+
+def run(args: list[str] | None) -> int:
+    """Run a subcommand, and turn what it raises into one line and an exit code."""
     try:
         found = cli.main(args=args, prog_name="qfmt", standalone_mode=False)
         sys.stdout.flush()
