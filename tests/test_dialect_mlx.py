@@ -24,7 +24,7 @@ VARIANTS = sorted(path.parent.name for path in FOLDER.glob("*/model.safetensors"
 GOLDEN = [
     (variant, name)
     for variant in VARIANTS
-    for name in arrays(FOLDER / variant / "expected.safetensors")
+    for name in sorted(arrays(FOLDER / variant / "expected.safetensors"))
     if not name.endswith(".float32")
 ]
 BITS_PER_WEIGHT = {"mxfp4": 4.25, "nvfp4": 4.5, "mxfp8": 8.25}
