@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qformat.deferred import homes
 
 if TYPE_CHECKING:
+    from qformat.calibration import Statistics, calibrate
     from qformat.errors import FileError, NotExact, QFormatError, UsageError
     from qformat.model import Model
     from qformat.rules import quantize
@@ -21,7 +22,9 @@ __all__ = [
     "NotExact",
     "PackedTensor",
     "QFormatError",
+    "Statistics",
     "UsageError",
+    "calibrate",
     "n_threads",
     "open",
     "quantize",
@@ -32,6 +35,7 @@ __all__ = [
 __getattr__ = homes(
     __name__,
     {
+        "calibration": ("Statistics", "calibrate"),
         "errors": ("FileError", "NotExact", "QFormatError", "UsageError"),
         "model": ("Model",),
         "rules": ("quantize",),

@@ -76,12 +76,12 @@ class NotExact(QFormatError):
 
 
 @contextmanager
-def about(path: str | Path, tensor: str) -> Iterator[None]:
-    """Name the file and the tensor of an error that names none itself."""
+def about(path: str | Path | None, tensor: str) -> Iterator[None]:
+    """Name the file, if there is one, and the tensor of an error that names none itself."""
     try:
         yield
     except QFormatError as err:
-        err.path, err.tensor = err.path or str(path), err.tensor or tensor
+        err.path, err.tensor = err.path or (None if path is None else str(path)), err.tensor or tensor
         raise
 
 

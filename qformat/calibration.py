@@ -1,0 +1,185 @@
+"""What is known of the inputs of a weight: sums over samples, from which methods tell which errors count.
+
+Decides what is summed up, and when such sums are sound. Must not know files, nor which methods use them. Sums are float64;
+samples are seen a batch at a time and forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qformat.errors import UsageError, about
+
+F64 = NDArray[np.float64]
+
+SOURCES = ("float16", "bfloat16", "float32", "float64")
+AT_ONCE = 1 << 20  # numbers that are made float64, or looked at, at a time
+ASYMMETRY = 1e-4  # of sqrt(H[i, i] * H[j, j]): what sums in float32 may be off, for any number of samples
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics:
+    """Sums over the inputs x of a weight [..., K], one x of K numbers for each sample.
+
+    hessian   : 2 * sum(x x^T), (K, K) float64, symmetric: the second derivative of the squared output error of a row
+    mean_abs  : mean |x| of every column, (K,) float64
+    n_samples : how many samples; 0 where it is not known
+
+    Raises UsageError for other types or sizes, numbers that are not finite, a negative mean or sum of squares, and a Hessian
+    that is not symmetric.
+    """
+
+    hessian: F64
+    mean_abs: F64
+    n_samples: int
+
+    def __post_init__(self) -> None:
+        for name, array in (("hessian", self.hessian), ("mean_abs", self.mean_abs)):
+            if array.dtype != np.float64:
+                raise UsageError(f"{array.dtype}, expected float64", field=name, found=array.dtype.name, expected="float64")
+        n_cols = self.hessian.shape[-1] if self.hessian.ndim else 0
+        if self.hessian.shape != (n_cols, n_cols) or not n_cols:
+            raise _wrong_shape("hessian", self.hessian.shape, "a square matrix")
+        if self.mean_abs.shape != (n_cols,):
+            raise _wrong_shape("mean_abs", self.mean_abs.shape, f"({n_cols},), a number for each column of the Hessian")
+        if self.n_samples < 0:
+            raise UsageError(f"{self.n_samples} samples, expected at least 0", field="n_samples", found=self.n_samples)
+        _check_symmetric(self.hessian)
+        _check_numbers("mean_abs", self.mean_abs, 0, self.mean_abs < 0, "a number of at least 0")
+
+    @property
+    def n_cols(self) -> int:
+        """Columns of the weight, K."""
+        return len(self.mean_abs)
+
+    @property
+    def importance(self) -> NDArray[np.float32]:
+        """How much an error in each column counts: the Hessian's diagonal, (K,) float32, its largest value 1.
+
+        All are 1 where the diagonal is 0. A value below float32 becomes 0.
+        """
+        diagonal: F64 = self.hessian.diagonal()
+        largest = diagonal.max()
+        return np.ones(self.n_cols, np.float32) if largest == 0 else (diagonal / largest).astype(np.float32)
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Give the statistics over the samples of both.
+
+        Raises UsageError where the columns differ, or one does not know its number of samples.
+        """
+        if other.n_cols != self.n_cols:
+            message = f"statistics of {self.n_cols} and of {other.n_cols} columns, expected one width"
+            raise UsageError(message, field="hessian", found=other.n_cols, expected=self.n_cols)
+        if not (self.n_samples and other.n_samples):
+            raise UsageError("the number of samples is not known, and means cannot be merged without it", field="n_samples")
+        n_samples = self.n_samples + other.n_samples
+        means = self.mean_abs * (self.n_samples / n_samples) + other.mean_abs * (other.n_samples / n_samples)
+        return Statistics(self.hessian + other.hessian, means, n_samples)
+
+
+class Accumulator:
+    """Sums over samples seen so far, for one weight of `n_cols` columns."""
+
+    def __init__(self, n_cols: int) -> None:
+        self.n_samples = 0
+        self._products = np.zeros((n_cols, n_cols))
+        self._sums = np.zeros(n_cols)
+
+    def add(self, inputs: NDArray[Any]) -> None:
+        """Count in some samples.
+
+        inputs : [..., K] float16, bfloat16, float32 or float64
+
+        Raises UsageError for another type or width, and for a number that is NaN or infinite.
+        """
+        n_cols = len(self._sums)
+        if inputs.dtype.name not in SOURCES:
+            message = f"inputs are {inputs.dtype.name}, expected one of {', '.join(SOURCES)}"
+            raise UsageError(message, field="inputs", found=inputs.dtype.name, expected=SOURCES)
+        if not inputs.ndim or inputs.shape[-1] != n_cols:
+            raise _wrong_shape("inputs", inputs.shape, f"{n_cols} columns")
+        rows = inputs.reshape(-1, n_cols)
+        step = max(1, AT_ONCE // n_cols)
+        for first in range(0, len(rows), step):
+            wide = rows[first : first + step].astype(np.float64)
+            _check_numbers("inputs", wide, self.n_samples * n_cols)
+            with np.errstate(over="ignore"):  # what left float64 is refused as infinite
+                self._products += wide.T @ wide
+                self._sums += np.abs(wide).sum(axis=0)
+            self.n_samples += len(wide)
+
+    def statistics(self) -> Statistics:
+        """Give what was seen. Raises UsageError where that is nothing."""
+        if not self.n_samples:
+            raise UsageError("0 samples, expected at least 1", field="inputs", found=0)
+        with np.errstate(over="ignore"):
+            return Statistics(2 * self._products, self._sums / self.n_samples, self.n_samples)
+
+
+def calibrate(batches: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, Statistics]:
+    """Sum up the inputs of weights, batch by batch.
+
+    batches : by the name of a weight [..., K], some of its inputs [..., K]; float16, bfloat16, float32 or float64. A batch need
+              not have all names. None is kept: memory is a (K, K) float64 matrix for each weight.
+    returns : by name, in the order of first appearance
+
+    Raises UsageError that names the weight, as `Accumulator` does.
+
+    >>> calibrate([{"w": np.float32([[1, -2]])}, {"w": np.float32([[3, 0]])}])["w"].hessian.tolist()
+    [[20.0, -4.0], [-4.0, 8.0]]
+    """
+    found: dict[str, Accumulator] = {}
+    for batch in batches:
+        for name, inputs in batch.items():
+            with about(None, name):
+                if name not in found:
+                    found[name] = Accumulator(inputs.shape[-1] if inputs.ndim else 0)
+                found[name].add(inputs)
+    made = {}
+    for name, accumulator in found.items():
+        with about(None, name):
+            made[name] = accumulator.statistics()
+    return made
+
+
+def _check_symmetric(hessian: F64) -> None:
+    """Refuse numbers that are not finite, a negative diagonal, and halves that differ by more than rounding."""
+    n_cols = len(hessian)
+    step = max(1, AT_ONCE // n_cols)
+    for first in range(0, n_cols, step):
+        _check_numbers("hessian", hessian[first : first + step], first * n_cols)
+    diagonal = hessian.diagonal()
+    _check_numbers("hessian", diagonal, 0, diagonal < 0, "a sum of squares on the diagonal", n_cols + 1)
+    sizes = np.sqrt(diagonal)
+    for first in range(0, n_cols, step):
+        rows = slice(first, first + step)
+        apart = np.abs(hessian[rows] - hessian[:, rows].T) > ASYMMETRY * sizes[rows, None] * sizes
+        if apart.any():
+            row, column = map(int, np.argwhere(apart)[0])
+            row += first
+            found, expected = float(hessian[row, column]), float(hessian[column, row])
+            message = (
+                f"hessian[{row}, {column}] is {found} and hessian[{column}, {row}] is {expected}, expected a symmetric matrix"
+            )
+            raise UsageError(message, field="hessian", index=row * n_cols + column, found=found, expected=expected)
+
+
+def _check_numbers(
+    name: str, array: F64, first: int, wrong: NDArray[np.bool_] | None = None, expected: str = "a finite number", step: int = 1
+) -> None:
+    """Refuse the first number that is not finite, or `wrong`; `first` and `step` make its index of that in `array`."""
+    bad = ~np.isfinite(array) if wrong is None else ~np.isfinite(array) | wrong
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        value, index = float(array.reshape(-1)[at]), first + at * step
+        raise UsageError(f"value {index} is {value}, expected {expected}", field=name, index=index, found=value)
+
+
+def _wrong_shape(name: str, found: tuple[int, ...], expected: str) -> UsageError:
+    shape = tuple(int(n) for n in found)
+    return UsageError(f"shape {shape}, expected {expected}", field=name, found=shape, expected=expected)
