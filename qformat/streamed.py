@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from qformat.kernels.vector.decode import Bound
     from qformat.tensor import PackedTensor
 else:
     from qformat.deferred import np
@@ -47,7 +48,17 @@ class Rows:
         out     : (last - first, n_cols) float32, float16 or bfloat16, rows without gaps between their elements
         is_kept : the caller's own array, so that a large one is written past the caches
         """
-        from qformat.kernels.vector.decode import Bound, addresses, decode
+        from qformat.kernels.vector.decode import decode
+
+        bound, from_row, _held = self.bind(first, last)
+        decode(self.reading.unit, bound, from_row, self.n_units, out, is_kept)
+
+    def bind(self, first: int, last: int) -> tuple[Bound, int, list[NDArray[Any]]]:
+        """Bind the sources of rows [first, last) for a kernel.
+
+        returns: where they begin, the kernel's number of the first row, and arrays that are to be kept until it has run
+        """
+        from qformat.kernels.vector.decode import Bound, addresses
 
         arrays = [self._array(number, first, last) for number in range(len(self.steps))]
         sources = self.reading.unit.sources
@@ -61,7 +72,7 @@ class Rows:
                 at - (first * step if source.rows == 1 else 0)
                 for at, step, source in zip(starts, self.steps, sources, strict=True)
             )
-        decode(self.reading.unit, Bound(starts, self.steps), first if many else 0, self.n_units, out, is_kept)
+        return Bound(starts, self.steps), first if many else 0, arrays
 
     def _array(self, number: int, first: int, last: int) -> NDArray[Any]:
         """Give the bytes of a source for rows [first, last)."""
