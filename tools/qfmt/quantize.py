@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @click.command("quantize")
 @click.argument("src", type=click.Path(path_type=Path))
-@click.argument("dst", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--to", required=True, type=mixed_type, metavar="TARGET",
-    help="e.g. qfmt:mxfp4, qfmt:int4-g128, gguf:q4_k, or a mix: gguf:q4_k_m.",
+    "--to", "targets", type=mixed_type, multiple=True, metavar="TARGET",
+    help="e.g. qfmt:mxfp4, qfmt:int4-g128, gguf:q4_k, or a mix: gguf:q4_k_m. Several with --report.",
 )  # fmt: skip
 @click.option("--rule", metavar="NAME", help="How scales and codes are chosen; by default the target's own rule.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Quantize only tensors of these names, in SRC or in DST.")
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     help="Another type for tensors of these names; f32, f16, bf16 as well. The first that matches counts.",
 )  # fmt: skip
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance of columns, as llama-imatrix writes it.")
+@click.option("--report", "is_report", is_flag=True, help="Compare what targets would cost, and write no DST.")
+@click.option(
+    "--plot", "plots", multiple=True, type=click.Path(path_type=Path), help="Of --report: a .png or .svg. Repeatable."
+)
 @names_option
 @source_options
 @split_options
@@ -50,13 +54,15 @@ if TYPE_CHECKING:
 @json_option
 def command(
     src: Path,
-    dst: Path,
-    to: str,
+    dst: Path | None,
+    targets: tuple[str, ...],
     rule: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     tensor_types: tuple[str, ...],
     imatrix: Path | None,
+    is_report: bool,
+    plots: tuple[Path, ...],
     names: str,
     split_max_size: int | None,
     split_max_tensors: int | None,
@@ -66,7 +72,10 @@ def command(
     as_json: bool,
     said: dict[str, Any],
 ) -> None:
-    """Quantize the float matrices of SRC and write DST; reports type, error and reason of each."""
+    """Quantize the float matrices of SRC and write DST; reports type, error and reason of each.
+
+    With --report: compare bits, error and size of several targets instead, of all usual ones if none is named.
+    """
     from dataclasses import asdict
 
     from qconvert.containers.shards import Limits
@@ -75,6 +84,16 @@ def command(
 
     from qfmt.verdicts import closing_line, print_notices, print_report_json, refusals
 
+    if plots and not is_report:
+        raise click.UsageError("--plot is of --report")
+    if is_report:
+        if dst is not None or tensor_types or imatrix is not None:
+            raise click.UsageError("--report takes SRC, --to, --rule, --include, --exclude and --plot alone")
+        compare(src, targets, rule, include, exclude, plots, force, as_json, max_memory, said)
+        return
+    if dst is None or len(targets) != 1:
+        raise click.UsageError("DST and one --to TARGET are needed, or --report")
+    (to,) = targets
     try:
         check_words(to, rule, tensor_types)
     except UsageError as err:
@@ -94,6 +113,34 @@ def command(
     print_choices(report, errors)
     by_rule = f"rule {rules}; " if rules else ""
     click.echo(f"{by_rule}{closing_line(report, 'qfmt inspect')}")
+
+
+def compare(
+    src: Path,
+    targets: tuple[str, ...],
+    rule: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    plots: tuple[Path, ...],
+    force: bool,
+    as_json: bool,
+    max_memory: int,
+    said: dict[str, Any],
+) -> None:
+    """Measure what targets would cost, and show it."""
+    from qconvert.survey import TARGETS, survey
+
+    from qfmt.survey import check_plots, draw, facts, print_costs
+    from qfmt.text import print_json
+
+    check_plots(plots, src, force)
+    with progress_bars() as progress:
+        costs = survey(src, targets or TARGETS, rule, include, exclude, max_memory, progress, **said)
+    draw(costs, plots)
+    if as_json:
+        print_json("quantize-report", facts(costs))
+    else:
+        print_costs(costs)
 
 
 def print_choices(report: Report, errors: dict[str, ErrorReport]) -> None:

@@ -1,0 +1,143 @@
+"""What a checkpoint would cost in several formats: bits, error and size, compared before anything is written.
+
+Plans as `quantizing` does, quantizes ranges of rows and throws them away once they are measured. Must not know how a plan is
+carried out, nor how the comparison is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from qconvert import opening
+from qconvert.cutting import MAX_MEMORY, row_ranges
+from qconvert.items import Item
+from qconvert.naming import OWN, as_wanted
+from qconvert.quantizing import Wish, plan_quantize
+from qconvert.requantize import Requantizer
+from qconvert.targets import find_mixed
+from qconvert.verdict import REFUSED
+from qformat.arrays import Memory
+from qformat.errors import about
+from qformat.fold import narrower
+from qformat.model import Model
+from qformat.rules import ErrorReport, Sums, measure
+from qformat.tensor import assemble, from_values
+from qformat.threads import spread
+
+# One scale for a tensor, for a row, for a group; then tables of levels, and what runtimes read.
+TARGETS = (
+    *("qfmt:int8-tensor", "qfmt:int8-channel", "qfmt:int8-g128", "qfmt:int4-tensor", "qfmt:int4-channel"),
+    *("qfmt:int4-g128", "qfmt:int4-g64", "qfmt:int4-g32", "qfmt:uint4-g64", "qfmt:nf4", "qfmt:mxfp4"),
+    *("gguf:nvfp4", "gguf:q8_0", "gguf:q6_k", "gguf:q5_k", "gguf:q5_1", "gguf:q5_0", "gguf:q4_k", "gguf:q4_1"),
+    *("gguf:q4_0", "gguf:iq4_nl", "gguf:q3_k", "gguf:q2_k"),
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a checkpoint comes to in one target.
+
+    target      : in target spelling
+    rule        : by which its tensors are quantized; several, joined by commas, in a mix
+    error       : over the weights of all quantized tensors; its bits per weight are theirs as well; None where there is none
+    worst       : the quantized tensor of the least signal-to-noise ratio; empty where there is none
+    worst_error : its error
+    n_quantized : tensors that are quantized
+    unfit       : names of those that stay as they are because the format cannot take them
+    n_bytes     : of all tensors, headers and padding aside
+    """
+
+    target: str
+    rule: str
+    error: ErrorReport | None
+    worst: str
+    worst_error: ErrorReport | None
+    n_quantized: int
+    unfit: tuple[str, ...]
+    n_bytes: int
+
+
+def survey(
+    src: str | Path,
+    targets: Sequence[str] = TARGETS,
+    rule: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    max_memory: int = MAX_MEMORY,
+    progress: Progress = lambda what, done, total: None,
+    assume: Sequence[str] = (),
+    shapes: opening.Shapes = opening.NONE,
+) -> list[Cost]:
+    """Measure what quantizing the float matrices of a checkpoint to each of several targets would cost; writes nothing.
+
+    targets          : as of `quantize`: packed types and mixes of types
+    rule             : how scales and codes are chosen; each format's default if absent
+    include, exclude : globs of tensor names
+    returns          : one cost for each target, in their order
+
+    Raises UsageError for targets, rules and globs as `quantize` does, FileError for an unsound source.
+    """
+    wishes = []
+    for word in targets:
+        target, mix = find_mixed(word)
+        wishes.append(Wish(target, mix, rule, include, exclude))
+    with opening.open(src, True, assume, shapes) as model:
+        model.verify()
+        found = []
+        for done, wish in enumerate(wishes):
+            progress("compare", done, len(wishes))
+            found.append(cost_of(model, wish, max_memory))
+        progress("compare", len(wishes), len(wishes))
+        return found
+
+
+def cost_of(model: Model, wish: Wish, max_memory: int = MAX_MEMORY) -> Cost:
+    """Measure one target. Raises UsageError as `quantize` does, with the tensor's name."""
+    made = plan_quantize(as_wanted(model, wish.target, names=OWN), wish)
+    total, n_bytes, errors = Sums(), 0, dict[str, ErrorReport]()
+    for item in made.items:
+        if item.rule:
+            with about(model.path, item.name):
+                sums = measured(item, max_memory)
+            errors[item.name] = sums.report(item.n_bytes * 8 / max(1, item.tensor.n_weights))
+            total += sums
+            n_bytes += item.n_bytes
+    unfit = [item for item in made.items if item.verdict.verdict == REFUSED]
+    worst = min(errors, key=lambda name: errors[name].sqnr_db, default="")
+    return Cost(
+        wish.target.name,
+        ", ".join(dict.fromkeys(item.rule for item in made.items if item.rule)),
+        total.report(n_bytes * 8 / max(1, total.n_weights)) if errors else None,
+        worst,
+        errors.get(worst),
+        len(errors),
+        tuple(item.name for item in unfit),
+        made.n_bytes - sum(item.n_bytes - item.tensor.n_bytes for item in unfit),
+    )
+
+
+def measured(item: Item, max_memory: int = MAX_MEMORY) -> Sums:
+    """Quantize a tensor of a plan, some rows at a time by all threads, and sum up its error."""
+    source = narrower(item.tensor, item.form)
+    work = partial(_measured_rows, Requantizer(source, item.form, item.rule, item.importance))
+    ranges = (rows for unit in row_ranges(source, item.form, max_memory) for rows in unit)
+    with closing(spread(work, ranges)) as sums:
+        return reduce(add, sums, Sums())
+
+
+def _measured_rows(by: Requantizer, rows: tuple[int, int]) -> Sums:
+    shape = (rows[1] - rows[0], by.tensor.n_cols)
+    if by.fused is None:
+        made = from_values(by.form, shape, by.values(*rows))
+    else:
+        parts: dict[str, Any] = {role: Memory(data) for role, data in by.parts(*rows).items()}
+        made = assemble(by.form, shape, parts)
+    return measure(by.tensor.dequantize(rows=slice(*rows)), made.dequantize())

@@ -1,0 +1,150 @@
+"""`qfmt quantize --report`: what is measured without writing is what writing gives; the table, the facts and the plot."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import qconvert
+from command import facts, run
+from qconvert.survey import TARGETS, survey
+from safetensors.numpy import save_file
+
+import qformat
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A checkpoint of two matrices, one of which is no whole K-quant blocks, and a vector."""
+    rng = np.random.default_rng(3)
+    arrays = {
+        "wide.weight": rng.standard_normal((24, 256)).astype(np.float32),
+        "narrow.weight": (rng.standard_normal((9, 96)) * np.logspace(-2, 2, 9)[:, None]).astype(np.float32),
+        "wide.bias": np.ones(24, np.float32),
+    }
+    save_file(arrays, tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+def noise_of_int8_channel(
+    weights: "np.ndarray[tuple[int, int], np.dtype[np.float32]]",
+) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+    """Give what symmetric INT8 with a float16 scale for each row leaves of weights, by its formula."""
+    scales = (np.abs(weights).max(axis=1) / np.float32(127)).astype(np.float16).astype(np.float32)[:, None]
+    decoded = np.clip(np.rint(weights / scales), -127, 127).astype(np.float32) * scales
+    return weights.astype(np.float64) - decoded.astype(np.float64)
+
+
+def test_error_worst_tensor_and_bits_are_those_of_the_formula(source: Path) -> None:
+    (cost,) = survey(source, ["qfmt:int8-channel"])
+
+    with qconvert.open(source) as model:
+        weights = {name: model[name].dequantize() for name in ("wide.weight", "narrow.weight")}
+    noise = {name: noise_of_int8_channel(array) for name, array in weights.items()}
+    decibels = {
+        name: 10 * np.log10(np.square(array.astype(np.float64)).sum() / np.square(noise[name]).sum())
+        for name, array in weights.items()
+    }
+    n_weights = 24 * 256 + 9 * 96
+    assert cost.error is not None
+    assert cost.worst_error is not None
+    assert (cost.target, cost.rule, cost.n_quantized, cost.unfit) == ("qfmt:int8-channel", "symmetric", 2, ())
+    assert cost.error.rms == pytest.approx(np.sqrt(sum(np.square(n).sum() for n in noise.values()) / n_weights), rel=1e-12)
+    assert cost.error.bits_per_weight == (8 * n_weights + 16 * (24 + 9)) / n_weights
+    assert cost.n_bytes == n_weights + 2 * (24 + 9) + 4 * 24
+    assert cost.worst == min(decibels, key=lambda name: decibels[name])
+    assert cost.worst_error.sqnr_db == pytest.approx(decibels[cost.worst], rel=1e-12)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_measured_is_what_is_written(target: str, source: Path) -> None:
+    (cost,) = survey(source, [target], include=["wide.weight"])
+    out = source.with_suffix(".gguf" if target.startswith("gguf") else ".qfmt")
+    report, errors = qconvert.quantize(source, out, target, include=["wide.weight"])
+
+    assert (cost.error, cost.worst, cost.n_bytes) == (errors["wide.weight"], "wide.weight", report.plan.n_bytes)
+
+
+def test_the_number_of_threads_changes_nothing(source: Path) -> None:
+    before = survey(source, ["qfmt:nf4", "gguf:q4_0"])
+    qformat.set_threads(3)
+    try:
+        assert survey(source, ["qfmt:nf4", "gguf:q4_0"]) == before
+    finally:
+        qformat.set_threads(None)
+
+
+def test_a_tensor_that_does_not_fit_keeps_its_size_and_is_named(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "quantize", source, "--report", "--to", "gguf:q4_k")
+    (cost,) = survey(source, ["gguf:q4_k"])
+
+    assert (cost.unfit, cost.n_bytes) == (("narrow.weight",), 24 * 144 + 9 * 96 * 4 + 24 * 4)
+    assert code == 0
+    assert "gguf:q4_k: 1 tensors stay as they are, rows of 'narrow.weight' are no whole blocks" in out
+
+
+def test_all_usual_targets_are_compared_and_nothing_is_written(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, "quantize", source, "--report")
+
+    assert [cost["target"] for cost in found["targets"]] == list(TARGETS)
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
+
+
+def test_plots_are_a_picture_and_a_drawing_of_every_target(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    png, svg = source.with_suffix(".png"), source.with_suffix(".svg")
+    targets = ["qfmt:nf4", "qfmt:int8-channel", "gguf:q4_0"]
+    options = [word for target in targets for word in ("--to", target)]
+    code, _, err = run(capsys, "quantize", source, "--report", *options, "--plot", png, "--plot", svg)
+
+    assert (code, err) == (0, "")
+    assert png.read_bytes().startswith(PNG)
+    texts = {"".join(node.itertext()).strip() for node in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"nf4", "int8-channel", "q4_0", "qfmt", "gguf", "bits per weight"} <= texts
+    assert sorted(path.suffix for path in source.parent.iterdir()) == [".png", ".safetensors", ".svg"]
+
+
+REFUSED = [
+    (["--report", "--plot", "a.pdf"], 1, "a.pdf: a plot is .png or .svg"),
+    (["--report", "--plot", "a.safetensors"], 1, "a plot is .png or .svg"),
+    (["--report", "b.qfmt"], 2, "--report takes SRC"),
+    (["--to", "qfmt:nf4"], 2, "DST and one --to TARGET are needed"),
+    (["b.qfmt"], 2, "DST and one --to TARGET are needed"),
+    (["b.qfmt", "--to", "qfmt:nf4", "--to", "gguf:q4_0"], 2, "DST and one --to TARGET are needed"),
+    (["b.qfmt", "--to", "qfmt:nf4", "--plot", "a.png"], 2, "--plot is of --report"),
+    (["--report", "--to", "qfmt:f32"], 2, "unknown format 'f32'"),
+]
+
+
+@pytest.mark.parametrize(("options", "code", "message"), REFUSED, ids=[" ".join(options) for options, _, _ in REFUSED])
+def test_what_makes_no_sense_is_refused(
+    options: list[str],
+    code: int,
+    message: str,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(source.parent)
+    found, _, err = run(capsys, "quantize", source, *options)
+
+    assert (found, message in err) == (code, True), err
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
+
+
+def test_a_plot_replaces_nothing_unless_forced(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = source.with_suffix(".svg")
+    plot.write_text("mine")
+    options = ("quantize", source, "--report", "--to", "qfmt:nf4", "--plot", plot)
+
+    assert run(capsys, *options)[0] == 1
+    assert plot.read_text() == "mine"
+    assert run(capsys, *options, "--force")[0] == 0
+    assert plot.read_text().startswith("<?xml")
+
+
+def test_a_weight_that_is_no_number_is_refused_by_name(tmp_path: Path) -> None:
+    save_file({"a.weight": np.full((4, 64), np.nan, np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(qformat.QFormatError, match=r"'a\.weight'.*nan"):
+        survey(tmp_path / "a.safetensors", ["qfmt:nf4"])
