@@ -181,6 +181,7 @@ SCALED = (
         USUAL,
         partial(_encode_scaled, symmetric, True),
         coded=partial(_scaled_coding, "magnitude", lambda codes: codes.high, True),
+        mirrored=True,
     ),
     Rule(
         "symmetric-full",

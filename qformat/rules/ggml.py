@@ -185,8 +185,8 @@ def _half(values: F32) -> NDArray[np.float16]:
     return values.astype(np.float16)
 
 
-def _rule(formula: str, encode: Encode, coded: Coded | None = None) -> tuple[Rule, ...]:
-    return (Rule("ggml", formula, SOURCE, encode, coded=coded),)
+def _rule(formula: str, encode: Encode, coded: Coded | None = None, mirrored: bool = False) -> tuple[Rule, ...]:
+    return (Rule("ggml", formula, SOURCE, encode, coded=coded, mirrored=mirrored),)
 
 
 _EXTREME = _rule(
@@ -199,6 +199,7 @@ _BYTES = _rule(
     "d = max|x| / 127; code = round(x / d), halves away from zero, from the float32 d",
     partial(rounded_blocks, 127, 0),
     partial(_rounded_coding, 127, 0),
+    mirrored=True,
 )
 _TERNARY = "d = max|x|; code = round(x / d), halves away from zero, from the float32 d"
 

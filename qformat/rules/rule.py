@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qformat.coding import Coding
 from qformat.rules.groups import Extremes
-from qformat.scheme import Scheme
+from qformat.scheme import Integers, Scheme
 
 F32 = NDArray[np.float32]
 
@@ -32,6 +32,7 @@ class Rule:
     encode  : (rows, K) float32, scheme, extremes of the whole tensor where one group covers it -> logical arrays
     weighted: the same with an importance of every column, (1 or rows, K) float32; absent where the rule has no use for it
     coded   : what `encode` computes, for each group, as data of which a kernel is made; absent where it cannot be said so
+    mirrored: whether integer codes reach equally far to both sides, the lowest of a signed alphabet being left out
     """
 
     name: str
@@ -40,3 +41,11 @@ class Rule:
     encode: Encode
     weighted: Weighted | None = None
     coded: Coded | None = None
+    mirrored: bool = False
+
+    def limits(self, scheme: Scheme) -> tuple[int, int] | None:
+        """Give the lowest and the highest integer code that is used; None where codes are no integers."""
+        codes = scheme.alphabet
+        if not isinstance(codes, Integers):
+            return None
+        return (-codes.high if self.mirrored else codes.low), codes.high
