@@ -92,3 +92,27 @@ def test_where_nothing_tells_kinds_each_tensor_is_its_own(tmp_path: Path) -> Non
         found = model.alike("ab")
 
     assert [names for _, names in found] == [["a"], ["b"]]
+
+
+NAMES = ['"', '""', "a\nb", "\\", "é", "\U0001f600", ""]
+
+
+def test_a_listing_is_spelled_as_json_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    qformat.save(tmp_path / "a.qfmt", {name: np.zeros(len(name) % 2, np.float32) for name in NAMES})
+
+    assert main(["inspect", str(tmp_path / "a.qfmt"), "--json"]) == 0
+
+    printed = capsys.readouterr().out
+    facts = json.loads(printed)
+    assert printed == json.dumps(facts, indent=1) + "\n"
+    assert [tensor["name"] for tensor in facts["tensors"]] == NAMES
+
+
+def test_a_listing_of_nothing_is_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    qformat.save(tmp_path / "a.qfmt", {"a": np.zeros(1, np.float32)})
+
+    assert main(["inspect", str(tmp_path / "a.qfmt"), "--json", "--include", "b"]) == 0
+
+    printed = capsys.readouterr().out
+    assert printed == json.dumps(json.loads(printed), indent=1) + "\n"
+    assert printed.endswith('"tensors": []\n}\n')

@@ -17,7 +17,7 @@ import qconvert
 from qconvert.dialects.geometry import describe_group, group_size, stored_bits
 
 from qfmt.options import source_options
-from qfmt.text import count, print_json, size, table
+from qfmt.text import count, print_listing, size, table
 from qformat.errors import show
 from qformat.layout import Layout, bits_of
 
@@ -63,31 +63,27 @@ def command(src: str, tensors: bool, include: str | None, as_json: bool, said: d
         names = [name for name in model if include is None or fnmatchcase(name, include)]
         kinds = [Kind(tensor, model.dialect_of(members[0]), members) for tensor, members in model.alike(names)]
         if as_json:
-            print_json("inspect", facts(model, names, kinds))
+            print_listing("inspect", facts(model, kinds), "tensors", names, [(kind.names, facts_of(kind)) for kind in kinds])
         else:
             _print_summary(model, kinds)
             if tensors:
                 _print_tensors(names, kinds)
 
 
-def facts(model: Model, names: Sequence[str], kinds: Sequence[Kind]) -> dict[str, Any]:
-    """Give what `inspect --json` prints, the schema apart.
-
-    names : of all tensors, in the order in which they are listed
-    """
+def facts(model: Model, kinds: Sequence[Kind]) -> dict[str, Any]:
+    """Give what `inspect --json` prints, the schema and the tensors apart."""
     totals = _sum(kinds)
-    found = {name: said for kind in kinds for said in [_facts_of(kind)] for name in kind.names}
     return {
         "container": model.container,
         "dialects": list(model.dialects),
         "n_weights": totals.n_weights,
         "n_bytes": totals.n_bytes,
         "bits_per_weight": totals.bits_per_weight,
-        "tensors": [{"name": name, **found[name]} for name in names],
     }
 
 
-def _facts_of(kind: Kind) -> dict[str, Any]:
+def facts_of(kind: Kind) -> dict[str, Any]:
+    """Give what `inspect --json` prints of a tensor, its name apart."""
     tensor = kind.tensor
     return {
         "shape": list(tensor.shape),

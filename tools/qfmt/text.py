@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 import click
@@ -54,6 +55,33 @@ def _align(cells: Sequence[str], right: bool) -> list[str]:
     return [cell.rjust(width) if right else cell.ljust(width) for cell in cells]
 
 
-def print_json(command: str, facts: dict[str, Any]) -> None:
+def print_json(command: str, facts: Mapping[str, Any]) -> None:
     """Print facts as JSON with the command's schema; NaN and infinities as strings."""
-    click.echo(json.dumps({"schema": f"qfmt.{command}/1", **finite(facts)}, indent=1, allow_nan=False))
+    click.echo(_json({"schema": f"qfmt.{command}/1", **facts}))
+
+
+def print_listing(
+    command: str, facts: Mapping[str, Any], key: str, names: Sequence[str], kinds: Sequence[tuple[Sequence[str], Any]]
+) -> None:
+    """Print facts as `print_json` does, the last of them, under a key, a list of objects: a name, and what is said of it.
+
+    Each kind is put into words once: there may be a hundred thousand names.
+
+    names : of all kinds, in the order of the list
+    kinds : names, and the facts, an object, that are said of each of them
+    """
+    before, after = "[\n [\n", "\n ]\n]"  # of a list in a list: objects lie as deep as in the one that is printed
+    ends: dict[str, str] = {}
+    for members, said in kinds:
+        item = _json([[{"name": "", **said}]]).removeprefix(before).removesuffix(after)
+        begin, _, end = item.partition('""')
+        ends.update(dict.fromkeys(members, end))
+    whole = _json({"schema": f"qfmt.{command}/1", **facts, key: []})
+    if names:
+        items = ",\n".join([f"{begin}{quoted(name)}{ends[name]}" for name in names])
+        whole = whole.removesuffix("[]\n}") + f"[\n{items}\n ]\n}}"
+    click.echo(whole, color=True)  # as it is: looking for colours takes as long as the listing, and JSON has none
+
+
+def _json(facts: object) -> str:
+    return json.dumps(finite(facts), indent=1, allow_nan=False)
