@@ -11,6 +11,10 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import pytest
+from quantized_here import digest
+from test_fused import defined, weights
+
+from qformat.rules import resolve
 
 HERE = Path(__file__).parent
 NEHALEM = "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt"
@@ -86,3 +90,12 @@ def test_kernels_compile_for_arm() -> None:
     assert found["machines"] == [183]  # EM_AARCH64
     assert found["objects"] > 80
     assert "v" in found["registers"]
+
+
+@on_x86
+def test_bounds_are_counted_as_defined_where_no_instruction_picks() -> None:
+    targets = ("nf4", "mxfp4")
+    found = run("quantized_here.py", *targets, NUMBA_CPU_NAME="generic")
+
+    assert found["picks"] == 0
+    assert found["digests"] == {target: digest(defined(weights(), resolve(target))) for target in targets}

@@ -41,6 +41,12 @@ def byte_shuffle() -> str:
     return "llvm.x86.ssse3.pshuf.b.128" if "ssse3" in features else ""
 
 
+def picks() -> int:
+    """Count the values of 32 bits that one instruction picks by their numbers, of as many; 0 where there is none."""
+    features = _target()[1]
+    return lanes() if features & {"avx2", "avx512f"} else 0
+
+
 def has_vectors() -> bool:
     """Tell whether vector forms may be used: compiled at all, and bytes in the order in which formats are stored."""
     return not config.DISABLE_JIT and sys.byteorder == "little"  # type: ignore[attr-defined]  # set when numba is imported

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import struct
-
 from llvmlite import ir
 
 from qformat.coding import Away, Closest, Coding, Count, Cut, Nearest, Sign
-from qformat.kernels.vector.ir import F32, I8, I32, SIZE, Value, call, splat, vector
+from qformat.kernels.vector.bounds import count_below
+from qformat.kernels.vector.ir import F32, I8, I32, SIZE, Value, call, settled, splat, vector
 
 JUST_BELOW_HALF = 0x3EFFFFFF  # adding it, then cutting off, rounds to nearest with ties away from zero below 2^22
 SIGN_BIT = 3  # of a code
 
 
-def round_codes(b: ir.IRBuilder, coding: Coding, x: Value, operands: dict[str, Value]) -> Value:
+def round_codes(b: ir.IRBuilder, coding: Coding, x: Value, operands: dict[str, Value], n_among: int) -> Value:
     """Give the codes of a vector of weights, i8.
 
     operands : "before", "factor" and "after" of each weight, as far as there are any
+    n_among  : of `bounds.count_below`
     """
     rounding = coding.rounding
     if isinstance(rounding, Closest):
@@ -25,21 +25,11 @@ def round_codes(b: ir.IRBuilder, coding: Coding, x: Value, operands: dict[str, V
         if "before" in operands:
             x = b.fsub(x, operands["before"])
         scaled = (b.fdiv if coding.divides else b.fmul)(x, operands["factor"])
-        code = _rounded(b, rounding, scaled, operands.get("after"))
-    return b.trunc(_settled(b, code), vector(I8, x.type.count))
+        code = _rounded(b, rounding, scaled, operands.get("after"), n_among)
+    return b.trunc(settled(b, code), vector(I8, x.type.count))
 
 
-def _settled(b: ir.IRBuilder, found: Value) -> Value:
-    """Give integers that LLVM takes as they are.
-
-    It would narrow what codes are made of, a lane shuffle for each comparison, and compare sizes as unsigned, which takes two
-    operations where there is no such comparison.
-    """
-    as_floats = b.bitcast(found, vector(F32, found.type.count))
-    return b.bitcast(call(b, "llvm.arithmetic.fence", [as_floats]), found.type)
-
-
-def _rounded(b: ir.IRBuilder, rounding: Nearest | Cut | Away | Count, scaled: Value, after: Value) -> Value:
+def _rounded(b: ir.IRBuilder, rounding: Nearest | Cut | Away | Count, scaled: Value, after: Value, n_among: int) -> Value:
     n = scaled.type.count
     if isinstance(rounding, Nearest):
         whole = call(b, "llvm.rint", [scaled])
@@ -48,7 +38,7 @@ def _rounded(b: ir.IRBuilder, rounding: Nearest | Cut | Away | Count, scaled: Va
     if isinstance(rounding, Cut):
         return _cut(b, rounding, b.fadd(scaled, after))
     if isinstance(rounding, Count):
-        return _count(b, rounding, scaled)
+        return _count(b, rounding, scaled, n_among)
     bits = b.bitcast(scaled if after is None else b.fadd(scaled, after), vector(I32, n))
     half = b.or_(b.and_(bits, splat(I32, SIZE ^ 0xFFFFFFFF, n)), splat(I32, JUST_BELOW_HALF, n))
     moved = b.fadd(b.bitcast(bits, vector(F32, n)), b.bitcast(half, vector(F32, n)))
@@ -62,27 +52,10 @@ def _cut(b: ir.IRBuilder, rounding: Cut, value: Value) -> Value:
     return b.add(field, splat(I32, rounding.low, n)) if rounding.low else field
 
 
-def _count(b: ir.IRBuilder, rounding: Count, value: Value) -> Value:
-    n = value.type.count
-    seen = _settled(b, _ordered(b, value) if rounding.sign is None else b.bitcast(_magnitude(b, value), vector(I32, n)))
-    code: Value = splat(I32, 0, n)
-    for bound in rounding.bounds:
-        is_above = b.icmp_signed(">", seen, splat(I32, ordered(bound), n))
-        code = b.sub(code, b.sext(is_above, vector(I32, n)))
-    return code if rounding.sign is None else _signed(b, rounding.sign, value, code)
-
-
-def _ordered(b: ir.IRBuilder, value: Value) -> Value:
-    """Give integers in the order of finite floats: comparing them is cheaper."""
-    n = value.type.count
-    bits = b.bitcast(value, vector(I32, n))
-    return b.xor(bits, b.lshr(b.ashr(bits, splat(I32, 31, n)), splat(I32, 1, n)))
-
-
-def ordered(value: float) -> int:
-    """Give the integer that `_ordered` makes of a float32; of -0 that of 0, so that neither zero is above the other."""
-    (bits,) = struct.unpack("<i", struct.pack("<f", value + 0.0))
-    return int(bits ^ ((bits >> 31) & SIZE))
+def _count(b: ir.IRBuilder, rounding: Count, value: Value, n_among: int) -> Value:
+    if rounding.sign is None:
+        return count_below(b, rounding.bounds, value, n_among)
+    return _signed(b, rounding.sign, value, count_below(b, rounding.bounds, _magnitude(b, value), n_among))
 
 
 def _closest(b: ir.IRBuilder, rounding: Closest, x: Value, factor: Value) -> Value:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from qformat.coding import Coding, Rounded
 from qformat.kernels.compiled import Kernel, compiled
-from qformat.kernels.cpu import has_f16c, lanes
+from qformat.kernels.cpu import has_f16c, lanes, picks
 from qformat.kernels.vector.groups import Job, Machine, encode_groups, groups_at_once
 
 # What a key stands for: numba hands an intrinsic literals alone.
@@ -46,7 +46,7 @@ def encode(job: Job, weights: NDArray[Any], group: int, starts: tuple[int, ...])
 
 @lru_cache(maxsize=512)
 def _kernel(job: Job) -> Kernel:
-    machine = Machine(lanes(), has_f16c())
+    machine = Machine(lanes(), has_f16c(), picks())
     key = sha256(repr((job, machine)).encode()).hexdigest()
     _JOBS[key] = job, machine
     step = groups_at_once(job)

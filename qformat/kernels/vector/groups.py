@@ -56,10 +56,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the processor can do: float32 values of a vector; conversions to and from float16 as instructions."""
+    """What the processor can do.
+
+    lanes    : float32 values of a vector
+    has_f16c : conversions to and from float16 are instructions
+    n_among  : how many values, of as many, one instruction picks by their numbers; 0 where there is none
+    """
 
     lanes: int
     has_f16c: bool
+    n_among: int
 
 
 def groups_at_once(job: Job) -> int:
@@ -189,7 +195,7 @@ class _Encoder:
             spread = [(low + lane) * self.share // n for lane in range(WIDEST)]
             of_weights = {name: pick(b, value, spread) for name, value in operands.items()}
             x = self.load(b.add(at, number(low)), WIDEST)
-            pieces.append(round_codes(b, self.job.coding, x, of_weights))
+            pieces.append(round_codes(b, self.job.coding, x, of_weights, self.machine.n_among))
         start = b.add(self.starts[0], b.mul(unit, number(self.job.n_bytes)))
         for low, high in runs(self.job.codes):
             store(b, pack_bytes(b, self.job.codes, pieces, low, high), moved(b, start, low), 1, False)

@@ -122,6 +122,24 @@ def entries(b: ir.IRBuilder, table: Value, kind: ir.Type, index: Value) -> Value
     return found
 
 
+def entries_among(b: ir.IRBuilder, values: Sequence[float], index: Value) -> Value:
+    """Pick float32 values by a vector of their numbers, of at most as many as there are lanes, a power of two.
+
+    LLVM makes one instruction of it where the processor has one: AVX2 for 8 lanes, AVX-512 for 16.
+    """
+    n = index.type.count
+    if len(values) == 1:
+        return splat(F32, values[0], n)
+    if len(values) == 2:
+        is_second = b.icmp_unsigned("!=", index, splat(I32, 0, n))
+        return b.select(is_second, splat(F32, values[1], n), splat(F32, values[0], n))
+    held, found = constant(F32, [*values] * (n // len(values))), ir.Constant(vector(F32, n), ir.Undefined)
+    for lane in range(n):
+        number = ir.Constant(I32, lane)
+        found = b.insert_element(found, b.extract_element(held, b.extract_element(index, number)), number)
+    return found
+
+
 def look_up(b: ir.IRBuilder, table: Sequence[int], index: Value, shuffle: str) -> Value:
     """Look each byte of a vector of 16 up in a table of at most 16 bytes.
 
@@ -139,6 +157,16 @@ def look_up(b: ir.IRBuilder, table: Sequence[int], index: Value, shuffle: str) -
         place = b.zext(b.extract_element(index, ir.Constant(I32, lane)), I32)
         found = b.insert_element(found, b.extract_element(bytes_of, place), ir.Constant(I32, lane))
     return found
+
+
+def settled(b: ir.IRBuilder, found: Value) -> Value:
+    """Give integers that LLVM takes as they are.
+
+    It would narrow what they are made of, a lane shuffle for each comparison, and compare sizes as unsigned, which takes two
+    operations where there is no such comparison.
+    """
+    as_floats = b.bitcast(found, vector(F32, found.type.count))
+    return b.bitcast(call(b, "llvm.arithmetic.fence", [as_floats]), found.type)
 
 
 def store(b: ir.IRBuilder, value: Value, address: Value, alignment: int, streaming: bool) -> None:
