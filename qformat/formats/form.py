@@ -6,12 +6,13 @@ A format joins layouts, tilings and a scheme. It is still data: the arrays' size
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from qformat.bits import DTYPES
 from qformat.errors import UsageError
 from qformat.layout import Bits, Field, Layout, Plane
-from qformat.scheme import Integers, Opaque, Param, Scheme
+from qformat.scheme import Grid, Integers, Opaque, Param, Scheme
 from qformat.tiling import FLAT, ROWS, Bound, Tiling
 
 
@@ -119,3 +120,16 @@ def parameter(param: Param, n_bytes: int) -> PartForm:
     """Declare an array of whole values for a parameter."""
     two_axes = len(param.group.counts(1, 1)) == 2
     return PartForm(param.name, scalar(param.dtype, n_bytes, param.name), ROWS if two_axes else FLAT)
+
+
+def with_input_scale(form: Format, dtype: str) -> Format:
+    """Give a format with one scale for each column beside, `pre_quant_scale` of this type, multiplied last.
+
+    Whatever the format stores stays as it is. Raises UsageError where it has an input scale already.
+    """
+    scheme = form.scheme
+    if scheme.input_scale:
+        raise UsageError(f"format '{form.name}' has an input scale already: '{scheme.input_scale}'", field=scheme.input_scale)
+    scale = Param("pre_quant_scale", dtype, Grid(0, 1))
+    scaled = replace(scheme, params=(*scheme.params, scale), input_scale=scale.name)
+    return replace(form, scheme=scaled, parts=(*form.parts, parameter(scale, DTYPES[dtype].bits // 8)))

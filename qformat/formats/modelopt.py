@@ -12,7 +12,7 @@ modelopt/torch/export/quant_utils.py (pack_int4_in_uint8, to_quantized_weight).
 from dataclasses import replace
 
 from qformat.bits import DTYPES
-from qformat.formats.form import Format, PartForm, packed, parameter
+from qformat.formats.form import Format, PartForm, packed, parameter, with_input_scale
 from qformat.formats.gguf import WITHOUT_MINUS_ZERO
 from qformat.formats.mx import MXFP4 as MX
 from qformat.layout import Bits, Layout, Plane
@@ -55,10 +55,9 @@ def w4a16(group: int, dtype: str = "float16", columns: str = "") -> Format:
 def _form(
     kind: str, alphabet: Alphabet, steps: tuple[Step, ...], codes: PartForm, stored: dict[Param, int], columns: str = ""
 ) -> Format:
-    if columns:
-        stored = {**stored, Param("pre_quant_scale", columns, Grid(0, 1)): DTYPES[columns].bits // 8}
-    scheme = Scheme(f"modelopt:{kind}", alphabet, tuple(stored), steps, "pre_quant_scale" if columns else "")
-    return Format(scheme.name, scheme, (codes, *(parameter(param, n_bytes) for param, n_bytes in stored.items())))
+    scheme = Scheme(f"modelopt:{kind}", alphabet, tuple(stored), steps)
+    form = Format(scheme.name, scheme, (codes, *(parameter(param, n_bytes) for param, n_bytes in stored.items())))
+    return with_input_scale(form, columns) if columns else form
 
 
 MXFP4 = replace(MX, name="modelopt:mxfp4", scheme=replace(MX.scheme, name="modelopt:mxfp4"), rule="")

@@ -66,8 +66,7 @@ def quantize(
 
     def encode_tile(place: tuple[int, F32]) -> Values:
         first, tile = place
-        row = first // max(1, shape[-1] if shape else 1)
-        rows = None if counts is None else counts(row, row + len(tile))
+        rows = None if counts is None else _importance_of(counts, form, first, tile, matrix(shape)[1])
         return encode(tile, form, chosen.name, state, first, shape, rows)
 
     made = list(spread(encode_tile, _tiles(array, form)))
@@ -101,7 +100,7 @@ def encode(
     """
     chosen = find(form, rule)
     _check_columns(form, rows.shape[1])
-    _check_finite(rows, first, shape or (-1, rows.shape[1]))
+    check_finite(rows, first, shape or (-1, rows.shape[1]))
     if state is None and _covers_tensor(form):
         raise UsageError(f"format '{form.name}' has one scale for the whole tensor: give what prepare() found", field="state")
     is_counted = importance is not None and chosen.weighted is not None
@@ -140,7 +139,7 @@ def encode_parts(
         tile = lines[:, low:high] if is_flat else lines[low // n_cols : high // n_cols]
         tile = np.ascontiguousarray(tile, tile.dtype.newbyteorder("="))
         if not np.isfinite(fused.encode(tile, low, arrays)):
-            _check_finite(tile.astype(np.float32), first + low, named)
+            check_finite(tile.astype(np.float32), first + low, named)
 
     least = fused.n_least if is_flat else n_cols
     together = max(AT_ONCE, whole // (SHARES * n_threads())) if lines.flags.c_contiguous else AT_ONCE
@@ -150,7 +149,7 @@ def encode_parts(
     parts = fused.parts(shape, arrays)
     if whole < array.size:  # a short last group
         rest = lines[:, whole:].astype(np.float32)
-        _check_finite(rest, first + whole, named)
+        check_finite(rest, first + whole, named)
         with np.errstate(all="ignore"):
             values = rule.encode(rest, form.scheme, None)
         for role, data in pack_parts(form, rest.shape, values).items():
@@ -231,6 +230,16 @@ def _tiles(array: NDArray[Any], form: Format) -> Iterator[tuple[int, F32]]:
         yield low * n_cols, rows[low : low + step].astype(np.float32)
 
 
+def _importance_of(counts: Callable[[int, int], F32], form: Format, first: int, tile: F32, n_cols: int) -> F32:
+    """Give the importance of the weights of a tile, of which the first has this number."""
+    row = first // max(1, n_cols)
+    if not isinstance(form.scheme.param("scales").group, Flat):
+        return counts(row, row + len(tile))
+    last = -(-(first + tile.size) // max(1, n_cols))
+    flat = np.broadcast_to(counts(row, last), (last - row, n_cols)).reshape(1, -1)
+    return flat[:, first - row * n_cols :][:, : tile.size]
+
+
 def _covers_tensor(form: Format) -> bool:
     return form.scheme.param("scales").group == Grid(0, 0)
 
@@ -244,7 +253,11 @@ def _check_columns(form: Format, n_cols: int) -> None:
             raise UsageError(message, field="shape", found=n_cols, expected=block)
 
 
-def _check_finite(rows: F32, first: int, shape: tuple[int, ...]) -> None:
+def check_finite(rows: F32, first: int, shape: tuple[int, ...]) -> None:
+    """Raise UsageError for a weight that is NaN or infinite, by its index in a tensor of this shape.
+
+    first : number of the first weight in the tensor
+    """
     bad = ~np.isfinite(rows)
     if not bad.any():
         return
