@@ -10,6 +10,7 @@ from qformat.deferred import homes
 if TYPE_CHECKING:
     from qformat.calibration import Statistics, calibrate
     from qformat.errors import FileError, NotExact, QFormatError, UsageError
+    from qformat.integer_products import IntegerProduct, integer_matmul, integer_product
     from qformat.model import Model
     from qformat.rules import quantize
     from qformat.store import open, save
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileError",
+    "IntegerProduct",
     "Model",
     "NotExact",
     "PackedTensor",
@@ -25,6 +27,8 @@ __all__ = [
     "Statistics",
     "UsageError",
     "calibrate",
+    "integer_matmul",
+    "integer_product",
     "n_threads",
     "open",
     "quantize",
@@ -37,6 +41,7 @@ __getattr__ = homes(
     {
         "calibration": ("Statistics", "calibrate"),
         "errors": ("FileError", "NotExact", "QFormatError", "UsageError"),
+        "integer_products": ("IntegerProduct", "integer_matmul", "integer_product"),
         "model": ("Model",),
         "rules": ("quantize",),
         "store": ("open", "save"),

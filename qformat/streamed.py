@@ -102,8 +102,17 @@ def rows_of(tensor: PackedTensor, input_scale: bool) -> Rows | None:
     chain = tuple((step.op, step.operand) for step in scheme.steps)
     if input_scale and scheme.input_scale:
         chain = (*chain, (Op.MUL, Ref(scheme.input_scale)))
+    return _bound(tensor, chain)
+
+
+def codes_of(tensor: PackedTensor) -> Rows | None:
+    """Bind the codes of a tensor, and nothing else of it; None as for `rows_of`."""
+    return _bound(tensor, ())
+
+
+def _bound(tensor: PackedTensor, chain: tuple[tuple[Op, Operand], ...]) -> Rows | None:
     tensor, in_place = upright(tensor), not any(part.swapped for part in tensor.parts)
-    reading = reading_of(scheme, tuple(part.form for part in tensor.parts), tensor.n_cols, chain, in_place)
+    reading = reading_of(tensor.scheme, tuple(part.form for part in tensor.parts), tensor.n_cols, chain, in_place)
     return Rows(tensor, reading, chain) if reading else None
 
 
