@@ -51,8 +51,18 @@ def decode_rows(tensor: PackedTensor, first: int, last: int, out: NDArray[Any], 
         pass
 
 
+def decoder(tensor: PackedTensor) -> Decode:
+    """Bind a tensor once, for those who take it tile by tile in work that is spread over threads already.
+
+    returns: decodes rows [first, last) into (last - first, n_cols) float32, C order, written in full, on the calling thread
+
+    Raises UsageError where there is no decode; for dense weights that float32 does not contain, when rows are asked for.
+    """
+    return _decoder(tensor, np.empty((0, tensor.n_cols), np.float32), input_scale=True, is_kept=False)[0]
+
+
 def _decoder(tensor: PackedTensor, out: NDArray[Any], input_scale: bool, is_kept: bool) -> tuple[Decode, int]:
-    """Choose how rows are decoded, and how many weights at a time."""
+    """Choose how rows are decoded, and how many weights at a time, into arrays of the type and strides of `out`."""
     alphabet = tensor.scheme.alphabet
     if isinstance(alphabet, Opaque):
         raise UsageError(f"type '{alphabet.name}' can be listed and copied, but not decoded", field="scheme")

@@ -16,14 +16,14 @@ from blake3 import blake3
 
 from qconvert import opening
 from qconvert.containers.strict_json import finite, parse_json
-from qconvert.digest import digest_all, digest_tensor
+from qconvert.digest import digest_all, digest_named
 from qconvert.items import Plan
 from qconvert.naming import as_wanted
 from qconvert.planning import make_plan, notices
 from qconvert.prove import prove
 from qconvert.report import describe_item, totals, worse
 from qconvert.targets import find_target
-from qformat.errors import FileError, NotExact, UsageError, about
+from qformat.errors import FileError, NotExact, UsageError
 from qformat.file.hidden import Hidden, explain, sync
 from qformat.model import Model
 from qformat.scheme import Opaque
@@ -82,15 +82,16 @@ def make_receipt(asked: Asked, plan: Plan, source: Model, written: Model) -> dic
 
     Raises QFormatError naming the tensor where a value cannot be read.
     """
-    digests, made, lines = dict[str, bytes](), dict[str, bytes](), list[dict[str, Any]]()
+    known = [item for item in plan.items if not isinstance(item.tensor.scheme.alphabet, Opaque)]
+    digests = digest_named(((item.name, item.tensor) for item in known), source.path)
+    changed = (item.name for item in known if not item.verdict.is_exact)
+    made = digests | digest_named(((name, written[name]) for name in changed), written.path)
+    lines = []
     for item in plan.items:
-        line = {**describe_item(replace(item, nearest="")), "digest": None, "written": None}
-        if not isinstance(item.tensor.scheme.alphabet, Opaque):
-            with about(source.path, item.name):
-                digests[item.name] = digest_tensor(item.tensor)
-                made[item.name] = digests[item.name] if item.verdict.is_exact else digest_tensor(written[item.name])
-            line |= {"digest": digests[item.name].hex(), "written": made[item.name].hex()}
-        lines.append(line)
+        of_values: dict[str, str | None] = {"digest": None, "written": None}
+        if item.name in digests:
+            of_values = {"digest": digests[item.name].hex(), "written": made[item.name].hex()}
+        lines.append({**describe_item(replace(item, nearest="")), **of_values})
     facts = {
         "schema": SCHEMA,
         "asked": asked.describe(),

@@ -21,18 +21,15 @@ from qfmt.options import json_option, source_options
 def command(src: Path, names: str, as_json: bool, said: dict[str, Any]) -> None:
     """Print the value digest of every tensor of SRC, and of the whole."""
     from qconvert import opening
-    from qconvert.digest import digest_all, digest_tensor
+    from qconvert.digest import digest_all, digest_named
     from qconvert.naming import renamed
 
     from qfmt.text import print_json
-    from qformat.errors import about, show
+    from qformat.errors import show
 
     with opening.open(src, **said) as model:
         model.verify()
-        digests = {}
-        for name, tensor in renamed(model, names).model.items():
-            with about(src, name):
-                digests[name] = digest_tensor(tensor)
+        digests = digest_named(renamed(model, names).model.items(), src)
     whole = digest_all(digests).hex()
     if as_json:
         print_json("hash", {"tensors": {name: found.hex() for name, found in digests.items()}, "digest": whole})
