@@ -72,7 +72,7 @@ def integer_matmul(x: PackedTensor, w: PackedTensor) -> F32:
     product = _Product(x, w)
     out = np.empty((x.n_rows, w.n_rows), np.float32)
     n_most = PIECE_WEIGHTS if len(product.x) <= FEW_ROWS else TILE_WEIGHTS
-    n_each = len(product.x) * max(1, product.n_groups)  # integers of a row of weights
+    n_each = max(1, len(product.x) * product.n_groups)  # integers of a row of weights
     workers = n_threads() if x.n_rows * w.n_weights >= 2 * SHARED_WEIGHTS else 1
     n_weights = min(n_most, max(TILE_WEIGHTS, -(-w.n_weights // (2 * workers))), HELD // n_each * w.n_cols)
 
@@ -90,7 +90,7 @@ def integer_product(x: PackedTensor, w: PackedTensor) -> IntegerProduct:
     >>> from qformat.rules import quantize
     >>> x = quantize(np.array([[3, -1, 0.5, 2]], np.float32), "int8_channel")
     >>> integer_product(x, x).accumulators.tolist()
-    [[[25221]]]
+    [[[25559]]]
     """
     product = _Product(x, w)
     accumulators, corrections, values = product.rows(0, w.n_rows)

@@ -256,6 +256,7 @@ def test_nothing_times_nothing_is_nothing() -> None:
 
     assert integer_matmul(x, w).tobytes() == np.zeros((2, 3), np.float32).tobytes()
     assert integer_product(x, w).accumulators.shape == (2, 3, 0)
+    assert integer_matmul(made(integer(8, "channel"), (0, 64)), made(integer(8, "channel"), (3, 64))).shape == (0, 3)
 
 
 @pytest.mark.usefixtures("by")
