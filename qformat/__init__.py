@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from qformat.calibration import Statistics, calibrate
     from qformat.errors import FileError, NotExact, QFormatError, UsageError
     from qformat.integer_products import IntegerProduct, integer_matmul, integer_product
+    from qformat.methods import quantize
     from qformat.model import Model
-    from qformat.rules import quantize
     from qformat.store import open, save
     from qformat.tensor import PackedTensor
     from qformat.threads import n_threads, set_threads
@@ -42,8 +42,8 @@ __getattr__ = homes(
         "calibration": ("Statistics", "calibrate"),
         "errors": ("FileError", "NotExact", "QFormatError", "UsageError"),
         "integer_products": ("IntegerProduct", "integer_matmul", "integer_product"),
+        "methods": ("quantize",),
         "model": ("Model",),
-        "rules": ("quantize",),
         "store": ("open", "save"),
         "tensor": ("PackedTensor",),
         "threads": ("n_threads", "set_threads"),
