@@ -105,8 +105,13 @@ class Model:
         Only that one is made: what names and values do not tell costs nothing for the others.
         """
         kinds: dict[Hashable, list[str]] = {}
+        kind_of = self.kind_of
         for name in names:
-            kinds.setdefault(self.kind_of(name), []).append(name)
+            kind = kind_of(name)
+            if (members := kinds.get(kind)) is None:
+                kinds[kind] = [name]
+            else:
+                members.append(name)
         return [(self[members[0]], members) for members in kinds.values()]
 
     def verify(self) -> bool:

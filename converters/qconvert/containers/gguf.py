@@ -91,8 +91,8 @@ class GGUFFile:
     def paddings(self) -> tuple[Padding, ...]:
         """List the runs of padding that are not all zeros, in file order."""
         data = self._view(0, self.n_bytes)
-        gaps = ((start, data[start : start + n_bytes]) for start, n_bytes in self._header.gaps())
-        return tuple(Padding(start, view) for start, view in gaps if any(view))
+        gaps = self._header.gaps()
+        return tuple([Padding(start, view) for start, n_bytes in gaps if any(view := data[start : start + n_bytes])])
 
     def recipe(self) -> Recipe:
         """Give what is needed, beside the tensors' bytes, to write this very file again."""

@@ -72,10 +72,10 @@ class Header:
     def gaps(self) -> list[tuple[int, int]]:
         """List the ranges after the header that no tensor owns, as (byte offset, n_bytes), empty ones left out."""
         ranges, pos, last = [], self.data_start, self.n_bytes
-        for _, _, _, byte_offset, n_bytes in self.tensors.values():
+        for _, _, _, byte_offset, n_bytes in self.tensors.values():  # no tensor begins before the one before it ends
             if pos < byte_offset and pos < last:
-                ranges.append((pos, min(byte_offset, last) - pos))
-            pos = max(pos, byte_offset + n_bytes)
+                ranges.append((pos, (byte_offset if byte_offset < last else last) - pos))
+            pos = byte_offset + n_bytes
         return [*ranges, (pos, last - pos)] if pos < last else ranges
 
     def padded_end(self) -> int:

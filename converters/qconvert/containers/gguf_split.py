@@ -43,11 +43,11 @@ class GGUFParts:
         self.files = files
         self.n_bytes = sum(file.n_bytes for file in files)
         self.byte_order = files[0].byte_order
-        self._file_of = {name: file for file in files for name in file.tensors}
+        self._later = {name: file for file in files[1:] for name in file.tensors}
         self.tensors: Mapping[str, TensorInfo] = files[0].tensors
         self.key_values: Mapping[str, KeyValue] = files[0].key_values
         if len(files) > 1:
-            self.tensors = {name: file.tensors[name] for name, file in self._file_of.items()}
+            self.tensors = {name: info for file in files for name, info in file.tensors.items()}
             self.key_values = {pair.key: pair for pair in without_split(self.key_values.values())}
 
     @property
@@ -64,7 +64,7 @@ class GGUFParts:
 
     def data(self, name: str) -> memoryview:
         """View one tensor's bytes, see `GGUFFile.data`."""
-        return self._file_of[name].data(self.tensors[name])
+        return self._later.get(name, self.files[0]).data(self.tensors[name])
 
     def recipe(self) -> Recipe:
         """Give what is needed, beside the tensors' bytes, to write this file again; of parts, the one file that they make.

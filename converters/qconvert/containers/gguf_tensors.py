@@ -10,8 +10,11 @@ Source: ggml-org/ggml: src/gguf.cpp (gguf_init_from_file_impl), 0.26.0.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias
 
 from qconvert.containers.cursor import Cursor
 from qconvert.containers.gguf_types import GGML_TYPES, OPAQUE_TYPES, REMOVED_TYPES, type_name
@@ -25,7 +28,8 @@ WINDOW = 4096  # tensor infos looked at together
 I64_MAX = (1 << 63) - 1
 
 
-class Kind(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: looked up for every tensor
+class Kind:
     """What tensors have in common that differ in name and place alone.
 
     dims    : in file order, dims[0] fastest
@@ -38,6 +42,7 @@ class Kind(NamedTuple):
 
 # A tensor info as read: name, kind, offset from the data start, position of the record.
 Record: TypeAlias = tuple[str, Kind, int, int]
+Cut: TypeAlias = Callable[[bytes, int], tuple[Any, ...]]
 
 
 class TensorInfo(NamedTuple):  # a tuple: files hold a hundred thousand, and it is made in a sixth of a dataclass's time
@@ -68,48 +73,44 @@ class TensorInfo(NamedTuple):  # a tuple: files hold a hundred thousand, and it 
 def read_records(cursor: Cursor, count: int) -> list[Record]:
     """Read `count` tensor infos at the cursor, in one loop with few calls: files of 100 000 tensors exist.
 
+    A record whose lengths and whose kind stood in another before is cut at once, any other field by field.
+
     Raises FileError for long, repeated or undecodable names, more than four dimensions, and a file that ends too early.
     """
     data, order = cursor.data, cursor.order
-    read_length, read_rank = struct.Struct(order + "Q").unpack_from, struct.Struct(order + "I").unpack_from
+    low_of_name, low_of_rank = (0, 8) if order == "<" else (7, 11)  # where the lowest bytes of the two lengths are
     records: list[Record] = []
-    names: set[str] = set()
-    kinds: dict[bytes, Kind] = {}  # most tensors share theirs with others
+    cuts: dict[int, tuple[Cut, int]] = {}  # by the two lengths: what cuts such a record, and its bytes
+    kinds: dict[bytes, Kind] = {}
     for first in range(0, count, WINDOW):
         base = cursor.pos
         # Copied: bytes are cut faster than a view is, and a window is a bounded share of them.
         window, pos = bytes(data[base : base + WINDOW * MAX_TENSOR_BYTES]), 0
         for index in range(first, min(count, first + WINDOW)):
-            start = pos
             try:
-                (n_name,) = read_length(window, pos)
-                pos += 8 + n_name
-                if n_name > MAX_NAME_BYTES:
-                    message = f"a name of {n_name} bytes, expected at most {MAX_NAME_BYTES}"
-                    raise cursor.error(message, f"tensor info {index}", base + start)
-                name = window[start + 8 : pos].decode()
-                (rank,) = read_rank(window, pos)
-                if rank > MAX_DIMS:
-                    message = f"{rank} dimensions, expected at most {MAX_DIMS}"
-                    raise _at(cursor.path, name, base + start, message, "n_dims")
-                stored = window[pos : pos + 8 + 8 * rank]
-                pos += 16 + 8 * rank
-                (relative,) = read_length(window, pos - 8)
-            except struct.error as err:
-                message = f"the file ends inside the record, {len(data) - base - start} bytes after its start"
-                raise cursor.error(message, f"tensor info {index}", base + start) from err
-            except UnicodeDecodeError as err:
-                message = "the name is not UTF-8, expected UTF-8 text"
-                raise cursor.error(message, f"tensor info {index}", base + start + 8 + err.start) from err
-            if name in names:
-                raise _at(cursor.path, name, base + start, "the name stands twice, expected unique names", "name")
-            names.add(name)
-            kind = kinds.get(stored)
-            if kind is None:
-                *dims, type_id = struct.unpack(f"{order}4x{rank}QI", stored)
-                kind = kinds[stored] = Kind(tuple(dims), type_id)
-            records.append((name, kind, relative, base + start))
+                n_name = window[pos + low_of_name]
+                cut, n_bytes = cuts[n_name << 8 | window[pos + n_name + low_of_rank]]
+                length, raw, stored, relative = cut(window, pos)
+                name, kind = raw.decode(), kinds[stored]
+                is_cut = length == n_name
+            except (LookupError, UnicodeDecodeError, struct.error):
+                is_cut = False
+            if not is_cut:
+                try:
+                    name, raw, stored, relative = _read_info(cursor, window, pos, index)
+                except FileError:
+                    _check_names(records, cursor.path)  # of two errors the first is told
+                    raise
+                n_name, n_kind = len(raw), len(stored)
+                n_bytes = 16 + n_name + n_kind
+                cut = struct.Struct(f"{order}Q{n_name}s{n_kind}sQ").unpack_from
+                cuts[n_name << 8 | (n_kind // 8 - 1)] = cut, n_bytes
+                *dims, type_id = struct.unpack(f"{order}4x{n_kind // 8 - 1}QI", stored)
+                kind = kinds.setdefault(stored, Kind(tuple(dims), type_id))
+            records.append((name, kind, relative, base + pos))
+            pos += n_bytes
         cursor.pos = base + pos
+    _check_names(records, cursor.path)
     return records
 
 
@@ -129,7 +130,7 @@ def place_tensors(
     for index, (name, kind, relative, start) in enumerate(records):
         found = sizes.get(kind)
         if found is None:
-            n_weights = _check_type_and_dims(name, *kind, start, path)
+            n_weights = _check_type_and_dims(name, kind.dims, kind.type_id, start, path)
             known = GGML_TYPES.get(kind.type_id)
             found = sizes[kind] = (n_weights, None if known is None else n_weights // known.n_weights * known.n_bytes)
         if relative != expected:
@@ -139,10 +140,10 @@ def place_tensors(
         n_tensor = _opaque_bytes(records, index, n_weights, n_bytes - data_start, path) if n_known is None else n_known
         start_of_data = data_start + relative
         stop = start_of_data + n_tensor
-        if n_tensor and stop > n_bytes:
+        if stop > n_bytes and n_tensor:
             message = f"{n_tensor} bytes of data end at {stop:#x}, past the end of the file at {n_bytes:#x}"
             raise _at(path, name, start_of_data, message, "data", stop, n_bytes)
-        tensors[name] = make((name, *kind, start_of_data, n_tensor))
+        tensors[name] = make((name, kind.dims, kind.type_id, start_of_data, n_tensor))
         expected = -(-(relative + n_tensor) // alignment) * alignment
     return tensors
 
@@ -163,6 +164,47 @@ def tensor_bytes(dims: tuple[int, ...], type_id: int) -> int:
     for dim in dims:
         n_weights *= dim
     return n_weights // kind.n_weights * kind.n_bytes
+
+
+def _read_info(cursor: Cursor, window: bytes, pos: int, index: int) -> tuple[str, bytes, bytes, int]:
+    """Read a tensor info field by field: its name, that as it is stored, rank, dimensions and type as stored, and its offset.
+
+    window : bytes from the cursor on
+    index  : of the tensor, for errors
+    """
+    order, start = cursor.order, cursor.pos + pos
+    try:
+        (n_name,) = struct.unpack_from(f"{order}Q", window, pos)
+        if n_name > MAX_NAME_BYTES:
+            message = f"a name of {n_name} bytes, expected at most {MAX_NAME_BYTES}"
+            raise cursor.error(message, f"tensor info {index}", start)
+        end = pos + 8 + n_name
+        raw = window[pos + 8 : end]
+        name = raw.decode()
+        (rank,) = struct.unpack_from(f"{order}I", window, end)
+        if rank > MAX_DIMS:
+            message = f"{rank} dimensions, expected at most {MAX_DIMS}"
+            raise _at(cursor.path, name, start, message, "n_dims")
+        stored = window[end : end + 8 + 8 * rank]
+        (relative,) = struct.unpack_from(f"{order}Q", window, end + 8 + 8 * rank)
+    except struct.error as err:
+        message = f"the file ends inside the record, {len(cursor.data) - start} bytes after its start"
+        raise cursor.error(message, f"tensor info {index}", start) from err
+    except UnicodeDecodeError as err:
+        message = "the name is not UTF-8, expected UTF-8 text"
+        raise cursor.error(message, f"tensor info {index}", start + 8 + err.start) from err
+    return name, raw, stored, relative
+
+
+def _check_names(records: list[Record], path: str | None) -> None:
+    """Refuse a name that stands twice."""
+    if len(set(map(itemgetter(0), records))) == len(records):
+        return
+    names: set[str] = set()
+    for name, _, _, start in records:
+        if name in names:
+            raise _at(path, name, start, "the name stands twice, expected unique names", "name")
+        names.add(name)
 
 
 def _opaque_bytes(records: list[Record], index: int, n_weights: int, n_data: int, path: str | None) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -57,14 +57,22 @@ CODE_OF = {dtype: code for code, dtype, _ in DTYPES}
 RANK_OF = {dtype: rank for rank, (_, dtype, _) in enumerate(DTYPES)}
 
 METADATA = "__metadata__"
-# Entries as the reference writer spells them. Anything else takes the slower way through the JSON parser.
 _NUMBER = "(?:0|[1-9][0-9]{0,19}+)"
-_PLAIN_ENTRY = re.compile(
-    r'"([^"\\\x00-\x1f]*+)":\{"dtype":"([A-Z0-9_]++)",'
-    rf'"shape":\[((?:{_NUMBER}(?:,{_NUMBER})*+)?)\],"data_offsets":\[({_NUMBER}),({_NUMBER})\]\}}(?:,(?=")|\Z)'
-)
-_PLAIN_ENTRY_LENGTH = len('"":{"dtype":"","shape":[],"data_offsets":[,]},')
-_PLAIN_METADATA = re.compile(r'"__metadata__":(\{(?:"(?:[^"\\]++|\\.)*+"[:,]?+)*+\}),?+')
+
+
+class _Spelling:
+    """Entries as a writer spells them that puts this gap, empty or a space, after colons and commas; see `_read_plain`."""
+
+    def __init__(self, gap: str) -> None:
+        self.entry = re.compile(
+            rf'"([^"\\\x00-\x1f]*+)":{gap}\{{"dtype":{gap}"([A-Z0-9_]++)",{gap}'
+            rf'"shape":{gap}\[((?:{_NUMBER}(?:,{gap}{_NUMBER})*+)?)\],{gap}'
+            rf'"data_offsets":{gap}\[({_NUMBER}),{gap}({_NUMBER})\]\}}(?:,{gap}(?=")|\Z)'
+        )
+        self.metadata = re.compile(rf'"__metadata__":{gap}(\{{(?:"(?:[^"\\]++|\\.)*+"(?:[:,]{gap})?+)*+\}})(,{gap})?+')
+        self.n_between = len(f",{gap}")
+        self.n_around = len('"":{"dtype":"","shape":[],"data_offsets":[,]}') + 7 * len(gap) + self.n_between
+
 
 #: name, dtype in the header's spelling, shape, begin and end in the data buffer
 Row: TypeAlias = tuple[str, str, tuple[int, ...], int, int]
@@ -154,8 +162,13 @@ def tensor_n_bytes(dtype: str, shape: Sequence[int]) -> int | str:
     return n_bits // 8
 
 
+@cache
+def _spelling(gap: str) -> _Spelling:
+    return _Spelling(gap)
+
+
 def _read_plain(header: bytes, path: str | Path) -> tuple[dict[str, str] | None, Iterable[Row]] | None:
-    """Read a header spelled as the reference writer spells it; None for any other, right or wrong.
+    """Read a header spelled as the reference writer spells it, or as Python's json module does; None for any other.
 
     An order of magnitude fewer objects than by way of the JSON parser: 100 000 tensors in a fraction of a second.
     """
@@ -164,13 +177,15 @@ def _read_plain(header: bytes, path: str | Path) -> tuple[dict[str, str] | None,
     except UnicodeDecodeError:
         return None
     metadata, at, end = None, 1, len(text) - 1
-    if found := _PLAIN_METADATA.match(text, 1):
+    spelling = _spelling(" " if text.startswith(": ", text.find('"', 2) + 1) else "")
+    if found := spelling.metadata.match(text, 1):
         metadata = _metadata_of(parse_json(found[1].encode(), path=path, what=METADATA, byte_offset=8 + found.start(1)), path)
         at = found.end()
-        if (at < end) != (found[0][-1] == ","):
+        if (at < end) != bool(found[2]):
             return None
-    entries = _PLAIN_ENTRY.findall(text, at, end)
-    n_matched = len(entries) * _PLAIN_ENTRY_LENGTH - bool(entries) + len("".join(chain.from_iterable(entries)))
+    entries = spelling.entry.findall(text, at, end)
+    n_matched = len(entries) * spelling.n_around - bool(entries) * spelling.n_between
+    n_matched += len("".join(chain.from_iterable(entries)))
     if text[end:] != "}" or n_matched != end - at:
         return None
     names = set(map(itemgetter(0), entries))
