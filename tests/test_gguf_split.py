@@ -1,6 +1,7 @@
 """Split GGUF files: parts read as one, written as the gguf package writes them, refused where they do not belong together."""
 
 import json
+import gc
 import os
 import struct
 from collections.abc import Callable
@@ -438,6 +439,7 @@ def test_a_writer_that_fails_halfway_leaves_nothing(tmp_path: Path, monkeypatch:
         return real(fd, data, at)
 
     monkeypatch.setattr(os, "pwrite", fail)
+    gc.collect()  # files of earlier tests that errors still hold
     n_open = len(os.listdir("/proc/self/fd"))
     with pytest.raises(UsageError, match="no space left"):
         qconvert.convert(source, tmp_path / "m.gguf", limits=Limits(n_tensors=2))
