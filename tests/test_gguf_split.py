@@ -1,7 +1,7 @@
 """Split GGUF files: parts read as one, written as the gguf package writes them, refused where they do not belong together."""
 
-import json
 import gc
+import json
 import os
 import struct
 from collections.abc import Callable
