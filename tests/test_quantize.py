@@ -79,14 +79,16 @@ def test_nothing_quantizes_to_a_dense_format(form: Format) -> None:
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("int4_g128", ("symmetric", "symmetric-full", "signed-extreme")),
-        ("uint4_g64", ("minmax",)),
-        ("int8_asym", ("minmax",)),
-        ("nf4", ("absmax",)),
-        ("mxfp4", ("floor", "ceil", "even", "nearest", "mlx", "ggml")),
-        ("gguf:mxfp4", ("ggml", "floor", "ceil", "even", "nearest", "mlx")),
-        ("gguf:q4_0", ("ggml", "symmetric", "symmetric-full", "signed-extreme")),
-        ("gguf:q4_1", ("ggml", "minmax")),
+        ("int4_g128", ("symmetric", "symmetric-full", "signed-extreme", "mse")),
+        ("uint4_g64", ("minmax", "mse")),
+        ("int8_asym", ("minmax", "mse")),
+        ("nf4", ("absmax", "mse")),
+        ("mxfp4", ("floor", "ceil", "even", "nearest", "mlx", "ggml", "mse")),
+        ("gguf:mxfp4", ("ggml", "floor", "ceil", "even", "nearest", "mlx", "mse")),
+        ("gguf:q4_0", ("ggml", "symmetric", "symmetric-full", "signed-extreme", "mse")),
+        ("gguf:q4_1", ("ggml", "minmax", "mse")),
+        ("int4_tensor", ("symmetric", "symmetric-full", "signed-extreme")),
+        ("gguf:q4_k", ("ggml",)),
     ],
 )
 def test_a_format_has_these_rules(target: str, expected: tuple[str, ...]) -> None:

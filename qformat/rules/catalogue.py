@@ -6,6 +6,7 @@ from qformat.errors import UsageError
 from qformat.formats.form import Format
 from qformat.rules import affine, codebook, ggml, microscale, searched
 from qformat.rules.rule import Rule
+from qformat.rules.shrunk import searching
 from qformat.scheme import Flat, Grid, Group, Integers, Levels, Scheme
 
 E2M1 = "float4_e2m1fn"
@@ -46,7 +47,9 @@ def _rules(form: Format) -> tuple[Rule, ...]:
     own = OF_BLOCKS.get(form.name, ()) if form.rule == "ggml" else ()
     taken = {rule.name for rule in own}
     found = (*own, *(rule for rule in _family(form.scheme) if rule.name not in taken))
-    return tuple(sorted(found, key=lambda rule: rule.name != form.rule))
+    ordered = tuple(sorted(found, key=lambda rule: rule.name != form.rule))
+    searched = searching(ordered[0], form.scheme) if ordered else None
+    return ordered if searched is None else (*ordered, searched)
 
 
 def _family(scheme: Scheme) -> tuple[Rule, ...]:

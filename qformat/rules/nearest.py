@@ -7,6 +7,7 @@ groups lie: parameters come as arrays that broadcast against the weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,20 @@ F32 = NDArray[np.float32]
 Params = Mapping[str, NDArray[Any]]
 
 OPPOSITE = {Op.MUL: Op.DIV, Op.DIV: Op.MUL, Op.ADD: Op.SUB, Op.SUB: Op.ADD}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Levels in ascending order, those that are equal once.
+
+    thresholds : the largest float32 that goes to the level below, for each but the first
+    codes      : of each level, the lowest of equal ones
+    values     : the levels
+    """
+
+    thresholds: F32
+    codes: NDArray[np.uint8]
+    values: F32
 
 
 def codes_of(weights: F32, scheme: Scheme, params: Params, limits: tuple[int, int] | None = None) -> NDArray[Any]:
@@ -39,17 +54,18 @@ def codes_of(weights: F32, scheme: Scheme, params: Params, limits: tuple[int, in
     >>> codes_of(np.float32([[0.3, -9, 1.25]]), find("int4_g128").scheme, {"scales": np.float16([[0.5]])}, (-7, 7)).tolist()
     [[1, -7, 2]]
     """
-    for step in reversed(scheme.steps):
-        weights = _undo(step.op, weights, _operand(step.operand, scheme, params))
-    alphabet = scheme.alphabet
-    if isinstance(alphabet, Integers):
-        found = np.clip(np.rint(weights), *(limits or (alphabet.low, alphabet.high)))
-        return found.astype(np.int8 if alphabet.low < 0 else np.uint8)
-    thresholds, codes = _ranks(_levels(scheme))
-    rank = np.zeros(weights.shape, np.uint8)
-    for threshold in thresholds:
-        rank += weights > threshold
-    return codes[rank]
+    undone = _undo_all(weights, scheme, params)
+    if isinstance(scheme.alphabet, Integers):
+        return _whole(undone, scheme.alphabet, limits).astype(np.int8 if scheme.alphabet.low < 0 else np.uint8)
+    return _ranks(_levels(scheme)).codes[_rank(undone, _levels(scheme))]
+
+
+def nearest_values(weights: F32, scheme: Scheme, params: Params, limits: tuple[int, int] | None = None) -> F32:
+    """Give `values_of` of `codes_of`, but for the sign of zeros, without the codes."""
+    undone = _undo_all(weights, scheme, params)
+    if isinstance(scheme.alphabet, Integers):
+        return _do_all(_whole(undone, scheme.alphabet, limits), scheme, params)
+    return _do_all(_ranks(_levels(scheme)).values[_rank(undone, _levels(scheme))], scheme, params)
 
 
 def values_of(codes: NDArray[Any], scheme: Scheme, params: Params) -> F32:
@@ -61,11 +77,38 @@ def values_of(codes: NDArray[Any], scheme: Scheme, params: Params) -> F32:
     Raises UsageError where codes are neither integers nor levels.
     """
     is_number = isinstance(scheme.alphabet, Integers)
-    found: F32 = codes.astype(np.float32) if is_number else alphabet_table(_levels(scheme))[codes]
+    return _do_all(codes.astype(np.float32) if is_number else alphabet_table(_levels(scheme))[codes], scheme, params)
+
+
+def _undo_all(weights: F32, scheme: Scheme, params: Params) -> F32:
+    """Give the numbers that the steps of a scheme make the weights of."""
+    for step in reversed(scheme.steps):
+        weights = _undo(step.op, weights, _operand(step.operand, scheme, params))
+    return weights
+
+
+def _do_all(found: F32, scheme: Scheme, params: Params) -> F32:
+    """Give what the steps of a scheme make of the values of an alphabet."""
     with np.errstate(all="ignore"):  # infinities and NaN in scales are values like any other
         for step in scheme.steps:
             found = OPERATIONS[step.op](found, _operand(step.operand, scheme, params))
     return found
+
+
+def _whole(weights: F32, alphabet: Integers, limits: tuple[int, int] | None) -> F32:
+    """Round to integers within limits, ties to even."""
+    low, high = limits or (alphabet.low, alphabet.high)
+    found: F32 = np.rint(weights)
+    np.maximum(found, np.float32(low), out=found)
+    return np.minimum(found, np.float32(high), out=found)
+
+
+def _rank(weights: F32, levels: tuple[float, ...]) -> NDArray[np.uint8]:
+    """Count the thresholds below each weight."""
+    rank = np.zeros(weights.shape, np.uint8)
+    for threshold in _ranks(levels).thresholds:
+        rank += weights > threshold
+    return rank
 
 
 def _undo(op: Op, weights: F32, operand: F32) -> F32:
@@ -98,11 +141,8 @@ def _levels(scheme: Scheme) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=64)
-def _ranks(levels: tuple[float, ...]) -> tuple[F32, NDArray[np.uint8]]:
-    """Give thresholds in ascending order, and the code of a value that lies above so many of them.
-
-    A threshold is the largest float32 that goes to the level below.
-    """
+def _ranks(levels: tuple[float, ...]) -> Ranks:
+    """Put the levels of an alphabet in order."""
     table = alphabet_table(levels).astype(np.float64)
     finite = np.flatnonzero(np.isfinite(table))
     values, first = np.unique(table[finite], return_index=True)
@@ -111,4 +151,5 @@ def _ranks(levels: tuple[float, ...]) -> tuple[F32, NDArray[np.uint8]]:
     thresholds = middle.astype(np.float32)
     goes_up = (codes[1:] % 2 == 0) & (thresholds == middle)
     above = (thresholds > middle) | goes_up
-    return np.where(above, np.nextafter(thresholds, np.float32(-np.inf)), thresholds), codes
+    thresholds = np.where(above, np.nextafter(thresholds, np.float32(-np.inf)), thresholds)
+    return Ranks(thresholds, codes, values.astype(np.float32))
