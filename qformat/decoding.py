@@ -58,7 +58,7 @@ def decoder(tensor: PackedTensor) -> Decode:
 
     Raises UsageError where there is no decode; for dense weights that float32 does not contain, when rows are asked for.
     """
-    return _decoder(tensor, np.empty((0, tensor.n_cols), np.float32), input_scale=True, is_kept=False)[0]
+    return _decoder(tensor, np.empty((1, 1), np.float32), input_scale=True, is_kept=False)[0]
 
 
 def _decoder(tensor: PackedTensor, out: NDArray[Any], input_scale: bool, is_kept: bool) -> tuple[Decode, int]:

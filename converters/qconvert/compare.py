@@ -10,29 +10,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from functools import partial, reduce
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.cutting import byte_ranges
-from qconvert.digest import RAW, plain_values
+from qconvert.digest import RAW, element_of, reader
 from qformat.arrays import ByteSource, Part
+from qformat.decoding import TILE_WEIGHTS, Decode
 from qformat.errors import NotExact, about
 from qformat.file.same import is_same_part
 from qformat.fold import narrower, refold
 from qformat.model import Model
-from qformat.scheme import Opaque, Plain
+from qformat.scheme import Opaque
 from qformat.store import PlaneBytes
 from qformat.tensor import PackedTensor, format_of
 from qformat.threads import spread
 
 Array = NDArray[Any]
-R = TypeVar("R")
-# Of a tile in which weights differ: its first weight, values of both, flat, and the places that differ.
-Differing: TypeAlias = tuple[int, Array, Array, NDArray[np.intp]]
+# Of a tile in which weights differ: which do, counted from the tensor's first, and their values in both.
+Differing: TypeAlias = tuple[NDArray[np.intp], Array, Array]
+# Looks at a piece of two tensors, tile by tile; a tile is read only once those before it are done with.
+Look: TypeAlias = Callable[[], Iterator[Differing]]
 F32 = "float32"
+PIECE_WEIGHTS = 8 * TILE_WEIGHTS  # that a thread looks at in buffers that it uses again
 
 # In what values are compared, the first that holds both sides, and the element types that each adds to those of float32.
 HOLDS = {F32: (), "float64": ("float64", "int32", "uint32"), "complex64": ("complex64",), "object": RAW}
@@ -75,20 +78,14 @@ def first_difference(one: PackedTensor, other: PackedTensor) -> str | None:
     """Say where two tensors differ first; None where they are equal, signed zeros and NaN payloads aside."""
     if one.shape != other.shape:
         return f"shape {one.shape}, the other has {other.shape}"
-    with closing(spread(_call, first_differences(one, other))) as found:
+    with closing(spread(_say, _looks(one, other))) as found:
         return next((where for where in found if where is not None), None)
 
 
 def first_differences(one: PackedTensor, other: PackedTensor) -> Iterator[Callable[[], str | None]]:
     """Give the pieces of work that `first_difference` of two tensors of one shape is, to be done in any order."""
 
-    def say(look: Callable[[], Differing | None]) -> str | None:
-        if (found := look()) is None:
-            return None
-        begin, mine, theirs, places = found
-        return f"weight {begin + int(places[0])} is {mine[places[0]]!s}, the other has {theirs[places[0]]!s}"
-
-    return (partial(say, look) for look in _looks(one, other))
+    return (partial(_say, look) for look in _looks(one, other))
 
 
 def deviation(one: PackedTensor, other: PackedTensor) -> Deviation:
@@ -98,13 +95,8 @@ def deviation(one: PackedTensor, other: PackedTensor) -> Deviation:
 
     Raises UsageError where one of them cannot be decoded.
     """
-    n_different, max_abs, max_rel = 0, 0.0, 0.0
-    with closing(spread(_call, _looks(one, other))) as looked:
-        for _, mine, theirs, places in (found for found in looked if found is not None):
-            off, rel = _distances(mine[places], theirs[places])
-            n_different += places.size
-            max_abs, max_rel = (float(np.maximum(old, new.max())) for old, new in ((max_abs, off), (max_rel, rel)))
-    return Deviation(n_different, max_abs, max_rel)
+    with closing(spread(_measure, _looks(one, other))) as measured:
+        return reduce(_join, measured, Deviation())
 
 
 def same_format(one: PackedTensor, other: PackedTensor) -> bool:
@@ -146,38 +138,68 @@ def _digests_agree(mine: ByteSource, theirs: ByteSource) -> bool:
     return is_same_part(mine.file, mine.entry, theirs.file, theirs.entry, mine.role)
 
 
-def _looks(one: PackedTensor, other: PackedTensor) -> Iterator[Callable[[], Differing | None]]:
-    """Give the pieces of work that comparing two tensors is: each looks at a tile, and gives what differs there."""
-    kinds = _element(one), _element(other)
+def _looks(one: PackedTensor, other: PackedTensor) -> Iterator[Look]:
+    """Give the pieces of work that comparing two tensors is."""
+    kinds = element_of(one), element_of(other)
+    wide = next(name for name, held in HOLDS.items() if all(k == F32 or k in held for k in kinds))
     is_raw = kinds[0] == kinds[1] and kinds[0] in RAW
-    wide = kinds[0] if is_raw else next(name for name, held in HOLDS.items() if all(k == F32 or k in held for k in kinds))
     seen = narrower(one, format_of(other))
     pair = (one, other) if seen is one else (seen, refold(other, (seen.n_rows, seen.n_cols)))
+    kind = kinds[0] if is_raw else wide
+    reads = tuple(_widened(tensor, kind) for tensor in pair)
+    pieces = pair[0].tiles(n_weights=PIECE_WEIGHTS) if one.n_weights else ()
+    return (partial(_differing, reads, kind, is_raw, pair[0], *piece) for piece in pieces)
 
-    def look(first: int, last: int) -> Differing | None:
-        mine, theirs = (_read(tensor, slice(first, last), wide) for tensor in pair)
-        if mine.dtype.kind != "O" and np.array_equal(_words(mine), _words(theirs)):
-            return None
+
+def _widened(tensor: PackedTensor, kind: str) -> Decode:
+    """Bind a tensor to what reads its values into arrays of a type that holds them, "object" for Python's own numbers."""
+    read, element = reader(tensor), element_of(tensor)
+
+    def widen(first: int, last: int, out: Array) -> None:
+        found = np.empty(out.shape, element)
+        read(first, last, found)
+        out[...] = found
+
+    return read if element == kind else widen
+
+
+def _differing(
+    reads: tuple[Decode, ...], kind: str, is_raw: bool, tensor: PackedTensor, first: int, last: int
+) -> Iterator[Differing]:
+    """Compare rows [first, last) of two tensors of the shape of one; of one raw type by their bytes."""
+    n_cols, tiles = tensor.n_cols, tuple(tensor.tiles(first, last))
+    buffers = [np.empty((tiles[0][1] - first, n_cols), kind) for _ in reads]
+    for low, high in tiles:
+        for read, buffer in zip(reads, buffers, strict=True):
+            read(low, high, buffer[: high - low])
+        mine, theirs = (buffer[: high - low].reshape(-1) for buffer in buffers)
+        if kind != "object" and np.array_equal(_words(mine), _words(theirs)):
+            continue
         places = np.flatnonzero(_words(mine) != _words(theirs)) if is_raw else _unequal(mine, theirs)
-        return (first * pair[0].n_cols, mine, theirs, places) if places.size else None
-
-    return (partial(look, *tile) for tile in (pair[0].tiles() if one.n_weights else ()))
-
-
-def _call(work: Callable[[], R]) -> R:
-    return work()
+        if places.size:
+            yield low * n_cols + places, mine[places], theirs[places]
 
 
-def _element(tensor: PackedTensor) -> str:
-    """Name the element type in which a tensor's values are defined."""
-    alphabet = tensor.scheme.alphabet
-    return alphabet.dtype if isinstance(alphabet, Plain) and alphabet.dtype in RAW else F32
+def _say(look: Look) -> str | None:
+    if (found := next(look(), None)) is None:
+        return None
+    (where, *_), (mine, *_), (theirs, *_) = found
+    return f"weight {where} is {mine!s}, the other has {theirs!s}"
 
 
-def _read(tensor: PackedTensor, rows: slice, wide: str) -> Array:
-    """Give the values of rows, flat, in a type that holds them; as Python's numbers where that is "object"."""
-    values = tensor.codes(rows) if _element(tensor) in RAW else plain_values(tensor, rows)
-    return np.ascontiguousarray(values).reshape(-1).astype(wide, copy=False)
+def _measure(look: Look) -> Deviation:
+    return reduce(_join, (_of_tile(*found) for found in look()), Deviation())
+
+
+def _of_tile(places: NDArray[np.intp], mine: Array, theirs: Array) -> Deviation:
+    off, rel = _distances(mine, theirs)
+    return Deviation(places.size, float(off.max()), float(rel.max()))
+
+
+def _join(one: Deviation, other: Deviation) -> Deviation:
+    """Give the deviation of two pieces together; a NaN stays one."""
+    worst = (float(np.maximum(*pair)) for pair in ((one.max_abs, other.max_abs), (one.max_rel, other.max_rel)))
+    return Deviation(one.n_different + other.n_different, *worst)
 
 
 def _unequal(mine: Array, theirs: Array) -> NDArray[np.intp]:
