@@ -38,17 +38,24 @@ def byte_ranges(part: Part) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, part.source.n_bytes)
 
 
-def row_ranges(tensor: PackedTensor, form: Format, max_memory: int = MAX_MEMORY, is_relaid: bool = False) -> Iterator[Rows]:
+def row_ranges(
+    tensor: PackedTensor,
+    form: Format,
+    max_memory: int = MAX_MEMORY,
+    is_relaid: bool = False,
+    n_weights: int | None = None,
+) -> Iterator[Rows]:
     """Cut the rows of a tensor so that every unit begins a block in every part of the target.
 
     is_relaid : whether bytes are only laid out anew
+    n_weights : of a unit in place of `UNIT_WEIGHTS`
     """
     n_slabs, step = slabs(form, tensor.shape), row_step(form, tensor.shape)
     parts = (*form.parts, *(part.form for part in tensor.parts if is_relaid))  # of the source few rows are slow to read
     torn = n_slabs > 1 or any(lead_axis(part) != 0 for part in parts)
-    n_weights = min(
-        TORN_WEIGHTS if torn else RELAID_WEIGHTS if is_relaid else UNIT_WEIGHTS, max_memory // (AT_ONCE * WORK_BYTES)
-    )
+    usual = n_weights or UNIT_WEIGHTS
+    wanted = TORN_WEIGHTS if torn else RELAID_WEIGHTS if is_relaid else usual
+    n_weights = min(wanted, max_memory // (AT_ONCE * WORK_BYTES))
     if is_relaid and any(lead_axis(part) != 0 for part in form.parts):  # as few runs as there is memory for
         n_weights = max(n_weights, min(WHOLE_WEIGHTS, max_memory // (AT_ONCE * RELAID_BYTES)))
     slab = tensor.n_rows // n_slabs

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from qconvert.calibrated import Calibrated
 from qconvert.containers.gguf_types import GGUF_DENSE
 from qconvert.containers.gguf_values import KeyValue
 from qconvert.dialects import DIALECTS, ggml
@@ -30,6 +31,7 @@ class Item:
     others     : formats that would be exact as well
     rule       : by which it is quantized; empty where it is not
     importance : of its columns, for a rule that has a use for it
+    by         : method and statistics by which it is quantized; None for a rule alone
     origin     : what it is made of, where it goes by another name than in the source
     home       : container of the source
     nearest    : for one that is not exact, what would work; empty where nothing would, or that was not looked for
@@ -44,6 +46,7 @@ class Item:
     others: tuple[str, ...] = ()
     rule: str = ""
     importance: Entry | None = field(default=None, compare=False, repr=False)
+    by: Calibrated | None = field(default=None, compare=False, repr=False)
     origin: Origin | None = None
     home: str = "qfmt"
     nearest: str = ""

@@ -8,56 +8,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from qconvert import opening
+from qconvert.calibration import open_calibration
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.conversion import Progress, Writing, carry_out, check_early
 from qconvert.cutting import MAX_MEMORY
-from qconvert.imatrix import Entry, Imatrix, read_imatrix
-from qconvert.items import Item, Plan
-from qconvert.mixes import Choice, Mix, choose, fall_back, file_type_of, mix_of
+from qconvert.imatrix import read_imatrix
+from qconvert.items import Plan
+from qconvert.mixes import Choice, choose, fall_back, file_type_of
 from qconvert.naming import AUTO, as_wanted
-from qconvert.planning import MIN_MATRIX_RANK, decide, is_chosen, is_float_matrix, matches, traced
+from qconvert.planning import MIN_MATRIX_RANK, matches, traced
+from qconvert.quantized import keep, kept, kept_by_name, quantized
 from qconvert.report import Report
-from qconvert.roles import category, expert_of, kept_because, runtime_name, traits_of
-from qconvert.targets import Target, find_mixed, gguf_type
-from qconvert.verdict import REFUSED, REQUANTIZE, Verdict, judge, row_multiple
+from qconvert.roles import traits_of
+from qconvert.targets import find_mixed, gguf_type
 from qconvert.views import View
+from qconvert.wish import Wish, check_method
 from qconvert.words import read_override
 from qformat.errors import QFormatError, UsageError, show
 from qformat.fold import narrower, refold
 from qformat.formats import Format
+from qformat.methods.quantizing import rule_of
 from qformat.rules import ErrorReport, Sums, measure
 from qformat.rules.catalogue import find as find_rule
 from qformat.tensor import PackedTensor, format_of
 
 QUANTIZATION_VERSION = 2  # of ggml's block types: GGML_QNT_VERSION
 LISTED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a user asked for.
-
-    target     : container, and the one format of a pure target
-    mix        : in place of one format
-    rule       : by which all is quantized; each format's default if absent
-    overrides  : globs of tensor names and the format of what they match; the first that matches counts
-    imatrix    : importances
-    """
-
-    target: Target
-    mix: Mix | None = None
-    rule: str | None = None
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    overrides: Sequence[tuple[str, Format]] = ()
-    imatrix: Imatrix | None = None
 
 
 def quantize(
@@ -78,6 +61,9 @@ def quantize(
     assume: Sequence[str] = (),
     shapes: opening.Shapes = opening.NONE,
     names: str = AUTO,
+    method: str = "rtn",
+    calibration: str | Path | None = None,
+    allow_uncalibrated: bool = False,
 ) -> tuple[Report, dict[str, ErrorReport]]:
     """Quantize the float matrices of a checkpoint; everything else stays as it is.
 
@@ -89,27 +75,34 @@ def quantize(
     limits           : what one of several files may hold
     assume, shapes   : what the source leaves open: see `opening.open`
     names            : by which tensors go into the target: see `naming.as_wanted`
+    method           : one of `qformat.methods.METHODS`
+    calibration      : file of what is known of inputs, by the names of tensors in the source or in the target
+    allow_uncalibrated : round what that file does not know to nearest; else it is refused
     returns          : the report, and the error of every quantized tensor, measured on the written file
 
     Raises NotExact for rows that are no whole blocks; FileError and UsageError as `convert` does.
     """
     started = time.monotonic()
+    how = check_method(method, rule, calibration is not None, imatrix is not None, allow_uncalibrated)
     path, (target, mix) = Path(dst), find_mixed(to)
     overrides = [read_override(text, target) for text in tensor_types]
-    wish = Wish(target, mix, rule, include, exclude, overrides, None if imatrix is None else read_imatrix(imatrix))
-    if wish.imatrix is not None and path.exists() and path.samefile(wish.imatrix.path):
-        raise UsageError("destination is the importance file", path=path)
-    with opening.open(src, True, assume, shapes) as model:
-        writing = Writing(compress, force, max_memory, workers, progress, limits)
-        check_early(model, path, writing)
-        model.verify()
-        made = plan_quantize(as_wanted(model, target, path, names), wish)
-        report = carry_out(made, path, writing)
-        report = replace(report, notices=(*report.notices, *said_of(made, wish)))
-        chosen = [item for item in made.items if item.rule]
-        with opening.open(report.paths[0], shapes=made.shapes) as written:
-            errors = {item.name: measured(item.tensor, written[item.name]) for item in chosen}
-        return replace(report, seconds=time.monotonic() - started), errors
+    importances = None if imatrix is None else read_imatrix(imatrix)
+    for file, what in ((imatrix, "importance"), (calibration, "calibration")):
+        if file is not None and path.exists() and path.samefile(file):
+            raise UsageError(f"destination is the {what} file", path=path)
+    with nullcontext() if calibration is None else open_calibration(calibration) as known:
+        wish = Wish(target, mix, rule, include, exclude, overrides, importances, how, known, allow_uncalibrated)
+        with opening.open(src, True, assume, shapes) as model:
+            writing = Writing(compress, force, max_memory, workers, progress, limits)
+            check_early(model, path, writing)
+            model.verify()
+            made = plan_quantize(as_wanted(model, target, path, names), wish)
+            report = carry_out(made, path, writing)
+            report = replace(report, notices=(*report.notices, *said_of(made, wish)))
+            chosen = [item for item in made.items if item.rule]
+            with opening.open(report.paths[0], shapes=made.shapes) as written:
+                errors = {item.name: measured(item.tensor, written[item.name]) for item in chosen}
+            return replace(report, seconds=time.monotonic() - started), errors
 
 
 def measured(source: PackedTensor, written: PackedTensor) -> ErrorReport:
@@ -135,13 +128,14 @@ def plan_quantize(view: View, wish: Wish) -> Plan:
         message = f"target '{name}' names no packed type to quantize to{way}"
         raise UsageError(message, expected="e.g. qfmt:mxfp4, gguf:q4_0, gguf:q4_k_m")
     if form is not None:
-        find_rule(form, wish.rule)
+        rule_of(wish.method, form, wish.rule)
     types = choose_types(view, wish)
     items = []
     for name, tensor in model.items():
         try:
-            reason = kept(view.names_of(name), tensor, wish)
-            item = keep(name, tensor, wish, reason) if reason else quantized(name, tensor, *types[name], wish)
+            own = view.names_of(name)
+            reason = kept(own, tensor, wish)
+            item = keep(name, tensor, wish, reason) if reason else quantized(own, tensor, *types[name], wish)
             items.append(traced(item, view))
         except QFormatError as err:
             err.tensor, err.path = err.tensor or name, err.path or str(model.path)
@@ -175,76 +169,6 @@ def choose_types(view: View, wish: Wish) -> dict[str, tuple[Format, str]]:
                 choice = fall_back(Choice(form.name, types[name][1]), own[name][-1])
                 types[name] = gguf_type(choice.kind), choice.reason
     return types
-
-
-def kept_by_name(name: str, wish: Wish) -> str | None:
-    """Say why a tensor of this name stays as it is in a GGUF; None where it does not, and for other containers."""
-    return kept_because(runtime_name(name)) if wish.target.container == "gguf" else None
-
-
-def kept(names: tuple[str, ...], tensor: PackedTensor, wish: Wish) -> str:
-    """Say why a tensor of these names, its own first, stays as it is; nothing where it is to be quantized."""
-    if not is_chosen(names, wish.include, wish.exclude):
-        return "not chosen"
-    if not tensor.scheme.is_dense:
-        return f"already {tensor.scheme.name}"
-    if not is_float_matrix(names[0], tensor):
-        return "no float matrix"
-    why = kept_by_name(names[0], wish)
-    return f"{why} is kept" if why else ""
-
-
-def keep(name: str, tensor: PackedTensor, wish: Wish, reason: str) -> Item:
-    """Plan to leave a tensor as it is, in an element type that the target holds."""
-    item = decide(name, tensor, replace(wish.target, wanted=None))
-    return replace(item, verdict=replace(item.verdict, reason=f"{reason}; {item.verdict.reason}"))
-
-
-def quantized(name: str, tensor: PackedTensor, form: Format, reason: str, wish: Wish) -> Item:
-    """Plan to quantize a tensor to a format, or to round it to an element type."""
-    container = wish.target.container
-    if form.scheme.is_dense:
-        verdict = judge(tensor, form)
-        return Item(name, tensor, form, replace(verdict, reason=f"{reason}; {verdict.reason}"), container)
-    rule = find_rule(form, wish.rule)
-    form = replace(form, rule=rule.name)
-    if tensor.n_cols % row_multiple(form):
-        found = f"rows of {tensor.n_cols} weights, expected a multiple of {row_multiple(form)} ({form.name} block)"
-        mix = mix_of(form.name) if container == "gguf" else None
-        way_out = f"; use gguf:{mix.name}, which falls back" if mix else ""
-        return Item(name, tensor, form, Verdict(REFUSED, found + way_out, "shape", value=float(tensor.n_cols)), container)
-    entry, note = None, ""
-    if wish.imatrix is not None and rule.weighted is None:
-        note = f"; {form.name} has no use for importance"
-    elif wish.imatrix is not None:
-        entry = find_entry(name, tensor, wish.imatrix)
-        note = "; with importance" if entry else "; no importance is known"
-    return Item(name, tensor, form, Verdict(REQUANTIZE, reason + note), container, rule=rule.name, importance=entry)
-
-
-def find_entry(name: str, tensor: PackedTensor, imatrix: Imatrix) -> Entry | None:
-    """Find the importance of a tensor's columns; of one expert's matrix, its row.
-
-    Raises UsageError for an entry of other columns, but for the token embedding, which is no matrix product.
-
-    Source of the exception: ggml-org/llama.cpp at 007dbbf3: src/llama-quant.cpp (llama_model_quantize_impl).
-    """
-    known = runtime_name(name)
-    entry, expert = imatrix.entries.get(name), None
-    if entry is None:
-        entry, expert = imatrix.entries.get(known), expert_of(name)
-    if entry is not None and expert is not None and len(tensor.shape) == MIN_MATRIX_RANK:
-        n_experts = len(entry.sums) if len(entry.sums) > 1 else entry.sums.size // max(1, tensor.n_cols)
-        entry = imatrix.fit(entry, name, n_experts, tensor.n_cols)
-        entry = Entry(entry.sums[expert : expert + 1], entry.counts[expert : expert + 1])
-    if entry is None or not len(entry.sums):
-        return None
-    try:
-        return imatrix.fit(entry, name, prod(tensor.shape[:-2]), tensor.n_cols)
-    except UsageError:
-        if category(known) == "token_embd":
-            return None
-        raise
 
 
 def said_by_file(wish: Wish) -> tuple[KeyValue, ...]:

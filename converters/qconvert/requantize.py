@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.calibrated import Calibrated
 from qconvert.imatrix import Entry
 from qformat.arrays import Memory
 from qformat.errors import NotExact
@@ -42,9 +44,11 @@ class Requantizer:
         rows = self.tensor.dequantize(rows=slice(first, last))
         given = rows.reshape(1, -1) if self.is_flat else rows
         importance = None if self.importance is None else self.importance(first, last)
+        if importance is not None and self.is_flat:
+            importance = np.ascontiguousarray(np.broadcast_to(importance, rows.shape)).reshape(given.shape)
         made = encode(given, self.form, self.rule, self.state, first * self.tensor.n_cols, self.tensor.shape, importance)
         for name, array in made.items():
-            self.check(name, array, first, last)
+            check(self.form, name, array, first, last)
         return made
 
     def parts(self, first: int, last: int) -> dict[str, NDArray[np.uint8]]:
@@ -55,12 +59,26 @@ class Requantizer:
         made = encode_parts(given, self.fused, self.chosen, first * n_cols, self.tensor.shape)
         packed = assemble(self.form, given.shape, {role: Memory(data) for role, data in made.items()})
         for param in self.form.scheme.params:
-            self.check(param.name, packed.param(param.name), first, last)
+            check(self.form, param.name, packed.param(param.name), first, last)
         return made
 
-    def check(self, name: str, array: NDArray[Any], first: int, last: int) -> None:
-        """Refuse parameters of rows [first, last) that are not finite."""
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            value = float(array[~np.isfinite(array)][0])
-            message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {self.form.name} can hold"
-            raise NotExact(message, field=name, found=value)
+
+def by_method(tensor: PackedTensor, form: Format, by: Calibrated) -> Callable[[int, int], dict[str, NDArray[Any]]]:
+    """Prepare a tensor for a method; give what makes codes and parameters of rows [first, last), as `Requantizer.values`."""
+    rounded = by.rounded(tensor)
+
+    def values(first: int, last: int) -> dict[str, NDArray[Any]]:
+        made = rounded(first, last)
+        for name, array in made.items():
+            check(form, name, array, first, last)
+        return made
+
+    return values
+
+
+def check(form: Format, name: str, array: NDArray[Any], first: int, last: int) -> None:
+    """Refuse parameters of rows [first, last) that are not finite."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        value = float(array[~np.isfinite(array)][0])
+        message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {form.name} can hold"
+        raise NotExact(message, field=name, found=value)

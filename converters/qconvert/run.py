@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.calibrated import ROUNDED_WEIGHTS
 from qconvert.cutting import MAX_MEMORY, Rows, byte_ranges, is_slab, lead_axis, row_ranges, shared_roles, unit_bytes
 from qconvert.exact import Recast
 from qconvert.items import Item
 from qconvert.relaid import relaid
-from qconvert.requantize import Requantizer
+from qconvert.requantize import Requantizer, by_method
 from qconvert.sinks import Sink
 from qconvert.verdict import EXACT, REFUSED, REQUANTIZE, ROUNDED, same_parts
 from qformat.arrays import Part
-from qformat.errors import QFormatError
+from qformat.errors import QFormatError, about
 from qformat.fold import narrower
 from qformat.formats import Format, PartForm
 from qformat.relaying import Relay
@@ -93,7 +94,7 @@ def units(number: int, item: Item, max_memory: int = MAX_MEMORY) -> Iterator[Uni
         return
     item = narrowed(item)
     produce = producer(item)
-    for rows in _row_ranges(item, max_memory):
+    for rows in rows_of(item, max_memory):
         yield Unit(partial(_make, number, produce, rows), unit_bytes(item.tensor, rows))
 
 
@@ -110,8 +111,9 @@ def peak_memory(items: Sequence[Item], max_memory: int) -> int:
 
 
 def narrowed(item: Item) -> Item:
-    """See the tensor of an item with rows that are short enough to be units; an importance is one of its own columns."""
-    return item if item.importance is not None else replace(item, tensor=narrower(item.tensor, item.form))
+    """See the tensor of an item with rows that are short enough to be units; what is known of columns is of its own."""
+    is_whole = item.importance is not None or item.by is not None
+    return item if is_whole else replace(item, tensor=narrower(item.tensor, item.form))
 
 
 def producer(item: Item) -> Producer:
@@ -123,7 +125,10 @@ def producer(item: Item) -> Producer:
     if relay is not None:
         return lambda rows: [piece for first, last in rows for piece in at(tensor, form, first, last, relay.make(first, last))]
     values: Callable[[int, int], Values]
-    if item.verdict.verdict == REQUANTIZE:
+    if item.by is not None:
+        with about(None, item.name):
+            values = by_method(tensor, form, item.by)
+    elif item.verdict.verdict == REQUANTIZE:
         quantizer = Requantizer(tensor, form, item.rule, item.importance)
         if quantizer.fused is not None:
             parts = quantizer.parts
@@ -198,12 +203,14 @@ def _relay(item: Item) -> Relay | None:
     return relaid(item.tensor, item.form) if item.verdict.verdict == EXACT and not item.form.scheme.is_dense else None
 
 
-def _row_ranges(item: Item, max_memory: int) -> Iterator[Rows]:
-    return row_ranges(item.tensor, item.form, max_memory, is_relaid=_relay(item) is not None)
+def rows_of(item: Item, max_memory: int) -> Iterator[Rows]:
+    """Cut a narrowed item's rows into units."""
+    n_weights = None if item.by is None else ROUNDED_WEIGHTS
+    return row_ranges(item.tensor, item.form, max_memory, _relay(item) is not None, n_weights)
 
 
 def _sizes(item: Item, max_memory: int) -> Iterator[int]:
-    return (unit_bytes(item.tensor, rows) for rows in _row_ranges(item, max_memory))
+    return (unit_bytes(item.tensor, rows) for rows in rows_of(item, max_memory))
 
 
 def _make(number: int, produce: Producer, rows: Rows) -> list[Piece]:

@@ -18,10 +18,11 @@ from qconvert import opening
 from qconvert.cutting import MAX_MEMORY, row_ranges
 from qconvert.items import Item
 from qconvert.naming import OWN, as_wanted
-from qconvert.quantizing import Wish, plan_quantize
+from qconvert.quantizing import plan_quantize
 from qconvert.requantize import Requantizer
 from qconvert.targets import find_mixed
 from qconvert.verdict import REFUSED
+from qconvert.wish import Wish
 from qformat.arrays import Memory
 from qformat.errors import about
 from qformat.fold import narrower

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     help="Another type for tensors of these names; f32, f16, bf16 as well. The first that matches counts.",
 )  # fmt: skip
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance of columns, as llama-imatrix writes it.")
+@click.option(
+    "--method", default="rtn", metavar="NAME", show_default=True,
+    help="rtn, mse, gptq, gptq-ordered, awq, awq-weights: what chooses codes beside the rule.",
+)  # fmt: skip
+@click.option("--calibration", type=click.Path(path_type=Path), help="What is known of inputs: see docs/calibration.md.")
+@click.option("--allow-uncalibrated", is_flag=True, help="Round tensors that the file does not know to nearest.")
 @click.option("--report", "is_report", is_flag=True, help="Compare what targets would cost, and write no DST.")
 @click.option(
     "--plot", "plots", multiple=True, type=click.Path(path_type=Path), help="Of --report: a .png or .svg. Repeatable."
@@ -61,6 +67,9 @@ def command(
     exclude: tuple[str, ...],
     tensor_types: tuple[str, ...],
     imatrix: Path | None,
+    method: str,
+    calibration: Path | None,
+    allow_uncalibrated: bool,
     is_report: bool,
     plots: tuple[Path, ...],
     names: str,
@@ -80,6 +89,7 @@ def command(
 
     from qconvert.containers.shards import Limits
     from qconvert.quantizing import quantize
+    from qconvert.wish import check_method
     from qconvert.words import check_words
 
     from qfmt.verdicts import closing_line, print_notices, print_report_json, refusals
@@ -87,7 +97,7 @@ def command(
     if plots and not is_report:
         raise click.UsageError("--plot is of --report")
     if is_report:
-        if dst is not None or tensor_types or imatrix is not None:
+        if dst is not None or tensor_types or imatrix is not None or calibration is not None or method != "rtn":
             raise click.UsageError("--report takes SRC, --to, --rule, --include, --exclude and --plot alone")
         compare(src, targets, rule, include, exclude, plots, force, as_json, max_memory, said)
         return
@@ -96,22 +106,25 @@ def command(
     (to,) = targets
     try:
         check_words(to, rule, tensor_types)
+        check_method(method, rule, calibration is not None, imatrix is not None, allow_uncalibrated)
     except UsageError as err:
         raise click.UsageError(str(err)) from err
     limits = Limits(split_max_size, split_max_tensors)
     with refusals("quantize", as_json), progress_bars() as progress:
         report, errors = quantize(
             src, dst, to, rule, include, exclude, compress, force, max_memory,
-            progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits, names=names, **said,
+            progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits, names=names,
+            method=method, calibration=calibration, allow_uncalibrated=allow_uncalibrated, **said,
         )  # fmt: skip
     print_notices(report)
     rules = ", ".join(dict.fromkeys(item.rule for item in report.plan.items if item.rule))
     if as_json:
-        facts = {"rule": rules, "errors": [{"name": name, **asdict(found)} for name, found in errors.items()]}
+        facts = {"rule": rules, "method": method, "errors": [{"name": name, **asdict(found)} for name, found in errors.items()]}
         print_report_json("quantize", report, facts)
         return
     print_choices(report, errors)
     by_rule = f"rule {rules}; " if rules else ""
+    by_rule += f"method {method}; " if rules and method != "rtn" else ""
     click.echo(f"{by_rule}{closing_line(report, 'qfmt inspect')}")
 
 

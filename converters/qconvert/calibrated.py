@@ -1,0 +1,75 @@
+"""A tensor of a checkpoint quantized by a method: the statistics that are its own, and what the method makes of its rows.
+
+Must not know how a method works. Statistics are read when a tensor has its turn, and again for the proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.calibration import Calibration
+from qformat.errors import UsageError, about
+from qformat.formats import Format
+from qformat.methods import Method, Task
+from qformat.methods.method import SEEN_WEIGHTS, row_tiles
+from qformat.rules.catalogue import find
+from qformat.rules.rule import Values
+from qformat.tensor import PackedTensor
+
+ROUNDED_WEIGHTS = 1 << 21  # that a unit holds: enough that what a column costs by itself is little
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """By what a tensor is quantized.
+
+    form : the target, without what the method stores beside
+    rule : its name
+    name : of the weight in the file
+    """
+
+    method: Method
+    form: Format
+    rule: str
+    calibration: Calibration
+    name: str
+
+    def rounded(self, tensor: PackedTensor) -> Callable[[int, int], Values]:
+        """Prepare a tensor, once; give what makes codes and parameters of rows [first, last).
+
+        Raises UsageError for statistics that the method cannot use, FileError for such as are not sound.
+        """
+        assert self.method.prepare is not None  # else there is nothing to prepare, and nobody asks
+
+        def tiles() -> Iterator[NDArray[np.float32]]:
+            parts = row_tiles(tensor.n_rows, tensor.n_cols, SEEN_WEIGHTS)
+            return (tensor.dequantize(rows=part) for part in parts)
+
+        with about(self.calibration.path, self.name):
+            statistics = self.calibration[self.name]
+            encode = self.method.prepare(Task(self.form, find(self.form, self.rule), tensor.shape, tiles, statistics))
+        return partial(_encode, encode, tensor)
+
+
+def find_weight(names: Sequence[str], calibration: Calibration, n_cols: int) -> str:
+    """Find by which of its names a tensor is in a file; empty where it is not, or where it is made of several that are.
+
+    Raises UsageError where its columns are others there.
+    """
+    found = [name for name in dict.fromkeys(names) if name in calibration.columns]
+    if len(found) != 1:
+        return ""
+    known = calibration.columns[found[0]]
+    if known != n_cols:
+        message = f"calibration of {known} columns, the weight has {n_cols}"
+        raise UsageError(message, path=calibration.path, tensor=found[0], field="calibration", found=known, expected=n_cols)
+    return found[0]
+
+
+def _encode(encode: Callable[[NDArray[np.float32], int], Values], tensor: PackedTensor, first: int, last: int) -> Values:
+    return encode(tensor.dequantize(rows=slice(first, last)), first)

@@ -1,0 +1,201 @@
+"""`qfmt quantize` by methods: the same tensors as in Python, whatever threads and memory, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import qconvert
+from command import run, run_json
+from made_inputs import F32, correlated, statistics, weights
+from qconvert.quantizing import quantize
+from safetensors.numpy import save_file
+
+import qformat
+from qformat.calibration import Statistics
+
+WEIGHTS = {"a.weight": weights(12, 256, seed=1), "b.weight": weights(20, 256, seed=2), "norm.weight": weights(256)}
+KNOWN = {name: statistics(correlated(300, 256, seed)) for seed, name in enumerate(("a.weight", "b.weight"))}
+METHODS = ("mse", "gptq", "gptq-ordered", "awq", "awq-weights")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_file(WEIGHTS, tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors"
+
+
+def calibration(folder: Path, known: dict[str, Statistics] = KNOWN) -> Path:
+    """Write a file of calibration."""
+    qconvert.write_calibration(folder / "c.safetensors", known)
+    return folder / "c.safetensors"
+
+
+def refused(capsys: pytest.CaptureFixture[str], dst: Path, *args: object, exit_code: int = 1) -> str:
+    """Run a command that must fail; give its last line. Nothing may have been written."""
+    code, _, err = run(capsys, "quantize", *args)
+    assert (code, dst.exists()) == (exit_code, False)
+    return err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("method", "target"), [(method, target) for method in METHODS for target in ("int4-g64", "nf4")] + [("gptq", "int4-tensor")]
+)
+def test_tensors_are_those_of_the_library(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, target: str
+) -> None:
+    dst = tmp_path / "a.qfmt"
+
+    code, said, err = run_json(
+        capsys, "quantize", model, dst, "--to", f"qfmt:{target}", "--method", method, "--calibration", calibration(tmp_path)
+    )
+
+    assert (code, err) == (0, "")
+    assert said["method"] == method
+    assert {t["name"]: t["reason"] for t in said["tensors"] if t["name"] != "norm.weight"} == dict.fromkeys(
+        KNOWN, f"as qfmt:{target} says; by {method}" + (", calibrated" if method == "mse" else "")
+    )
+    with qformat.open(dst) as written:
+        for name, known in KNOWN.items():
+            expected = qformat.quantize(WEIGHTS[name], target, method=method, calibration=known)
+            assert written[name].dequantize().tobytes() == expected.dequantize().tobytes()
+            assert written[name].scheme == expected.scheme
+            assert written[name].rule == expected.rule
+        assert written["norm.weight"].dequantize().tobytes() == WEIGHTS["norm.weight"].tobytes()
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_neither_threads_nor_memory_change_the_file(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = {"w.weight": weights(50, 192)}
+    save_file(w, tmp_path / "m.safetensors")
+    known = calibration(tmp_path, {"w.weight": statistics(correlated(300, 192))})
+    found, before = set(), qformat.n_threads()
+    try:
+        for n_threads, n_weights in ((1, 1 << 21), (2, 7 * 192), (3, 32 * 192)):
+            monkeypatch.setattr("qconvert.run.ROUNDED_WEIGHTS", n_weights)
+            qformat.set_threads(n_threads)
+            dst = tmp_path / f"{n_threads}.qfmt"
+            quantize(tmp_path / "m.safetensors", dst, "qfmt:int4-g64", method=method, calibration=known)
+            found.add(dst.read_bytes())
+    finally:
+        qformat.set_threads(before)
+    assert len(found) == 1
+
+
+def test_what_is_not_calibrated_is_refused_or_rounded(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known, dst = calibration(tmp_path, {"a.weight": KNOWN["a.weight"]}), tmp_path / "a.qfmt"
+    args = (model, dst, "--to", "qfmt:int4-g64", "--method", "gptq", "--calibration", known)
+
+    line = refused(capsys, dst, *args)
+    assert "tensor 'b.weight' field 'calibration': c.safetensors has no calibration for it" in line
+    assert "--allow-uncalibrated" in line
+
+    code, said, _ = run_json(capsys, "quantize", *args, "--allow-uncalibrated")
+    assert code == 0
+    reasons = {t["name"]: t["reason"] for t in said["tensors"]}
+    assert reasons["a.weight"].endswith("; by gptq")
+    assert reasons["b.weight"].endswith("; not calibrated, rounded to nearest")
+    with qformat.open(dst) as written:
+        nearest = qformat.quantize(WEIGHTS["b.weight"], "int4_g64").dequantize()
+        assert written["b.weight"].dequantize().tobytes() == nearest.tobytes()
+
+
+def test_a_gguf_is_made_by_gptq_from_names_of_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    arrays = llama()
+    save_file(arrays, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    query = "model.layers.0.self_attn.q_proj.weight"
+    known = {name: statistics(correlated(200, array.shape[1])) for name, array in arrays.items() if array.ndim == 2}
+    dst = tmp_path / "a.gguf"
+
+    code, said, err = run_json(
+        capsys, "quantize", folder, dst, "--to", "gguf:q8_0", "--method", "gptq", "--calibration", calibration(tmp_path, known)
+    )
+
+    assert code == 0, err
+    assert {t["name"]: t["reason"] for t in said["tensors"]}["blk.0.attn_q.weight"].endswith("; by gptq")
+    expected = qformat.quantize(arrays[query], "gguf:q8_0", method="gptq", calibration=known[query]).dequantize()
+    with qconvert.open(dst) as written:
+        found = written["blk.0.attn_q.weight"].dequantize()
+    turned = expected.reshape(2, 2, 16, 64).swapaxes(1, 2).reshape(64, 64)  # two heads, whose halves llama.cpp interleaves
+    assert found.tobytes() == turned.tobytes()
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 32, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 128, "hidden_act": "silu", "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def llama() -> dict[str, F32]:
+    """Give the weights of a small llama of one layer."""
+    layer = "model.layers.0."
+    shapes = {f"{layer}self_attn.{kind}_proj.weight": (64, 64) for kind in "qkvo"}
+    shapes |= {f"{layer}mlp.{kind}_proj.weight": (96, 64) for kind in ("gate", "up")}
+    shapes |= {f"{layer}mlp.down_proj.weight": (64, 96), "model.embed_tokens.weight": (32, 64), "lm_head.weight": (32, 64)}
+    norms = (f"{layer}input_layernorm.weight", f"{layer}post_attention_layernorm.weight", "model.norm.weight")
+    found = {name: weights(*shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())}
+    return found | {name: np.ones(64, np.float32) for name in norms}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "gptq"], "method gptq needs a file of calibration"),
+        (["--method", "obq"], "unknown method 'obq', expected one of rtn, mse, gptq"),
+        (["--calibration", "c.safetensors"], "method rtn has no use for calibration"),
+        (["--allow-uncalibrated"], "no file of calibration is given"),
+        (["--method", "mse", "--rule", "symmetric"], "method mse rounds by rule 'mse', not by 'symmetric'"),
+        (["--method", "mse", "--calibration", "c", "--imatrix", "i"], "a file of calibration and one of importance"),
+    ],
+)
+def test_options_that_mean_nothing_together(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    dst = tmp_path / "a.qfmt"
+
+    assert words in refused(capsys, dst, model, dst, "--to", "qfmt:int4-g64", *options, exit_code=2)
+
+
+@pytest.mark.parametrize(
+    ("target", "suffix", "method", "words"),
+    [
+        ("gguf:q4_0", "gguf", "awq", "'a.weight' field 'pre_quant_scale': GGUF has no place for the pre_quant_scale of awq"),
+        ("gguf:q4_k", "gguf", "gptq", "'a.weight' field 'method': gptq cannot round to 'q4_k', which has two levels of scales"),
+    ],
+)
+def test_what_a_target_cannot_hold_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str, suffix: str, method: str, words: str
+) -> None:
+    dst = tmp_path / f"a.{suffix}"
+
+    line = refused(capsys, dst, model, dst, "--to", target, "--method", method, "--calibration", calibration(tmp_path))
+    assert words in line
+
+
+def test_statistics_of_other_columns_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known, dst = calibration(tmp_path, {**KNOWN, "b.weight": statistics(correlated(50, 64))}), tmp_path / "a.qfmt"
+
+    line = refused(capsys, dst, model, dst, "--to", "qfmt:int4-g64", "--method", "gptq", "--calibration", known)
+    assert "c.safetensors: tensor 'b.weight' field 'calibration': calibration of 64 columns, the weight has 256" in line
+
+
+def test_a_hessian_that_is_none_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hessian = 2 * np.ones((256, 256)) - np.eye(256)
+    known, dst = calibration(tmp_path, {**KNOWN, "b.weight": Statistics(hessian, np.ones(256), 1)}), tmp_path / "a.qfmt"
+
+    line = refused(capsys, dst, model, dst, "--to", "qfmt:int4-g64", "--method", "gptq", "--calibration", known)
+    assert "tensor 'b.weight' field 'hessian': the Hessian is not positive definite after damping by 0.01" in line
+
+
+def test_the_file_of_calibration_is_not_written_over(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = calibration(tmp_path).rename(tmp_path / "a.qfmt")
+
+    code, _, err = run(
+        capsys, "quantize", model, known, "--to", "qfmt:int4-g64", "--method", "gptq", "--calibration", known, "--force"
+    )
+    assert code == 1
+    assert "destination is the calibration file" in err
