@@ -16,6 +16,7 @@ from importlib import import_module
 
 import click
 
+from qfmt.collector import resting
 from qformat.errors import QFormatError
 
 COMMANDS = {
@@ -49,7 +50,8 @@ class Commands(click.Group):
         """Load a subcommand."""
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"qfmt.{cmd_name}").command
+        with resting():
+            command = import_module(f"qfmt.{cmd_name}").command
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

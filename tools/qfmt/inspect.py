@@ -16,6 +16,7 @@ import click
 import qconvert
 from qconvert.dialects.geometry import describe_group, group_size, stored_bits
 
+from qfmt.collector import resting
 from qfmt.options import source_options
 from qfmt.text import count, print_listing, size, table
 from qformat.errors import show
@@ -59,7 +60,7 @@ class Kind:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; it always lists every tensor.")
 def command(src: str, tensors: bool, include: str | None, as_json: bool, said: dict[str, Any]) -> None:
     """Say what SRC is: container, dialects, bits per weight, size by role, oddities."""
-    with qconvert.open(src, **said) as model:
+    with resting(), qconvert.open(src, **said) as model:
         names = [name for name in model if include is None or fnmatchcase(name, include)]
         kinds = [Kind(tensor, model.dialect_of(members[0]), members) for tensor, members in model.alike(names)]
         if as_json:
