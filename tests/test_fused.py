@@ -221,3 +221,13 @@ def test_a_weight_that_is_not_finite_is_named(target: str, value: float, place: 
 
     with pytest.raises(UsageError, match=rf"weight \[{place[0]}, {place[1]}\] is {value}".replace("-inf", "-inf")):
         quantize(rows, target)
+
+
+@pytest.mark.parametrize("target", ["int4_tensor", "int8_tensor", "int8_asym_tensor"])
+@pytest.mark.parametrize("shape", [(-1, N_COLS), (1, -1), (2, 3, -1, 64), (-1, 8)], ids=str)
+def test_one_scale_over_a_tensor_is_what_the_rule_defines(target: str, shape: tuple[int, ...]) -> None:
+    form = resolve(target)
+    rows = weights()[:480].reshape(shape)
+
+    assert fuse(form, find(form, None), rows.size, "float32", in_place=True, is_whole=True) is not None
+    assert stored(quantize(rows, target)) == defined(rows.reshape(-1, rows.shape[-1]), form)

@@ -58,7 +58,9 @@ def quantize(
         raise UsageError(message, field="dtype", found=array.dtype.name, expected=SOURCES)
     shape = tuple(int(n) for n in array.shape)
     counts = None if importance is None else importance_of_rows(importance, shape)
-    fused = None if counts and chosen.weighted else fuse(form, chosen, matrix(shape)[1], array.dtype.name, in_place=True)
+    is_one = _covers_tensor(form)
+    n_cols = array.size if is_one else matrix(shape)[1]
+    fused = None if counts and chosen.weighted else fuse(form, chosen, n_cols, array.dtype.name, in_place=True, is_whole=is_one)
     if fused is not None and array.size >= fused.n_least:
         parts = encode_parts(array, fused, chosen)
         return assemble(form, shape, {role: Memory(data) for role, data in parts.items()}, array.dtype.name, rule=chosen.name)
@@ -129,7 +131,7 @@ def encode_parts(
     shape = tuple(int(n) for n in array.shape)
     named = named or shape
     n_cols, form = matrix(shape)[1], fused.form
-    is_flat = isinstance(form.scheme.param("scales").group, Flat)
+    is_flat = isinstance(form.scheme.param("scales").group, Flat) or _covers_tensor(form)
     lines = array.reshape(1, -1) if is_flat else array.reshape(-1, n_cols)
     arrays = fused.room(shape)
     whole = array.size // fused.n_least * fused.n_least

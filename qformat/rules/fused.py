@@ -107,16 +107,17 @@ class Fused:
 
 
 @lru_cache(maxsize=256)
-def fuse(form: Format, rule: Rule, n_cols: int, dtype: str, in_place: bool) -> Fused | None:
+def fuse(form: Format, rule: Rule, n_cols: int, dtype: str, in_place: bool, is_whole: bool = False) -> Fused | None:
     """Find the kernel of a rule for rows of so many columns; None where there is none.
 
     dtype    : element type of the weights
     in_place : write the stored bytes of parts; else a byte for each code, and parameters by themselves
+    is_whole : the tensor is one such row
     """
     scheme = form.scheme
     if rule.coded is None or dtype not in SOURCES or not has_vectors() or not encodes(coding := rule.coded(scheme)):
         return None
-    group = _group_size(scheme.param("scales").group, n_cols)
+    group = _group_size(scheme.param("scales").group, n_cols, is_whole)
     if not group or group % (LEAST // 2) or not _fits(coding, scheme):
         return None
     part = next(part for part in form.parts if CODES in part.layout.holds)
@@ -146,11 +147,11 @@ def fuse(form: Format, rule: Rule, n_cols: int, dtype: str, in_place: bool) -> F
     return Fused(form, job, group, Target(part.role if in_place else CODES, in_place), tuple(targets))
 
 
-def _group_size(group: Group, n_cols: int) -> int:
-    """Give the weights of a group; 0 where groups are no runs of weights in rows, or over all of them."""
+def _group_size(group: Group, n_cols: int, is_whole: bool) -> int:
+    """Give the weights of a group; 0 where groups are no runs of weights in rows."""
     if isinstance(group, Flat):
         return group.n_weights
-    return (group.cols or n_cols) if isinstance(group, Grid) and group.rows == 1 else 0
+    return (group.cols or n_cols) if isinstance(group, Grid) and (group.rows == 1 or (is_whole and group.rows == 0)) else 0
 
 
 def _fits(coding: Coding, scheme: Scheme) -> bool:
