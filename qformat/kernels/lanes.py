@@ -14,7 +14,6 @@ from qformat.kernels.compiled import Kernel, compiled, inlined
 
 LANES = 64  # with 32 weights and counts per group 16 KiB, half of a first-level cache
 STATES = 16  # rows of scratch memory beside weights, counts and codes
-ROUNDS = 5  # of stepwise changes at most
 NOTHING = np.float32(1e-15)  # a group whose largest magnitude is below it counts as zeros
 MAGIC = np.float32(3 << 22)  # adding it to |x| < 2**22 leaves the nearest integer, ties to even, in the low bits
 MASK, HALF = np.int32((1 << 23) - 1), np.int32(1 << 22)
@@ -22,7 +21,7 @@ ZERO, ONE, INFINITE, NAN = np.float32(0), np.float32(1), np.float32(np.inf), np.
 
 
 @inlined
-def _level(value, low, high):  # type: ignore[no-untyped-def]  # compiled
+def to_level(value, low, high):  # type: ignore[no-untyped-def]  # compiled
     """Round to a code; what is no number gives 0, what is beyond 2**22 some code, always the same."""
     bits = np.int32(np.float32(value + MAGIC).view(np.int32) & MASK)  # every step wrapped, or 64-bit integers result
     code = np.int32(bits - HALF)
@@ -31,39 +30,42 @@ def _level(value, low, high):  # type: ignore[no-untyped-def]  # compiled
 
 
 @inlined
-def _near(value, low, high):  # type: ignore[no-untyped-def]  # compiled
-    """Round to a code as `_level` does, in half the time, a value within 2**22; what is no number gives `low`."""
+def near(value, low, high):  # type: ignore[no-untyped-def]  # compiled
+    """Round to a code as `to_level` does, in half the time, a value within 2**22; what is no number gives `low`."""
     code = (value + MAGIC) - MAGIC
     code = code if code > low else low
     return code if code < high else high
 
 
 @inlined
-def _choose(better, found, kept):  # type: ignore[no-untyped-def]  # compiled
+def choose(better, found, kept):  # type: ignore[no-untyped-def]  # compiled
     """Select; the sum with 0 makes it a plain store where `kept` stands, as a masked one is many times slower."""
     return (found if better else kept) + ZERO
 
 
 @inlined
-def _load(groups, first, tile):  # type: ignore[no-untyped-def]  # compiled
+def load(groups, first, tile):  # type: ignore[no-untyped-def]  # compiled
     """Lay groups side by side, (n, LANES); zeros stand for groups beyond the last."""
-    for lane in range(LANES):
+    n_groups = min(LANES, groups.shape[0] - first)
+    if n_groups < LANES:
+        tile[:] = ZERO
+    for lane in range(n_groups):
         for i in range(tile.shape[0]):
-            tile[i, lane] = groups[first + lane, i] if first + lane < groups.shape[0] else ZERO
+            tile[i, lane] = groups[first + lane, i]
 
 
 @inlined
-def _divide(steps, peak, factor):  # type: ignore[no-untyped-def]  # compiled
+def divide(steps, peak, factor):  # type: ignore[no-untyped-def]  # compiled
     for lane in range(LANES):
         factor[lane] = steps / peak[lane]
 
 
 @inlined
-def _find_peaks(x, peak):  # type: ignore[no-untyped-def]  # compiled
+def find_peaks(x, peak):  # type: ignore[no-untyped-def]  # compiled
     peak[:] = ZERO
     for i in range(x.shape[0]):
         for lane in range(LANES):
-            peak[lane] = _choose(abs(x[i, lane]) > abs(peak[lane]), x[i, lane], peak[lane])
+            peak[lane] = choose(abs(x[i, lane]) > abs(peak[lane]), x[i, lane], peak[lane])
 
 
 @inlined
@@ -73,19 +75,22 @@ def _keep_best(first, factor, sum_lx, sum_l2, best, scale, kept):  # type: ignor
         square = sum_lx[lane] * sum_lx[lane]
         better = (sum_l2[lane] > ZERO) & (first | (square > best[lane] * sum_l2[lane]))
         found = sum_lx[lane] / sum_l2[lane]
-        scale[lane] = _choose(better, found, scale[lane])
-        best[lane] = _choose(better, found * sum_lx[lane], best[lane])
-        kept[lane] = _choose(better, factor[lane], kept[lane])
+        scale[lane] = choose(better, found, scale[lane])
+        best[lane] = choose(better, found * sum_lx[lane], best[lane])
+        kept[lane] = choose(better, factor[lane], kept[lane])
 
 
 @inlined
-def _store(first, level, scale, peak, low, codes, scales):  # type: ignore[no-untyped-def]  # compiled
+def store(first, level, scale, peak, low, codes, scales):  # type: ignore[no-untyped-def]  # compiled
     """Write what was found; a group of zeros gets the lowest code and the scale 0."""
     for lane in range(min(LANES, codes.shape[0] - first)):
-        empty = abs(peak[lane]) < NOTHING
-        scales[first + lane] = ZERO if empty else scale[lane]
-        for i in range(level.shape[0]):
-            codes[first + lane, i] = np.int8(low if empty else level[i, lane])
+        if abs(peak[lane]) < NOTHING:
+            scales[first + lane] = ZERO
+            codes[first + lane] = np.int8(low)
+        else:
+            scales[first + lane] = scale[lane]
+            for i in range(level.shape[0]):
+                codes[first + lane, i] = np.int8(level[i, lane])
 
 
 @inlined
@@ -104,7 +109,7 @@ def _affine_sums(x, w, top, factor, low, sum_l, sum_l2, sum_lx):  # type: ignore
     sum_l[:], sum_l2[:], sum_lx[:] = ZERO, ZERO, ZERO
     for i in range(x.shape[0]):
         for lane in range(LANES):
-            code = _near(factor[lane] * (x[i, lane] - low[lane]), ZERO, top)
+            code = near(factor[lane] * (x[i, lane] - low[lane]), ZERO, top)
             weighted = w[i, lane] * code
             sum_l[lane] += weighted
             sum_l2[lane] += weighted * code
@@ -116,7 +121,7 @@ def _affine_errors(x, w, top, factor, low, scale, bias, absolute, error):  # typ
     error[:] = ZERO
     for i in range(x.shape[0]):
         for lane in range(LANES):
-            code = _near(factor[lane] * (x[i, lane] - low[lane]), ZERO, top)
+            code = near(factor[lane] * (x[i, lane] - low[lane]), ZERO, top)
             off = scale[lane] * code + bias[lane] - x[i, lane]
             error[lane] += w[i, lane] * (abs(off) if absolute else off * off)
 
@@ -129,8 +134,8 @@ def affine(groups, counts, top, tries, absolute, scratch, codes, scales, mins): 
     factor, scale, bias, error = state[7], state[8], state[9], state[10]
     best, best_scale, kept_factor, kept_low, next_low = state[11], state[12], state[13], state[14], state[15]
     for first in range(0, groups.shape[0], LANES):
-        _load(groups, first, x)
-        _load(counts, first, w)
+        load(groups, first, x)
+        load(counts, first, w)
         _find_range(x, w, low, high, sum_w, sum_x)
         for lane in range(LANES):
             low[lane] = ZERO if low[lane] > ZERO else low[lane]
@@ -153,33 +158,33 @@ def affine(groups, counts, top, tries, absolute, scratch, codes, scales, mins): 
             _affine_errors(x, w, top, factor, low, scale, bias, absolute, error)
             for lane in range(LANES):
                 better = error[lane] < best[lane]
-                best[lane] = _choose(better, error[lane], best[lane])
-                best_scale[lane] = _choose(better, scale[lane], best_scale[lane])
-                kept_factor[lane] = _choose(better, factor[lane], kept_factor[lane])
-                kept_low[lane] = _choose(better, low[lane], kept_low[lane])
+                best[lane] = choose(better, error[lane], best[lane])
+                best_scale[lane] = choose(better, scale[lane], best_scale[lane])
+                kept_factor[lane] = choose(better, factor[lane], kept_factor[lane])
+                kept_low[lane] = choose(better, low[lane], kept_low[lane])
                 next_low[lane] = bias[lane] if better else low[lane]
         for i in range(n):
             for lane in range(LANES):
-                x[i, lane] = _level(kept_factor[lane] * (x[i, lane] - kept_low[lane]), ZERO, top)
+                x[i, lane] = to_level(kept_factor[lane] * (x[i, lane] - kept_low[lane]), ZERO, top)
         factor[:] = INFINITE  # here no group counts as zeros
-        _store(first, x, best_scale, factor, ZERO, codes, scales)
+        store(first, x, best_scale, factor, ZERO, codes, scales)
         for lane in range(min(LANES, groups.shape[0] - first)):
             mins[first + lane] = -next_low[lane]
 
 
 @inlined
-def _find_codes(x, factor, low, high, level):  # type: ignore[no-untyped-def]  # compiled
+def find_codes(x, factor, low, high, level):  # type: ignore[no-untyped-def]  # compiled
     for i in range(x.shape[0]):
         for lane in range(LANES):
-            level[i, lane] = _near(factor[lane] * x[i, lane], low, high)
+            level[i, lane] = near(factor[lane] * x[i, lane], low, high)
 
 
 @inlined
-def _signed_sums(x, w, factor, low, high, sum_lx, sum_l2):  # type: ignore[no-untyped-def]  # compiled
+def signed_sums(x, w, factor, low, high, sum_lx, sum_l2):  # type: ignore[no-untyped-def]  # compiled
     sum_lx[:], sum_l2[:] = ZERO, ZERO
     for i in range(x.shape[0]):
         for lane in range(LANES):
-            code = _near(factor[lane] * x[i, lane], low, high)
+            code = near(factor[lane] * x[i, lane], low, high)
             sum_lx[lane] += w[i, lane] * x[i, lane] * code
             sum_l2[lane] += w[i, lane] * code * code
 
@@ -190,67 +195,17 @@ def signed(groups, counts, low, high, tries, scratch, codes, scales):  # type: i
     x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
     peak, factor, sum_lx, sum_l2, best, scale, kept = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
     for first in range(0, groups.shape[0], LANES):
-        _load(groups, first, x)
-        _load(counts, first, w)
-        _find_peaks(x, peak)
-        _divide(tries[0], peak, kept)
+        load(groups, first, x)
+        load(counts, first, w)
+        find_peaks(x, peak)
+        divide(tries[0], peak, kept)
         best[:], scale[:] = ZERO, ZERO
         for number in range(tries.size):
-            _divide(tries[number], peak, factor)
-            _signed_sums(x, w, factor, low, high, sum_lx, sum_l2)
+            divide(tries[number], peak, factor)
+            signed_sums(x, w, factor, low, high, sum_lx, sum_l2)
             _keep_best(number == 0, factor, sum_lx, sum_l2, best, scale, kept)
-        _find_codes(x, kept, low, high, x)
-        _store(first, x, scale, peak, low, codes, scales)
-
-
-@inlined
-def _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2, change):  # type: ignore[no-untyped-def]  # compiled
-    """Try each code anew, the scale being free; tell whether any was changed."""
-    change[:] = ZERO
-    for i in range(x.shape[0]):
-        for lane in range(LANES):
-            product, old = w[i, lane] * x[i, lane], level[i, lane]
-            others_lx, others_l2 = sum_lx[lane] - product * old, sum_l2[lane] - w[i, lane] * old * old
-            code = _level(x[i, lane] * others_l2 / others_lx, low, high)
-            new_lx, new_l2 = others_lx + product * code, others_l2 + w[i, lane] * code * code
-            gains = new_lx * new_lx * sum_l2[lane] > sum_lx[lane] * sum_lx[lane] * new_l2
-            better = (others_lx > ZERO) & (others_l2 > floor) & (code != old) & (new_l2 > ZERO) & gains
-            level[i, lane] = _choose(better, code, old)
-            sum_lx[lane] = _choose(better, new_lx, sum_lx[lane])
-            sum_l2[lane] = _choose(better, new_l2, sum_l2[lane])
-            change[lane] += ONE if better else ZERO
-    return change.any()
-
-
-@compiled
-def stepwise(groups, counts, low, high, tries, floor, scratch, codes, scales):  # type: ignore[no-untyped-def]  # compiled
-    n = groups.shape[1]
-    x, w, level, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n : 3 * n], scratch[3 * n :]
-    peak, factor, error, best, kept, sum_lx, sum_l2 = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
-    for first in range(0, groups.shape[0], LANES):
-        _load(groups, first, x)
-        _load(counts, first, w)
-        _find_peaks(x, peak)
-        _divide(tries[0], peak, kept)
-        for number in range(tries.size if tries.size > 1 else 0):
-            _divide(tries[number], peak, factor)
-            error[:] = ZERO
-            for i in range(n):
-                for lane in range(LANES):
-                    off = x[i, lane] - ONE / factor[lane] * _near(factor[lane] * x[i, lane], low, high)
-                    error[lane] += w[i, lane] * off * off
-            for lane in range(LANES):
-                better = (number == 0) | (error[lane] < best[lane])
-                best[lane] = _choose(better, error[lane], best[lane])
-                kept[lane] = _choose(better, factor[lane], kept[lane])
-        _signed_sums(x, w, kept, low, high, sum_lx, sum_l2)
-        _find_codes(x, kept, low, high, level)
-        for _ in range(ROUNDS):
-            if not _change_codes(x, w, level, low, high, floor, sum_lx, sum_l2, error):
-                break
-        for lane in range(LANES):
-            factor[lane] = sum_lx[lane] / sum_l2[lane] if sum_l2[lane] > ZERO else ZERO
-        _store(first, level, factor, peak, low, codes, scales)
+        find_codes(x, kept, low, high, x)
+        store(first, x, scale, peak, low, codes, scales)
 
 
 @compiled
@@ -259,7 +214,7 @@ def recode(groups, scales, mins, low, high, codes):  # type: ignore[no-untyped-d
         scale, least = scales[group], mins[group]
         if scale != ZERO:
             for i in range(groups.shape[1]):
-                codes[group, i] = np.int8(_level((groups[group, i] + least) / scale, low, high))
+                codes[group, i] = np.int8(to_level((groups[group, i] + least) / scale, low, high))
 
 
 @lru_cache(maxsize=8)
@@ -272,9 +227,9 @@ def level_fitter(levels: tuple[float, ...], middles: tuple[float, ...]) -> Kerne
         x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
         peak, factor, sum_lx, sum_l2, best, scale, kept = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
         for first in range(0, groups.shape[0], LANES):
-            _load(groups, first, x)
-            _load(counts, first, w)
-            _find_peaks(x, peak)
+            load(groups, first, x)
+            load(counts, first, w)
+            find_peaks(x, peak)
             best[:], scale[:] = ZERO, ZERO
             for number in range(tries.size + 1):
                 for lane in range(LANES):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from qformat.kernels import lanes
 from qformat.kernels.compiled import Kernel, compiled
+from qformat.kernels.stepwise import stepwise
 
 F32 = NDArray[np.float32]
 Codes = NDArray[np.int8]
@@ -64,7 +65,8 @@ def fit_stepwise(groups: F32, counts: F32, low: int, high: int, tries: F32, floo
     """
     codes, scales = _results(groups)
     settings = np.float32(low), np.float32(high), _fixed(tries), np.float32(floor)
-    lanes.stepwise(_fixed(groups), _fixed(counts), *settings, _scratch(groups), codes, scales)
+    memory = _scratch(groups), _scratch(groups), np.empty((2, lanes.LANES), np.int64)
+    stepwise(_fixed(groups), _fixed(counts), *settings, *memory, codes, scales)
     return codes, scales
 
 
