@@ -15,7 +15,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.decoding import PIECE_WEIGHTS, SHARED_WEIGHTS, TILE_WEIGHTS
+from qformat.decoding import SHARED_WEIGHTS, TILE_WEIGHTS
 from qformat.errors import UsageError
 from qformat.evaluate import F32, Operands, common_run, operand_run
 from qformat.scheme import Alphabet, Apply, Const, Indexed, Integers, Levels, Op, Operand, Strided
@@ -27,8 +27,9 @@ MOST = (1 << 31) - 1  # that 32 bits hold
 LARGEST = 255  # integer that kernels multiply, either way
 LARGEST_ZERO = 1 << 16
 HALVINGS = 8  # of a step at which the levels of an alphabet are looked for as integers
-FEW_ROWS = 4  # of activations: weights are read once, and large pieces cost no memory
-HELD = 1 << 22  # integers that a piece of work holds
+FEW_ROWS = 4  # of activations: weights are read once
+SHARES = 4  # of a thread where weights are read once; else a tile has to stay in the cache
+HELD = 1 << 22  # integers that a share holds
 
 ONE = Const(1.0)
 
@@ -71,10 +72,10 @@ def integer_matmul(x: PackedTensor, w: PackedTensor) -> F32:
     """
     product = _Product(x, w)
     out = np.empty((x.n_rows, w.n_rows), np.float32)
-    n_most = PIECE_WEIGHTS if len(product.x) <= FEW_ROWS else TILE_WEIGHTS
     n_each = max(1, len(product.x) * product.n_groups)  # integers of a row of weights
     workers = n_threads() if x.n_rows * w.n_weights >= 2 * SHARED_WEIGHTS else 1
-    n_weights = min(n_most, max(TILE_WEIGHTS, -(-w.n_weights // (2 * workers))), HELD // n_each * w.n_cols)
+    n_share = -(-w.n_rows // (SHARES * workers if workers > 1 else 1)) * w.n_cols
+    n_weights = min(n_share if product.is_streamed else TILE_WEIGHTS, HELD // n_each * w.n_cols)
 
     def work(rows: tuple[int, int]) -> None:
         out[:, rows[0] : rows[1]] = product.rows(*rows)[2]
@@ -172,7 +173,7 @@ class _Factor:
 class _Product:
     """What all rows of weights are multiplied with.
 
-    x    : (rows of activations, K) int16, and a row of ones where sums of weights are wanted
+    x    : (rows of activations, K) int16, and a row of ones where sums of weights are wanted; arranged for the kernel
     sums : of the integers of each row and group, where zero points of weights take them off
     """
 
@@ -196,6 +197,15 @@ class _Product:
         if self.zeros is not None:
             self.x = np.concatenate([self.x, np.ones((1, n_cols), np.int16)])
         self.vectors = self._vectors()
+        if self.vectors is not None:
+            from qformat.kernels.vector.dots import arranged
+
+            self.x = arranged(self.x)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether weights are read once, where they lie."""
+        return self.vectors is not None and self.vectors.in_place and len(self.x) <= FEW_ROWS
 
     def rows(self, first: int, last: int) -> tuple[NDArray[np.int32], NDArray[np.int64] | None, F32]:
         """Give accumulators, corrections and values for rows [first, last) of the weights."""

@@ -21,17 +21,33 @@ from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle
 from qformat.kernels.vector.decode import Bound
 from qformat.kernels.vector.emit import place
-from qformat.kernels.vector.grids import reader
-from qformat.kernels.vector.ir import I8, I16, I32, I64, Value, cut, load, loader, look_up, moved, pick, splat, store, vector
+from qformat.kernels.vector.grids import Read, reader
+from qformat.kernels.vector.ir import (
+    I16,
+    I32,
+    I64,
+    Value,
+    cut,
+    join,
+    load,
+    loader,
+    look_up,
+    moved,
+    pick,
+    splat,
+    store,
+    vector,
+)
 from qformat.units import LEAST, Unit
 
 FEW = (4, 2, 1)  # rows of integers that a kernel takes, the most first
+HELD = 8  # sums of rows with rows that the registers hold
+EMITTED = 256  # codes, at most, of rows that are read side by side: compiling takes a time for each
 PIECE = 16  # codes of a multiplication
 SUMS = PIECE // 2  # sums of neighbouring products, as vpmaddwd and its like give them
 TABLE = 16  # entries that are looked up at once
 TOGETHER = 4  # groups whose sums are added up at a time
 WORD = 4  # bytes of a sum
-AHEAD, LINE = 4096, 64  # bytes that codes are asked for before they are read; of which one asks
 
 # What a key stands for: numba hands an intrinsic literals alone.
 _JOBS: dict[str, Job] = {}
@@ -44,13 +60,15 @@ class Job:
     unit    : of which the codes alone are read
     values  : integer that each code stands for; empty: itself
     groups  : of a unit; 1 where a group is one or several whole units
-    n_rows  : rows of integers
+    n_x     : rows of integers
+    n_rows  : rows of units that are read side by side: one stream of memory alone is slower, and x is loaded once for all
     shuffle : LLVM's operation that looks 16 bytes up at once; empty where there is none
     """
 
     unit: Unit
     values: tuple[int, ...]
     groups: int
+    n_x: int
     n_rows: int
     shuffle: str
 
@@ -59,6 +77,15 @@ def fits(unit: Unit, run: int, n_values: int) -> bool:
     """Tell whether groups of `run` codes are whole units or whole parts of one, and their values few enough."""
     n = unit.n_weights
     return n_values <= TABLE and (run % n == 0 or (n % run == 0 and run % PIECE == 0))
+
+
+def arranged(x: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Lay rows of integers, of a multiple of 32 columns, as `dots` takes them: of each 32, those of even number come first.
+
+    So words of two bytes are taken apart where they lie, and nothing moves from one half of a register to the other.
+    """
+    pairs = x.reshape(len(x), x.shape[1] // LEAST, PIECE, 2).swapaxes(2, 3)
+    return np.ascontiguousarray(pairs).reshape(x.shape)
 
 
 def dots(
@@ -76,48 +103,53 @@ def dots(
     bound        : addresses, which stay readable meanwhile for all rows and units
     first        : number of the first row among those that share a place, where some do
     run          : codes of a group, which `fits`
-    x            : (rows of integers, columns), of at most 255 either way, contiguous
+    x            : (rows of integers, columns), of at most 255 either way, contiguous, in the order of `arranged`
     out          : (rows of integers, rows of codes, columns / run), written in full, contiguous; modulo 2^32
     """
     n_all, groups = x.shape[1] // unit.n_weights, max(1, unit.n_weights // run)
     n_units = max(1, run // unit.n_weights)
     at = 0
-    for few in FEW:
-        kernel = _kernel(Job(unit, values, groups, few, byte_shuffle())) if len(x) - at >= few else None
-        while kernel is not None and len(x) - at >= few:
-            to, step = out[at:].ctypes.data, out.strides[0]
-            kernel(bound.starts, bound.steps, first, out.shape[1], n_all, n_units, x[at:].ctypes.data, to, step)
-            at += few
+    while at < len(x):
+        n_x = next(n for n in FEW if n <= len(x) - at)
+        row, beside = 0, max(1, min(HELD // n_x, EMITTED // unit.n_weights)) if groups == 1 else 1
+        while row < out.shape[1]:
+            beside = beside if beside <= out.shape[1] - row else 1
+            last = row + (out.shape[1] - row) // beside * beside
+            kernel = _kernel(Job(unit, values, groups, n_x, beside, byte_shuffle()))
+            to, step = out[at, row:].ctypes.data, out.strides[0]
+            kernel(bound.starts, bound.steps, first + row, last - row, n_all, n_units, x[at:].ctypes.data, to, step)
+            row = last
+        at += n_x
 
 
 @lru_cache(maxsize=512)
 def _kernel(job: Job) -> Kernel:
     key = sha256(repr(job).encode()).hexdigest()
     _JOBS[key] = job
-    groups = job.groups
+    groups, beside = job.groups, job.n_rows
 
     def run(starts, steps, first, n_rows, n_all, n_units, x, out, step):  # type: ignore[no-untyped-def]  # compiled
         row_bytes = WORD * groups * (n_all // n_units)
-        for row in range(n_rows):
-            _row(key, starts, steps, first + row, n_all, n_units, x, out + row * row_bytes, step)  # type: ignore[call-arg]  # numba gives the first
+        for row in range(0, n_rows, beside):
+            _rows(key, starts, steps, first + row, n_all, n_units, x, out + row * row_bytes, step)  # type: ignore[call-arg]  # numba gives the first
 
     return compiled(run)
 
 
 @intrinsic(prefer_literal=True)
-def _row(typing, key, starts, steps, row, n_all, n_units, x, out, step):  # type: ignore[no-untyped-def]  # numba's own interface
+def _rows(typing, key, starts, steps, row, n_all, n_units, x, out, step):  # type: ignore[no-untyped-def]  # numba's own interface
     job = _JOBS[key.literal_value]
 
     def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _Row(b, job, *args[1:]).run()
+        _Rows(b, job, *args[1:]).run()
         return context.get_dummy_value()
 
     return types.void(key, starts, steps, row, n_all, n_units, x, out, step), generate
 
 
 @dataclass(slots=True)
-class _Row:
-    """Emits a row.
+class _Rows:
+    """Emits rows side by side.
 
     n_all, n_units : units of the row, and of a group or 1
     x, out         : addresses; rows of x lie one behind the other, those of out `step` bytes apart
@@ -135,77 +167,78 @@ class _Row:
     step: Value
 
     def run(self) -> None:
-        """Add up all groups of the row."""
-        b, of_unit = self.b, self.job.unit.n_weights // self.job.groups
-        kept = [cgutils.alloca_once(b, vector(I32, SUMS)) for _ in range(self.job.n_rows)]  # type: ignore[no-untyped-call]
+        """Add up all groups of the rows."""
+        b, n = self.b, self.job.n_rows * self.job.n_x
+        kept = [cgutils.alloca_once(b, vector(I32, SUMS)) for _ in range(n)]  # type: ignore[no-untyped-call]
         with cgutils.for_range_slice(b, I64(0), self.n_all, self.n_units) as (begin, _):
             to = b.add(self.out, b.mul(b.udiv(begin, self.n_units), I64(WORD * self.job.groups)))
             if self.job.groups == 1:
                 for place_of in kept:
                     b.store(splat(I32, 0, SUMS), place_of)
                 with cgutils.for_range(b, self.n_units) as loop:
-                    sums = [b.load(place_of) for place_of in kept]
-                    for place_of, one in zip(kept, next(self.groups(b.add(begin, loop.index), of_unit, sums)), strict=True):
+                    (found,) = self.groups(b.add(begin, loop.index), [b.load(place_of) for place_of in kept])
+                    for place_of, one in zip(kept, found, strict=True):
                         b.store(one, place_of)
                 self.write([[b.load(place_of)] for place_of in kept], to)
                 return
             waiting: list[Sequence[Value]] = []
-            for number, found in enumerate(self.groups(begin, of_unit, [splat(I32, 0, SUMS)] * self.job.n_rows), 1):
+            for number, found in enumerate(self.groups(begin, [splat(I32, 0, SUMS)] * n), 1):
                 waiting.append(found)
                 if len(waiting) == TOGETHER or number == self.job.groups:
                     self.write(list(zip(*waiting, strict=True)), moved(b, to, WORD * (number - len(waiting))))
                     waiting = []
 
-    def groups(self, number: Value, n: int, sums: Sequence[Value]) -> Iterator[list[Value]]:
-        """Give, for each group of `n` codes of a unit, the sums with each row of x, these added to."""
+    def groups(self, number: Value, sums: Sequence[Value]) -> Iterator[list[Value]]:
+        """Give, for each group of a unit, the sums of each row with each row of x, these added to."""
+        b, n = self.b, self.job.unit.n_weights
+        reads = [self.reader(b.add(self.row, I64(i)), number) for i in range(self.job.n_rows)]
+        here, x_bytes = b.add(self.x, b.mul(number, I64(2 * n))), b.mul(self.n_all, I64(2 * n))
+        of_x = [b.add(here, b.mul(x_bytes, I64(i))) for i in range(self.job.n_x)]
+        found, run = list(sums), n // self.job.groups
+        for first in range(0, n, LEAST):
+            codes = [self.widened(read(first, first + LEAST)) for read in reads]
+            for odd in (0, 1):
+                x = [load(b, moved(b, address, 2 * (first + odd * PIECE)), vector(I16, PIECE)) for address in of_x]
+                pairs = ((one[odd], other) for one in codes for other in x)
+                found = [b.add(total, _multiplied(b, *pair)) for total, pair in zip(found, pairs, strict=True)]
+            if run < LEAST:
+                yield from ([_part(b, one, at) for one in found] for at in (0, SUMS // 2))
+                found = list(sums)
+            elif (first + LEAST) % run == 0:
+                yield found
+                found = list(sums)
+
+    def reader(self, row: Value, number: Value) -> Read:
+        """Give what reads the codes of a unit."""
         b, unit = self.b, self.job.unit
         at = [
-            place(b, source, b.extract_value(self.starts, i), b.extract_value(self.steps, i), self.row, number)
+            place(b, source, b.extract_value(self.starts, i), b.extract_value(self.steps, i), row, number)
             for i, source in enumerate(unit.sources)
         ]
-        for source, address in zip(unit.sources, at, strict=True):
-            self.ask_for(address, source.n_bytes)
-        row_bytes = b.mul(self.n_all, I64(2 * unit.n_weights))
-        rows = [
-            b.add(self.x, b.add(b.mul(row_bytes, I64(i)), b.mul(number, I64(2 * unit.n_weights)))) for i in range(len(sums))
-        ]
-        read = reader(b, loader(b, at), unit.codes, at.__getitem__)
-        found = list(sums)
-        for first in range(0, unit.n_weights, LEAST):
-            for low, codes in zip((first, first + PIECE), cut(b, read(first, first + LEAST), PIECE), strict=True):
-                wide = self.widened(codes)
-                found = [
-                    b.add(one, _multiplied(b, wide, load(b, moved(b, of_x, 2 * low), vector(I16, PIECE))))
-                    for one, of_x in zip(found, rows, strict=True)
-                ]
-                if (low + PIECE) % n == 0:
-                    yield found
-                    found = list(sums)
+        return reader(b, loader(b, at), unit.codes, at.__getitem__)
 
-    def ask_for(self, address: Value, n_bytes: int) -> None:
-        """Ask for bytes that will be read soon."""
-        wanted = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-        prefetch = cgutils.get_or_insert_function(self.b.module, wanted, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
-        for line in range(0, n_bytes, LINE):
-            there = self.b.inttoptr(moved(self.b, address, AHEAD + line), I8.as_pointer())
-            self.b.call(prefetch, [there, *(I32(word) for word in (0, 3, 1))])  # to read, to all caches, data
-
-    def widened(self, codes: Value) -> Value:
-        """Give what codes stand for, 16 bits each."""
-        wide, is_signed = vector(I16, PIECE), self.job.unit.codes.low < 0
+    def widened(self, codes: Value) -> Sequence[Value]:
+        """Give what 32 codes stand for, 16 bits each: those of even number, those of odd."""
+        b, is_signed = self.b, self.job.unit.codes.low < 0
         if self.job.values:
-            codes, is_signed = look_up(self.b, self.job.values, codes, self.job.shuffle), True
-        return self.b.sext(codes, wide) if is_signed else self.b.zext(codes, wide)
+            parts = cut(b, codes, TABLE)
+            codes, is_signed = join(b, [look_up(b, self.job.values, part, self.job.shuffle) for part in parts]), True
+        words, byte = b.bitcast(codes, vector(I16, PIECE)), splat(I16, 8, PIECE)
+        down = b.ashr if is_signed else b.lshr
+        return down(b.shl(words, byte), byte), down(words, byte)
 
     def write(self, sums: Sequence[Sequence[Value]], out: Value) -> None:
-        """Store the sums of neighbouring groups, for each row of x."""
+        """Store the sums of neighbouring groups, for each row and each row of x."""
+        b = self.b
+        row_bytes = b.mul(b.udiv(self.n_all, self.n_units), I64(WORD * self.job.groups))
         for number, of_row in enumerate(sums):
-            to = self.b.add(out, self.b.mul(self.step, I64(number)))
+            row, i = divmod(number, self.job.n_x)
+            to = b.add(b.add(out, b.mul(row_bytes, I64(row))), b.mul(self.step, I64(i)))
             if len(of_row) == TOGETHER:
-                store(self.b, _four(self.b, of_row), to, 1, False)
+                store(b, _four(b, of_row), to, 1, False)
                 continue
-            for i, one in enumerate(of_row):
-                store(self.b, _halved(self.b, one, 1), moved(self.b, to, WORD * i), 1, False)
+            for group, one in enumerate(of_row):
+                store(b, _halved(b, one, 1), moved(b, to, WORD * group), 1, False)
 
 
 def _multiplied(b: ir.IRBuilder, left: Value, right: Value) -> Value:
@@ -213,6 +246,12 @@ def _multiplied(b: ir.IRBuilder, left: Value, right: Value) -> Value:
     wide = vector(I32, PIECE)
     found = b.mul(b.sext(left, wide), b.sext(right, wide))
     return b.add(pick(b, found, range(0, PIECE, 2)), pick(b, found, range(1, PIECE, 2)))
+
+
+def _part(b: ir.IRBuilder, sums: Value, at: int) -> Value:
+    """Keep the sums of half of 32 codes, from one of the 8 lanes on."""
+    kept = range(at, at + SUMS // 2)
+    return pick(b, sums, [lane if lane in kept else SUMS for lane in range(SUMS)], splat(I32, 0, SUMS))
 
 
 def _four(b: ir.IRBuilder, sums: Sequence[Value]) -> Value:
