@@ -76,7 +76,8 @@ class Job:
 def fits(unit: Unit, run: int, n_values: int) -> bool:
     """Tell whether groups of `run` codes are whole units or whole parts of one, and their values few enough."""
     n = unit.n_weights
-    return n_values <= TABLE and (run % n == 0 or (n % run == 0 and run % PIECE == 0))
+    is_part = n % run == 0 and (run % LEAST == 0 or run == PIECE)
+    return n_values <= TABLE and (run % n == 0 or is_part)
 
 
 def arranged(x: NDArray[np.int16]) -> NDArray[np.int16]:
