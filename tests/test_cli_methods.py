@@ -64,6 +64,20 @@ def test_tensors_are_those_of_the_library(
         assert written["norm.weight"].dequantize().tobytes() == WEIGHTS["norm.weight"].tobytes()
 
 
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "iq4_nl", "mxfp4"])
+def test_scales_of_a_gguf_are_searched_as_in_the_library(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    dst = tmp_path / "a.gguf"
+
+    code, said, _ = run_json(capsys, "quantize", model, dst, "--to", f"gguf:{kind}", "--method", "mse")
+
+    assert (code, said["rule"]) == (0, "mse")
+    with qconvert.open(dst) as written:
+        expected = qformat.quantize(WEIGHTS["a.weight"], f"gguf:{kind}", method="mse")
+        assert written["a.weight"].dequantize().tobytes() == expected.dequantize().tobytes()
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_neither_threads_nor_memory_change_the_file(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     w = {"w.weight": weights(50, 192)}

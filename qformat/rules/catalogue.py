@@ -44,7 +44,8 @@ def find(form: Format, name: str | None = None) -> Rule:
 
 
 def _rules(form: Format) -> tuple[Rule, ...]:
-    own = OF_BLOCKS.get(form.name, ()) if form.rule == "ggml" else ()
+    is_block = [part.layout.name for part in form.parts] == [form.name]  # whatever rule stands in it
+    own = OF_BLOCKS.get(form.name, ()) if is_block else ()
     taken = {rule.name for rule in own}
     found = (*own, *(rule for rule in _family(form.scheme) if rule.name not in taken))
     ordered = tuple(sorted(found, key=lambda rule: rule.name != form.rule))
