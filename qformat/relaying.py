@@ -6,18 +6,17 @@ packed zero points) is packed by itself. Whether the result means the same is th
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from qformat.arrays import Memory, Part, read_all
+from qformat.arrays import Part, aligned, read_all
 from qformat.formats.form import Format, PartForm
 from qformat.moves import Side, move_of
 from qformat.scheme import Grid, Indexed, Scheme, Table
 from qformat.streamed import row_bytes
 from qformat.tensor import PackedTensor, pack_part
 from qformat.units import Move
-from qformat.upright import Turn, turn_of, upright
+from qformat.upright import Turn, Upright, turn_of, upright
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,22 +45,19 @@ class Relay:
         """Give the bytes of every part for rows [first, last), which begin and, but at the end, end blocks, by role."""
         from qformat.kernels.vector.decode import Bound, addresses
 
-        found = [read_all(part.source, first * step, last * step) for part, step in zip(self.parts, self.steps, strict=True)]
+        found = [self._read(part, step, first, last) for part, step in zip(self.parts, self.steps, strict=True)]
         if not self.is_alike:
-            sources, found = found, [np.empty((last - first) * step, np.uint8) for step in self.to_steps]
+            sources, found = found, [aligned(((last - first) * step,), np.dtype(np.uint8)) for step in self.to_steps]
             bounds = Bound(addresses(sources), self.steps), Bound(addresses(found), self.to_steps)
             self.mover(*bounds, last - first, self.n_units)
         made, parts = dict(zip(self.roles, found, strict=True)), zip(self.form.parts, self.turns, strict=True)
         return {part.role: self._stored(part, turn, made, first, last) for part, turn in parts}
 
-    @cached_property
-    def beside(self) -> dict[str, Part]:
-        """Parts that hold few values and are packed by themselves: as a whole, which takes no longer than some."""
-        shape, found = (self.tensor.n_rows, self.tensor.n_cols), {}
-        for part in (part for part in self.form.parts if part.role not in self.roles):
-            data = pack_part(self.form, part, shape, {name: self.tensor.param(name) for name in part.layout.holds})
-            found[part.role] = Part(part, part.bind(part.dims(self.form.scheme, *shape)), Memory(data))
-        return found
+    def _read(self, part: Part, step: int, first: int, last: int) -> NDArray[np.uint8]:
+        """Give the bytes of rows of a source."""
+        if isinstance(part.source, Upright):
+            return part.source.rows(first, last, self.is_alike).reshape(-1)
+        return read_all(part.source, first * step, last * step)
 
     @cached_property
     def mover(self) -> Mover:
@@ -77,10 +73,10 @@ class Relay:
         if part.role in made:
             data = made[part.role]
             return data if turn is None else turn.laid(data, last - first).reshape(-1)
-        whole = self.beside[part.role]
-        return (
-            whole.source.read(0, whole.source.n_bytes) if _is_shared(part, self.form.scheme) else _rows_of(whole, first, last)
-        )
+        shared = _is_shared(part, self.form.scheme)
+        n_rows = self.tensor.n_rows if shared else last - first
+        held = {name: self.tensor.param(name, *(() if shared else (first, last))) for name in part.layout.holds}
+        return pack_part(self.form, part, (n_rows, self.tensor.n_cols), held)
 
 
 def relay_of(tensor: PackedTensor, form: Format) -> Relay | None:
@@ -109,15 +105,6 @@ def _is_alike(move: Move) -> bool:
     """Tell whether the bytes of every target are those of the source of the same number."""
     pairs = [(move.codes, move.to), *move.copies]
     return move.sources == move.targets and all(one == other for one, other in pairs) and len(pairs) == len(move.sources)
-
-
-def _rows_of(part: Part, first: int, last: int) -> NDArray[np.uint8]:
-    """Give the stored bytes of some rows of a part, which begin and, but at the end, end blocks."""
-    lead, *inner = part.form.tiling.logical[0]
-    rows = math.prod(part.bound.size[name] for name in inner)
-    blocks = part.source.read(0, part.source.n_bytes).reshape(part.bound.stored_shape)
-    axis = [name for name, _, _ in part.form.tiling.stored].index(lead)
-    return np.ascontiguousarray(blocks.take(range(first // rows, -(-last // rows)), axis)).reshape(-1)
 
 
 def _is_shared(part: PartForm, scheme: Scheme) -> bool:

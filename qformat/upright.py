@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from qformat.arrays import ByteSource, Part
+from qformat.arrays import ByteSource, Part, aligned, read_all
 from qformat.formats.form import PartForm, packed
 from qformat.layout import CODES, Layout
 from qformat.moves import move_of
 from qformat.scheme import Integers, Scheme
+from qformat.threads import n_threads, spread
 from qformat.tiling import ROWS, Bound
 from qformat.units import LEAST, Move, Packed, Places
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from qformat.kernels.vector.transpose import Way
     from qformat.tensor import PackedTensor
 
     Bytes = NDArray[np.uint8]
@@ -35,6 +37,7 @@ else:
 WIDTHS = (1, 2, 4, 8)  # bytes of words that are transposed
 NO_SCHEME = Scheme("codes", Integers(0, 255))
 BYTE = 8  # bits
+SHARED_BYTES = 1 << 21  # of a result, from which on a thread is worth its start
 BYTES = PartForm(CODES, packed("uint8", BYTE, CODES), ROWS)
 
 
@@ -51,48 +54,42 @@ class Turn:
     rows: PartForm
     width: int
 
-    def upright(self, data: Bytes, bound: Bound, first: int, last: int) -> Bytes:
-        """Give the bytes of rows [first, last).
+    def upright(self, data: Bytes, bound: Bound, first: int, last: int, is_kept: bool = False) -> Bytes:
+        """Give the bytes of rows [first, last): (rows, bytes of a row).
 
-        data : all stored bytes of the part, of which those of the rows are read
+        data    : all stored bytes of the part, of which those of the rows are read
+        is_kept : they are not read next
         """
-        from qformat.kernels.vector.transpose import transpose
+        from qformat.kernels.vector.transpose import Way
 
-        width = self.width or 1
-        if self.width:
-            words = data.reshape(-1, bound.padded[0] * width)[:, first * width : last * width]
-        else:
-            words = self._woven(data.reshape(bound.padded[1], -1), bound, first, last)
-        out = np.empty((last - first, len(words) * width), np.uint8)
-        transpose(words, out, width)
-        return out
-
-    def laid(self, data: Bytes, n_rows: int) -> Bytes:
-        """Give the stored bytes of a part of so many rows; opposite of `upright`."""
-        from qformat.kernels.vector.transpose import transpose
-
-        lines, width = data.reshape(n_rows, -1), self.width or 1
         layout = self.stored.layout
-        n_room = n_rows if self.width else -(-n_rows // (step := _step(layout))) * step
-        out = np.zeros((lines.shape[1] // width, n_room * width), np.uint8)
-        transpose(lines, out, width)
         if self.width:
+            words = data.reshape(-1, bound.padded[0] * self.width)[:, first * self.width : last * self.width]
+            out = aligned((last - first, len(words) * self.width), np.dtype(np.uint8))
+            _turned([words], [out], Way(self.width), is_kept)
             return out
-        per = _together(layout)
-        blocks = np.empty((len(out) * per, n_room // layout.n_weights * layout.n_bytes), np.uint8)
-        for i, move in enumerate(_parting(self.stored, n_room)):
-            _run(move, (out,), blocks[i::per], n_room)
-        return np.ascontiguousarray(blocks[:, : n_rows // layout.n_weights * layout.n_bytes])
-
-    def _woven(self, lines: Bytes, bound: Bound, first: int, last: int) -> Bytes:
-        """Give the codes of some rows, as many columns as share a byte together: (columns / codes of a byte, rows)."""
-        layout = self.stored.layout
         step, per = _step(layout), _together(layout)
         low, high = first // step * step, min(-(-last // step) * step, bound.padded[0])
-        blocks = lines[:, low // layout.n_weights * layout.n_bytes : high // layout.n_weights * layout.n_bytes]
-        codes = np.empty((len(lines) // per, high - low), np.uint8)
-        _run(_joining(self.stored, high - low), [blocks[i::per] for i in range(per)], codes, high - low)
-        return codes[:, first - low : last - low]
+        ends = (n // layout.n_weights * layout.n_bytes for n in (low, high))
+        blocks = data.reshape(bound.padded[1], -1)[:, slice(*ends)]
+        out = aligned((high - low, len(blocks) // per), np.dtype(np.uint8))
+        _turned([blocks[i::per] for i in range(per)], [out], _joining(self.stored), is_kept)
+        return out[first - low : last - low]
+
+    def laid(self, data: Bytes, n_rows: int) -> Bytes:
+        """Give the stored bytes of a part of so many rows, which are not read next; opposite of `upright`."""
+        from qformat.kernels.vector.transpose import Way
+
+        lines = data.reshape(n_rows, -1)
+        if self.width:
+            out = aligned((lines.shape[1] // self.width, n_rows * self.width), np.dtype(np.uint8))
+            _turned([lines], [out], Way(self.width), True)
+            return out
+        layout = self.stored.layout
+        per = _together(layout)
+        out = aligned((lines.shape[1] * per, n_rows // layout.n_weights * layout.n_bytes), np.dtype(np.uint8))
+        _turned([lines], [out[i::per] for i in range(per)], _parting(self.stored), True)
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +104,12 @@ class Upright:
         """Give bytes [start, stop)."""
         row = self.n_bytes // self.part.bound.dims[0]
         first, last = start // row, -(-stop // row)
-        found = self.turn.upright(self.part.source.read(0, self.part.source.n_bytes), self.part.bound, first, last)
-        return found.reshape(-1)[start - first * row : stop - first * row]
+        return self.rows(first, last).reshape(-1)[start - first * row : stop - first * row]
+
+    def rows(self, first: int, last: int, is_kept: bool = False) -> Bytes:
+        """Give rows [first, last) as `Turn.upright` does."""
+        source = self.part.source
+        return self.turn.upright(read_all(source, 0, source.n_bytes), self.part.bound, first, last, is_kept)
 
 
 def upright(tensor: PackedTensor) -> PackedTensor:
@@ -163,23 +164,38 @@ def _together(layout: Layout) -> int:
 
 
 @lru_cache(maxsize=64)
-def _joining(stored: PartForm, n_cols: int) -> Move:
-    """Make the move that puts the fields of as many lines of blocks as share a byte into one."""
-    move, fields = _moves(stored, BYTES, n_cols)
-    per = _together(stored.layout)
+def _joining(stored: PartForm) -> Way:
+    """Give the way that puts the fields of as many lines of blocks as share a byte into one."""
+    from qformat.kernels.vector.transpose import Way
+
+    move, fields = _moves(stored, BYTES, _step(stored.layout))
+    per, order = _together(stored.layout), _as_stored(fields)
     planes = tuple(
-        replace(plane, shift=plane.shift + i * fields.width, source=i) for i in range(per) for plane in fields.planes
+        replace(plane, shift=plane.shift + i * fields.width, source=i) for i in range(per) for plane in _in_order(fields, order)
     )
-    return replace(move, sources=move.sources * per, codes=Packed(fields.source, planes, BYTE))
+    return Way(joined=replace(move, sources=move.sources * per, codes=Packed(fields.source, planes, BYTE)), order=order)
 
 
 @lru_cache(maxsize=64)
-def _parting(stored: PartForm, n_cols: int) -> tuple[Move, ...]:
-    """Make the moves that take each field out of bytes into blocks of a line of its own; opposite of `_joining`."""
-    move, _ = _moves(BYTES, stored, n_cols)
-    width, to = move.to.width, replace(move.to, minus=0, signed=False)
+def _parting(stored: PartForm) -> Way:
+    """Give the way that takes each field out of bytes into blocks of a line of its own; opposite of `_joining`."""
+    from qformat.kernels.vector.transpose import Way
+
+    move, _ = _moves(BYTES, stored, _step(stored.layout))
+    width, order = move.to.width, _as_stored(move.to)
+    to = replace(move.to, planes=_in_order(move.to, order), minus=0, signed=False)
     fields = [Places(width, 0, tuple(BYTE * j + width * i for j in range(move.n_weights))) for i in range(BYTE // width)]
-    return tuple(replace(move, codes=Packed(0, (field,), width), to=to) for field in fields)
+    return Way(parted=tuple(replace(move, codes=Packed(0, (field,), width), to=to) for field in fields), order=order)
+
+
+def _as_stored(fields: Packed) -> tuple[int, ...]:
+    """Order fields so that neighbours lie in neighbouring bytes, as far left in each: no lane of a vector moves then."""
+    at = fields.planes[0].positions
+    return tuple(sorted(range(len(at)), key=lambda i: (at[i] % BYTE, at[i])))
+
+
+def _in_order(fields: Packed, order: tuple[int, ...]) -> tuple[Places, ...]:
+    return tuple(replace(plane, positions=tuple(plane.positions[i] for i in order)) for plane in fields.planes)
 
 
 def _moves(one: PartForm, other: PartForm, n_cols: int) -> tuple[Move, Packed]:
@@ -190,10 +206,16 @@ def _moves(one: PartForm, other: PartForm, n_cols: int) -> tuple[Move, Packed]:
     return found[0], found[0].codes
 
 
-def _run(move: Move, sources: Sequence[Bytes], out: Bytes, n_cols: int) -> None:
-    """Take all lines over."""
-    from qformat.kernels.vector.decode import Bound as At
-    from qformat.kernels.vector.transcode import mover
+def _turned(sources: Sequence[Bytes], outs: Sequence[Bytes], way: Way, is_kept: bool) -> None:
+    """Transpose all lines, by all threads where there is much of them."""
+    from qformat.kernels.vector.transpose import transpose
 
-    at = At(tuple(line.ctypes.data for line in sources), tuple(line.strides[0] for line in sources))
-    mover(move)(at, At((out.ctypes.data,), (out.strides[0],)), len(out), n_cols // move.n_weights)
+    n_elements = len(outs[0])
+    n_parts = max(1, min(n_threads(), sum(out.nbytes for out in outs) // SHARED_BYTES))
+    step = -(-n_elements // (n_parts * way.n_elements)) * way.n_elements
+
+    def work(first: int) -> None:
+        transpose(sources, outs, way, first, min(first + step, n_elements), is_kept)
+
+    for _ in spread(work, range(0, n_elements, max(1, step))):
+        pass

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import qconvert
 from made_tensors import made
+from qconvert.cutting import row_ranges
 from qconvert.relaid import relaid
 from qconvert.run import units
 
 import qformat
 from qformat import reference
+from qformat.arrays import aligned
 from qformat.formats import Format, awq, gguf, gptq, hqq, integer, mx
 from qformat.kernels import cpu
-from qformat.kernels.vector.transpose import transpose
+from qformat.kernels.vector.decode import CACHED
+from qformat.kernels.vector.transpose import Way, transpose
 from qformat.relaying import relay_of
 from qformat.tensor import PackedTensor
 from qformat.upright import turn_of, upright
@@ -69,9 +72,32 @@ def test_a_transpose_is_numpys(shape: tuple[int, int], width: int) -> None:
     elements = np.random.default_rng(1).integers(0, 256, (*shape, width), dtype=np.uint8)
     out = np.empty((shape[1], shape[0] * width), np.uint8)
 
-    transpose(elements.reshape(shape[0], -1), out, width)
+    transpose([elements.reshape(shape[0], -1)], [out], Way(width), 0, shape[1], False)
 
     assert out.tobytes() == np.ascontiguousarray(elements.transpose(1, 0, 2)).tobytes()
+
+
+@pytest.mark.parametrize("lines", [1024, 1023])  # the latter's results begin at no cache line
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_large_transpose_is_numpys(lines: int, width: int) -> None:
+    elements = np.random.default_rng(2).integers(0, 256, (lines, 2112 // width, width), dtype=np.uint8)
+    out = aligned((2112 // width, lines * width), np.dtype(np.uint8))
+    assert out.nbytes > CACHED
+
+    transpose([elements.reshape(lines, -1)], [out], Way(width), 0, 2112 // width, True)
+
+    assert out.tobytes() == np.ascontiguousarray(elements.transpose(1, 0, 2)).tobytes()
+
+
+@pytest.mark.parametrize("way", ["words as rows", "rows as words", "columns as rows", "rows as columns"])
+def test_what_is_written_past_the_caches_is_the_same(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QFORMAT_THREADS", "2")
+    source, target = WAYS[way]
+    tensor = made(source, (2208, 4096))  # for each thread more than a cache holds, and no whole tiles
+
+    found = laid_out(tensor, target)
+
+    assert values_of(found, 0, 2208) == values_of(tensor, 0, 2208)
 
 
 @every_way
@@ -130,6 +156,12 @@ def test_columns_decode_to_what_the_reference_says(form: Format) -> None:
     tensor = made(form, (64, 384))
 
     assert tensor.dequantize(rows=slice(3, 50)).tobytes() == reference.decode(tensor)[3:50].tobytes()
+
+
+def test_columns_are_read_once_for_all_rows() -> None:
+    tensor = made(GPTQ4, (256, 16384))  # more than a unit of what lies row by row
+
+    assert len(list(row_ranges(tensor, UINT4, is_relaid=True))) == 1
 
 
 def test_slabs_and_shuffled_blocks_are_not_taken_for_columns() -> None:

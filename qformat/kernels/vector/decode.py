@@ -72,7 +72,7 @@ def _kernel(unit: Unit, target: Target) -> Kernel:
             for number in range(n_units):
                 at = out + row * out_step + number * unit_bytes
                 _decode_unit(key, starts, steps, first + row, number, at)  # type: ignore[call-arg]  # numba gives the first
-        _finish()  # type: ignore[call-arg]  # likewise
+        finish()  # type: ignore[call-arg]  # likewise
 
     return compiled(run)
 
@@ -94,7 +94,7 @@ def _decode_unit(typing, key, starts, steps, row, number, out):  # type: ignore[
 
 
 @intrinsic
-def _finish(typing):  # type: ignore[no-untyped-def]  # numba's own interface
+def finish(typing):  # type: ignore[no-untyped-def]  # numba's own interface
     """Wait for stores that go past the caches: other threads may read next."""
 
     def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface

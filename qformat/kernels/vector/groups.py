@@ -12,7 +12,7 @@ from qformat.coding import Coding, Rounded
 from qformat.kernels.vector import values
 from qformat.kernels.vector.codes import round_codes
 from qformat.kernels.vector.extremes import WIDEST, extremes
-from qformat.kernels.vector.ir import F32, I8, I16, I32, I64, Value, load, moved, pick, store, table, vector
+from qformat.kernels.vector.ir import F32, I8, I16, I32, I64, Value, ask_for, load, moved, pick, store, table, vector
 from qformat.kernels.vector.pack import pack_bytes, runs
 from qformat.kernels.vector.params import Params, operands_of
 from qformat.units import Packed
@@ -202,12 +202,8 @@ class _Encoder:
 
     def ask_for(self, address: Value) -> None:
         """Ask for weights that will be read soon."""
-        b = self.b
-        wanted = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-        prefetch = cgutils.get_or_insert_function(b.module, wanted, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
         for line in range(0, self.job.n_weights * self.element, LINE):
-            place = b.inttoptr(moved(b, address, AHEAD + line), I8.as_pointer())
-            b.call(prefetch, [place, *(ir.Constant(I32, word) for word in (0, 3, 1))])  # to read, to all caches, data
+            ask_for(self.b, moved(self.b, address, AHEAD + line))
 
     def load(self, at: Value, n: int) -> Value:
         """Load so many weights of this call, from one on, as float32."""

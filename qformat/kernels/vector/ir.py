@@ -67,6 +67,14 @@ def loader(b: ir.IRBuilder, at: Sequence[Value]) -> Callable[[int, int, int], Va
     return once
 
 
+def ask_for(b: ir.IRBuilder, address: Value) -> None:
+    """Ask for a line of the cache that will be read soon."""
+    place = b.inttoptr(address, I8.as_pointer())
+    wanted = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
+    known = cgutils.get_or_insert_function(b.module, wanted, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
+    b.call(known, [place, *(ir.Constant(I32, word) for word in (0, 3, 1))])  # to read, to all caches, data
+
+
 def moved(b: ir.IRBuilder, address: Value, n_bytes: int) -> Value:
     """Move an address by a constant."""
     return b.add(address, ir.Constant(I64, n_bytes)) if n_bytes else address

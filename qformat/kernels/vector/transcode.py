@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 
@@ -14,6 +14,7 @@ from qformat.bits import DTYPES
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.vector.decode import Bound
 from qformat.kernels.vector.emit import place
+from qformat.kernels.vector.fields import Load
 from qformat.kernels.vector.grids import reader
 from qformat.kernels.vector.ir import Value, load, loader, moved, store
 from qformat.kernels.vector.pack import pack_bytes, runs
@@ -60,20 +61,24 @@ def _move_unit(typing, key, starts, steps, to_starts, to_steps, row, number):  #
             [place(b, one, b.extract_value(first, i), b.extract_value(step, i), row, number) for i, one in enumerate(arrays)]
             for arrays, first, step in ((move.sources, starts, steps), (move.targets, to_starts, to_steps))
         )
-        _emit(b, move, at, to)
+        emit_move(b, move, loader(b, at), at, to)
         return context.get_dummy_value()
 
     return types.void(key, starts, steps, to_starts, to_steps, row, number), generate
 
 
-def _emit(b: ir.IRBuilder, move: Move, at: list[Value], to: list[Value]) -> None:
+def emit_move(b: ir.IRBuilder, move: Move, read: Load, at: Sequence[Value], to: Sequence[Value]) -> None:
+    """Take one unit over, from the places of its sources to those of its targets.
+
+    read : loads bytes of a source's place
+    """
     for one, other in move.copies:
         kind = ir.IntType(DTYPES[one.dtype].bits)
         for here, there in zip(one.at, other.at, strict=True):
             value = load(b, moved(b, at[one.source], here), kind)
             b.store(value, b.inttoptr(moved(b, to[other.source], there), kind.as_pointer()), align=1)
-    read = reader(b, loader(b, at), move.codes, at.__getitem__)
-    codes = [read(first, first + LEAST) for first in range(0, move.n_weights, LEAST)]
+    codes_of = reader(b, read, move.codes, at.__getitem__)
+    codes = [codes_of(first, first + LEAST) for first in range(0, move.n_weights, LEAST)]
     for first, last in runs(move.to):
         for low in range(first, last, WIDEST):
             found = pack_bytes(b, move.to, codes, low, min(low + WIDEST, last))
