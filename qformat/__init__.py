@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qformat.integer_products import IntegerProduct, integer_matmul, integer_product
     from qformat.methods import quantize
     from qformat.model import Model
+    from qformat.products import matmul
     from qformat.store import open, save
     from qformat.tensor import PackedTensor
     from qformat.threads import n_threads, set_threads
@@ -29,6 +30,7 @@ __all__ = [
     "calibrate",
     "integer_matmul",
     "integer_product",
+    "matmul",
     "n_threads",
     "open",
     "quantize",
@@ -44,6 +46,7 @@ __getattr__ = homes(
         "integer_products": ("IntegerProduct", "integer_matmul", "integer_product"),
         "methods": ("quantize",),
         "model": ("Model",),
+        "products": ("matmul",),
         "store": ("open", "save"),
         "tensor": ("PackedTensor",),
         "threads": ("n_threads", "set_threads"),

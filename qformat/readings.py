@@ -51,15 +51,21 @@ CODES_GIVEN = -1
 
 
 def reading_of(
-    scheme: Scheme, parts: tuple[PartForm, ...], n_cols: int, steps: tuple[tuple[Op, Operand], ...], in_place: bool
+    scheme: Scheme,
+    parts: tuple[PartForm, ...],
+    n_cols: int,
+    steps: tuple[tuple[Op, Operand], ...],
+    in_place: bool,
+    least: int = LEAST,
 ) -> Reading | None:
     """Derive how rows of `n_cols` columns are read; None where no unit can be.
 
     steps    : operations of the scheme, the input scale included where it is applied
     in_place : whether stored bytes can be read as they lie; else everything is handed over
+    least    : weights that a unit is a multiple of, itself a multiple of 32
     """
     levels = _levels(scheme.alphabet)
-    return None if levels is None else _reading(scheme, parts, n_cols, steps, in_place, levels, repr(steps))
+    return None if levels is None else _reading(scheme, parts, n_cols, steps, in_place, least, levels, repr(steps))
 
 
 @lru_cache(maxsize=256)
@@ -69,13 +75,14 @@ def _reading(
     n_cols: int,
     steps: tuple[tuple[Op, Operand], ...],
     in_place: bool,
+    least: int,
     levels: bytes,
     written: str,
 ) -> Reading | None:
     """Derive a reading; `levels` and `written` tell apart what differs by the sign of a zero, and is equal otherwise."""
     form = next(part for part in parts if CODES in part.layout.holds)
     stored = in_place and is_stored(form)
-    n_weights = lcm(form.layout.n_weights, LEAST) if stored else LEAST
+    n_weights = lcm(form.layout.n_weights, least) if stored else least
     if not n_cols or n_cols % n_weights or n_weights > MOST:
         return None
     longer = lcm(n_weights, *(_reach(scheme, part) for part in parts)) if stored else n_weights

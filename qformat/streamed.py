@@ -96,23 +96,27 @@ class Rows:
         return read_all(part.source, low * step, high * step)
 
 
-def rows_of(tensor: PackedTensor, input_scale: bool) -> Rows | None:
-    """Bind a tensor; None where its rows are no whole units, or its codes have more values than a kernel looks up."""
+def rows_of(tensor: PackedTensor, input_scale: bool, least: int = LEAST) -> Rows | None:
+    """Bind a tensor; None where its rows are no whole units, or its codes have more values than a kernel looks up.
+
+    least : weights that a unit is a multiple of, itself a multiple of 32
+    """
     scheme = tensor.scheme
     chain = tuple((step.op, step.operand) for step in scheme.steps)
     if input_scale and scheme.input_scale:
         chain = (*chain, (Op.MUL, Ref(scheme.input_scale)))
-    return _bound(tensor, chain)
+    return _bound(tensor, chain, least)
 
 
 def codes_of(tensor: PackedTensor) -> Rows | None:
     """Bind the codes of a tensor, and nothing else of it; None as for `rows_of`."""
-    return _bound(tensor, ())
+    return _bound(tensor, (), LEAST)
 
 
-def _bound(tensor: PackedTensor, chain: tuple[tuple[Op, Operand], ...]) -> Rows | None:
+def _bound(tensor: PackedTensor, chain: tuple[tuple[Op, Operand], ...], least: int) -> Rows | None:
     tensor, in_place = upright(tensor), not any(part.swapped for part in tensor.parts)
-    reading = reading_of(tensor.scheme, tuple(part.form for part in tensor.parts), tensor.n_cols, chain, in_place)
+    forms = tuple(part.form for part in tensor.parts)
+    reading = reading_of(tensor.scheme, forms, tensor.n_cols, chain, in_place, least)
     return Rows(tensor, reading, chain) if reading else None
 
 

@@ -18,6 +18,7 @@ from qformat.decoding import TILE_WEIGHTS, decode_rows
 from qformat.errors import UsageError
 from qformat.evaluate import Operands
 from qformat.formats.form import Format, PartForm, matrix
+from qformat.products import Units, matmul, units_of
 from qformat.scheme import Op, Opaque, Plain, Ref, Scheme
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class PackedTensor:
     def form(self) -> Format:
         """The format that the tensor lies in, by the name of its scheme."""
         return Format(self.scheme.name, self.scheme, tuple(part.form for part in self.parts), self.rule)
+
+    @cached_property
+    def units(self) -> Units | None:
+        """The units in which kernels multiply with the rows; None where they cannot."""
+        return units_of(self)
 
     @property
     def n_weights(self) -> int:
@@ -153,6 +159,24 @@ class PackedTensor:
             raise UsageError("out is not contiguous enough to be seen as rows")
         decode_rows(self, first, last, flat, input_scale, is_kept)
         return out
+
+    __array_ufunc__ = None  # so that NumPy's arrays leave a product with a tensor to it
+
+    def __matmul__(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Multiply with activations, as `qformat.matmul` does.
+
+        x      : (K,) or (K, n) float32, float16 or bfloat16
+        returns: (N,) or (N, n) float32
+
+        Raises UsageError as `qformat.matmul` does, and for more axes.
+        """
+        if np.ndim(x) > 2:
+            raise UsageError(f"activations have {np.ndim(x)} axes, expected 1 or 2", field="x", found=np.ndim(x), expected=2)
+        return np.ascontiguousarray(matmul(np.asarray(x).T, self).T)
+
+    def __rmatmul__(self, x: Any) -> NDArray[np.float32]:
+        """Refuse what would multiply with the rows of weights instead of their columns."""
+        raise UsageError("x @ packed is not offered, for rows of activations with the transpose use qformat.matmul(x, packed)")
 
     def residue(self) -> dict[str, NDArray[np.uint8]]:
         """Give the stored bits that no value depends on, where any is set: padding, fields that nothing reads.

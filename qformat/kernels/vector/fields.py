@@ -22,9 +22,15 @@ Load = Callable[[int, int, int], Value]
 
 
 def integers(b: ir.IRBuilder, load: Load, field: Packed, first: int, last: int) -> Value:
-    """Read values [first, last) of a unit: a vector of i8, or of i16 where a value has more than 8 bits, not yet signed."""
+    """Read values [first, last) of a unit: a vector of i8, or of i16 where a value has more than 8 bits."""
+    return chosen(b, load, field, range(first, last))
+
+
+def chosen(b: ir.IRBuilder, load: Load, field: Packed, numbers: Sequence[int]) -> Value:
+    """Read the values of these numbers, in their order, as `integers` does."""
     kind = I8 if field.width <= NARROW else I16
-    planes = [_plane(b, load, field.source + plane.source, plane, plane.positions[first:last], kind) for plane in field.planes]
+    places = [(plane, [plane.positions[number] for number in numbers]) for plane in field.planes]
+    planes = [_plane(b, load, field.source + plane.source, plane, positions, kind) for plane, positions in places]
     found = planes[0]
     for plane in planes[1:]:
         found = b.or_(found, plane)

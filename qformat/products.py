@@ -1,0 +1,206 @@
+"""Multiplies packed weights with float activations: which kernel, how much at a time, over how many threads.
+
+A few rows of activations are multiplied with weights as these are decoded, in registers. For more of them, and for weights that
+vector kernels do not read, a tile of rows is decoded to float32, which stays in the cache. The whole matrix never exists. Must
+not know what any format looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qformat.arrays import aligned
+from qformat.asked import asked_out, asked_rows
+from qformat.decoding import SHARED_WEIGHTS, TILE_WEIGHTS, decoder
+from qformat.errors import UsageError
+from qformat.threads import n_threads, spread
+from qformat.units import LEAST, Unit
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qformat.streamed import Rows
+    from qformat.tensor import PackedTensor
+
+    F32 = NDArray[np.float32]
+else:
+    from qformat.deferred import np
+
+# Adds the products of rows [first, last) to an array (rows of activations, rows of weights).
+Multiply = Callable[[int, int, "F32"], None]
+
+FLOATS = ("float32", "float16", "bfloat16")
+TOGETHER = 4  # rows of activations that are multiplied at a time
+FEW_ROWS = 16  # of them: for more, decoding a row once costs less than decoding it for every four
+WIDE = 128  # weights of a unit, where rows are whole ones: registers are full of codes, and loops cost less
+MOST_WEIGHTS = 1 << 25  # that are bound at a time: of some, the bytes are turned first
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What a tensor is multiplied in.
+
+    order    : number of the column, of those of a unit, that each activation is of
+    multiply : by rows of activations
+    """
+
+    rows: Rows
+    unit: Unit
+    order: NDArray[np.intp]
+    multiply: dict[int, Any] = field(default_factory=dict)
+
+
+def matmul(x: NDArray[Any], packed: PackedTensor, out: F32 | None = None, rows: slice | None = None) -> F32:
+    """Multiply activations with the transpose of packed weights: y[..., o] = sum over k of x[..., k] * w[o, k].
+
+    x      : (..., K) float32, float16 or bfloat16
+    packed : (N, K), or (K,), in any scheme that can be decoded; `w` are its float32 values as `dequantize` gives them, input
+             scale included
+    out    : (..., N) float32, written in full; any strides; allocated if absent
+    rows   : rows of the folded matrix, step 1, instead of all: N of them. Of a stack of experts (E, N, K), those of expert e
+             are slice(e * N, (e + 1) * N)
+    returns: out; (...) where packed is (K,)
+
+    Sums are float32: with u = 2**-24 and n = K / 8 + 8, |y - exact| <= n * u / (1 - n * u) * sum |x| |w|, as long as no product
+    and no sum leaves the normal numbers, for at most n roundings lie between a product and the result. Infinities and NaN are
+    multiplied and added as any other value. Bits depend neither on the number of threads nor on which rows of the weights are
+    asked for; they may on how many rows x has, and on whether the processor rounds a product and its sum at once.
+
+    Raises UsageError where shapes or element types do not fit, for a stack without `rows`, and for weights that float32 does
+    not contain or nothing decodes.
+    """
+    if len(packed.shape) > 2 and rows is None:
+        message = (
+            f"weights of shape {packed.shape} are a stack: matmul(x, packed, rows=slice(i * N, (i + 1) * N)) takes one of it"
+        )
+        raise UsageError(message, field="rows", found=packed.shape)
+    if not packed.shape:
+        raise UsageError("weights of shape () have no columns to multiply with", field="packed", found=())
+    first, last = asked_rows(rows, packed.n_rows)
+    _check(x, packed)
+    of_rows = packed.shape[:-1] if rows is None else (last - first,)
+    out = asked_out(out, (*x.shape[:-1], *of_rows), np.dtype(np.float32))
+    if x.size and out.size:
+        out[...] = _multiply(x.reshape(-1, packed.n_cols), packed, first, last).reshape(out.shape)
+    else:
+        out[...] = 0
+    return out
+
+
+def _check(x: Any, packed: PackedTensor) -> None:
+    """Raise UsageError for activations that cannot be multiplied with the weights."""
+    wanted = f"(..., {packed.n_cols}) of {', '.join(FLOATS)}"
+    is_array = isinstance(x, np.ndarray)
+    if is_array and x.ndim and x.shape[-1] == packed.n_cols and x.dtype.name in FLOATS:
+        return
+    found = f"{x.dtype} {x.shape}" if is_array else type(x).__name__
+    raise UsageError(f"activations are {found}, expected an array {wanted}", field="x", found=found, expected=wanted)
+
+
+def _multiply(x: NDArray[Any], packed: PackedTensor, first: int, last: int) -> F32:
+    """Give the products of activations (rows, columns) with rows [first, last) of the weights, neither empty."""
+    n_x = len(x) if len(x) < TOGETHER - 1 else -(-len(x) // TOGETHER) * TOGETHER
+    found = np.zeros((n_x, last - first), np.float32)
+    multiply, n_weights = _multiplier(x, n_x, packed)
+    n_all, workers = (last - first) * packed.n_cols, n_threads()
+    if n_all * n_x < 2 * SHARED_WEIGHTS:
+        workers = 1
+    else:
+        n_weights = min(n_weights, max(SHARED_WEIGHTS // n_x, -(-n_all // (2 * workers))))
+
+    def work(rows: tuple[int, int]) -> None:
+        multiply(*rows, found[:, rows[0] - first : rows[1] - first])
+
+    for _ in spread(work, packed.tiles(first, last, n_weights), threads=workers):
+        pass
+    return found[: len(x)]
+
+
+def _multiplier(x: NDArray[Any], n_x: int, packed: PackedTensor) -> tuple[Multiply, int]:
+    """Choose how rows are multiplied with activations, filled up with zeros to `n_x` rows, and how many weights at a time."""
+    from qformat.kernels.cpu import has_vectors
+
+    if not has_vectors():
+        return _by_numpy(_padded(x, n_x, packed.n_cols), packed), TILE_WEIGHTS
+    units = packed.units if n_x <= FEW_ROWS else None
+    if units is None:
+        return _of_tiles(_padded(x, n_x, -(-packed.n_cols // LEAST) * LEAST), packed), TILE_WEIGHTS
+    return _of_units(x, n_x, units), MOST_WEIGHTS if units.rows.in_place else TILE_WEIGHTS
+
+
+def units_of(packed: PackedTensor) -> Units | None:
+    """Find the units that a tensor is multiplied in; None where there are none."""
+    from qformat.kernels.vector.unordered import looked_up, order_of
+    from qformat.streamed import rows_of
+
+    for least in (WIDE, LEAST):
+        rows = rows_of(packed, True, least)
+        if rows is not None:
+            unit = looked_up(rows.reading.unit)
+            return Units(rows, unit, np.array(order_of(unit)))
+    return None
+
+
+def _of_units(x: NDArray[Any], n_x: int, units: Units) -> Multiply:
+    """Multiply with weights in registers."""
+    from qformat.kernels.vector.product import multiplier
+
+    rows, n_weights = units.rows, units.unit.n_weights
+    ordered = np.asarray(x, np.float32).reshape(len(x), rows.n_units, n_weights)[:, :, units.order]
+    factors = _padded(ordered.reshape(x.shape), n_x, x.shape[1])
+    cuts = [slice(at, at + TOGETHER) for at in range(0, n_x, TOGETHER)]
+    size = len(factors[cuts[0]])
+    if size not in units.multiply:
+        units.multiply[size] = multiplier(units.unit, size)
+    multiply = units.multiply[size]
+
+    def run(first: int, last: int, out: F32) -> None:
+        bound, number, _held = rows.bind(first, last)
+        for cut in cuts:
+            multiply(bound, number, rows.n_units, factors[cut], out[cut])
+
+    return run
+
+
+def _of_tiles(factors: F32, packed: PackedTensor) -> Multiply:
+    """Multiply with tiles of decoded weights."""
+    from qformat.kernels.vector.product import multiply_floats
+
+    decode, n_cols = decoder(packed), packed.n_cols
+    spare: list[F32] = []
+
+    def run(first: int, last: int, out: F32) -> None:
+        n_rows = last - first
+        tile = spare.pop() if spare else np.zeros((0, 0), np.float32)  # taken out by one thread alone
+        if len(tile) < n_rows:
+            tile = _padded(np.zeros((0, 0), np.float32), n_rows, factors.shape[1])
+        decode(first, last, tile[:n_rows, :n_cols])
+        multiply_floats(tile[:n_rows], factors, out)
+        spare.append(tile)
+
+    return run
+
+
+def _by_numpy(factors: F32, packed: PackedTensor) -> Multiply:
+    """Multiply with tiles of decoded weights, where kernels are not compiled."""
+    decode = decoder(packed)
+
+    def run(first: int, last: int, out: F32) -> None:
+        tile = np.empty((last - first, packed.n_cols), np.float32)
+        decode(first, last, tile)
+        with np.errstate(all="ignore"):  # infinities and NaN are values like any other
+            np.matmul(factors, tile.T, out=out)
+
+    return run
+
+
+def _padded(x: NDArray[Any], n_rows: int, n_cols: int) -> F32:
+    """Copy activations to float32, zeros behind rows and columns, each row beginning a line of the cache where it can."""
+    found = aligned((n_rows, n_cols), np.dtype(np.float32))
+    found[: len(x), : x.shape[1]] = x
+    found[len(x) :] = 0
+    found[:, x.shape[1] :] = 0
+    return found

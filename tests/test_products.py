@@ -1,0 +1,276 @@
+"""Packed weights times float activations: every format within the stated bound of exact sums, and what else must not matter."""
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from made_tensors import made
+from numpy.typing import NDArray
+from test_kernels import random_bytes
+
+import qformat
+from qformat import formats
+from qformat.arrays import Memory
+from qformat.formats import Format, fp8_block
+from qformat.formats.form import with_input_scale
+from qformat.layout import Bits, Field
+from qformat.tensor import PackedTensor, assemble, from_array
+
+RNG = np.random.default_rng(11)
+ROUNDING = 2.0**-24
+N_COLS = 512  # whole units of every format that has any
+BY_NAME = {form.name: form for form in (*formats.PLANAR, *formats.GGUF)}
+PLANAR = ("nf4_b64", "uint4_g128", "int5_g64", "uint6_g64", "uint8_g128")
+SOME = ("q4_k", "mxfp4", "int4_g128", "int3_g64", "int8_channel")
+
+IN_REGISTERS = (*formats.GGUF, *(BY_NAME[name] for name in (*PLANAR, *SOME[2:])))
+IN_TILES = (*(form for form in formats.PLANAR if form not in IN_REGISTERS), *formats.DIALECTS)
+
+some_formats = pytest.mark.parametrize("name", SOME)
+
+
+def filled(form: Format, shape: tuple[int, int]) -> PackedTensor:
+    """Fill a format with random bytes, floats of two or four bytes with small numbers."""
+    sources = {}
+    for number, part in enumerate(form.parts):
+        blocks = random_bytes(form.part_bytes(shape)[part.role], seed=number).reshape(-1, part.layout.n_bytes)
+        for field in part.layout.parts:
+            if isinstance(field, Field) and field.dtype in ("float16", "float32"):
+                small = RNG.uniform(0.01, 0.1, (len(blocks), field.count)).astype(field.dtype)
+                blocks[:, field.at : field.at + field.n_bytes] = small.view(np.uint8)
+            elif isinstance(field, Field) and field.dtype.startswith("float8_e8m0"):
+                blocks[:, field.at : field.at + field.n_bytes] = 120 + blocks[:, field.at : field.at + field.n_bytes] % 16
+            elif isinstance(field, Bits) and field.dtype:
+                blocks[...] &= 0x3F  # of a float16 whose bits lie apart: none is infinite
+        sources[part.role] = Memory(blocks.reshape(-1))
+    return assemble(form, shape, sources)
+
+
+def activations(*shape: int) -> NDArray[np.float32]:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def assert_within_the_bound(found: NDArray[np.float32], x: NDArray[Any], weights: NDArray[np.float32]) -> None:
+    """Compare with float64, whose own rounding is a hundred-millionth of the bound."""
+    n = weights.shape[1] / 8 + 8
+    left, right = x.astype(np.float64), weights.astype(np.float64).T
+    with np.errstate(all="ignore"):
+        exact, sizes = left @ right, np.abs(left) @ np.abs(right)
+    is_finite = np.isfinite(sizes)
+    assert np.isfinite(found[is_finite]).all()
+    assert is_finite.any()
+    assert (np.abs(found - exact)[is_finite] <= n * ROUNDING / (1 - n * ROUNDING) * sizes[is_finite]).all()
+    assert np.isnan(found[np.isnan(exact)]).all()
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int | None], None]]:
+    yield qformat.set_threads
+    qformat.set_threads(None)
+
+
+@pytest.mark.parametrize("form", IN_REGISTERS, ids=lambda form: form.name)
+def test_weights_in_registers_are_multiplied_within_the_bound(form: Format) -> None:
+    tensor, x = filled(form, (3, N_COLS)), activations(1, N_COLS)
+
+    assert tensor.units is not None
+    assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize())
+
+
+@pytest.mark.parametrize("form", IN_TILES, ids=lambda form: form.name)
+def test_tiles_of_weights_are_multiplied_within_the_bound(form: Format) -> None:
+    tensor, x = made(form, (5, N_COLS)), activations(17, N_COLS)
+
+    assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize())
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float8_e4m3fn"])
+def test_dense_weights_are_multiplied_too(name: str) -> None:
+    tensor = from_array(activations(9, 77).astype(getattr(ml_dtypes, name, name)))
+    x = activations(2, 77)
+
+    assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize())
+
+
+@pytest.mark.parametrize("n_x", [1, 2, 3, 4, 5, 16, 17, 23])
+@some_formats
+def test_any_number_of_rows_of_activations_fits(name: str, n_x: int) -> None:
+    tensor, x = made(BY_NAME[name], (7, N_COLS)), activations(n_x, N_COLS)
+
+    assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize())
+
+
+@pytest.mark.parametrize("n_x", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 31), (5, 33), (4, 1056), (3, 2080), (1, 4129)], ids=str)
+def test_columns_that_fill_no_unit_are_multiplied(shape: tuple[int, int], n_x: int) -> None:
+    tensor, x = made(BY_NAME["mxfp4"], shape), activations(n_x, shape[1])
+
+    assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize())
+
+
+def test_sums_of_few_integers_are_exact() -> None:
+    tensor = made(BY_NAME["int4_g128"], (6, 256), scales=np.float16(0.5))
+    x = RNG.integers(-9, 10, (3, 256)).astype(np.float32)
+
+    expected = (x.astype(np.int64) @ tensor.codes().astype(np.int64).T) / 2
+
+    assert qformat.matmul(x, tensor).tobytes() == expected.astype(np.float32).tobytes()
+    assert qformat.matmul(np.repeat(x, 6, axis=0), tensor)[::6].tobytes() == expected.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, ">f4"], ids=str)
+@pytest.mark.parametrize("n_x", [1, 18])
+def test_other_activations_are_their_float32_values(dtype: Any, n_x: int) -> None:
+    tensor, x = made(BY_NAME["q4_k"], (5, N_COLS)), activations(n_x, N_COLS).astype(dtype)
+
+    assert qformat.matmul(x, tensor).tobytes() == qformat.matmul(x.astype(np.float32), tensor).tobytes()
+
+
+def test_axes_before_the_last_stay() -> None:
+    tensor, x = made(BY_NAME["q4_k"], (5, N_COLS)), activations(2, 3, N_COLS)
+
+    assert qformat.matmul(x, tensor).shape == (2, 3, 5)
+    assert qformat.matmul(x, tensor).tobytes() == qformat.matmul(x.reshape(6, N_COLS), tensor).tobytes()
+    assert qformat.matmul(x[0, 0], tensor).shape == (5,)
+    assert qformat.matmul(x, made(BY_NAME["q4_k"], (N_COLS,))).shape == (2, 3)
+
+
+@pytest.mark.parametrize("n_x", [3, 17])
+def test_activations_and_results_may_lie_anywhere(n_x: int) -> None:
+    tensor, memory = made(BY_NAME["mxfp4"], (6, N_COLS)), activations(2 * n_x, 2 * N_COLS)
+    x, wide = memory[::-2, ::2], np.full((2 * n_x, 14), 7, np.float32)
+    out = wide[::2, 1:-1:2]
+
+    assert qformat.matmul(x, tensor, out) is out
+    assert out.tobytes() == qformat.matmul(x.copy(), tensor).tobytes()
+    out[...] = 7
+    assert (wide == 7).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("n_x", [1, 4, 19])
+@pytest.mark.parametrize("form", [BY_NAME["q4_k"], fp8_block.DIALECT[0]], ids=lambda form: form.name)
+def test_the_number_of_threads_changes_no_bit(form: Format, n_x: int, n: int, threads: Callable[[int | None], None]) -> None:
+    tensor, x = made(form, (2611, N_COLS)), activations(n_x, N_COLS)
+    threads(1)
+    expected = qformat.matmul(x, tensor)
+    threads(n)
+
+    assert qformat.matmul(x, tensor).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("n_x", [1, 19])
+@pytest.mark.parametrize("form", [BY_NAME["q4_k"], fp8_block.DIALECT[0]], ids=lambda form: form.name)
+def test_some_rows_are_those_of_all(form: Format, n_x: int) -> None:
+    tensor, x = made(form, (300, N_COLS)), activations(n_x, N_COLS)
+    whole = qformat.matmul(x, tensor)
+
+    for first, last in ((0, 1), (99, 131), (127, 129), (299, 300), (7, 7)):
+        assert qformat.matmul(x, tensor, rows=slice(first, last)).tobytes() == whole[:, first:last].tobytes()
+
+
+def test_an_expert_of_a_stack_is_multiplied_by_its_rows() -> None:
+    stack, x = made(BY_NAME["mxfp4"], (3, 5, N_COLS)), activations(2, N_COLS)
+
+    found = qformat.matmul(x, stack, rows=slice(5, 10))
+
+    assert_within_the_bound(found, x, stack.dequantize()[1])
+    with pytest.raises(qformat.UsageError, match=r"are a stack: matmul\(x, packed, rows=slice\(i \* N,"):
+        qformat.matmul(x, stack)
+
+
+@pytest.mark.parametrize("n_x", [1, 2, 17])
+def test_an_input_scale_is_part_of_the_weights(n_x: int) -> None:
+    form = with_input_scale(BY_NAME["int4_g128"], "float16")
+    tensor, x = made(form, (4, N_COLS)), activations(n_x, N_COLS)
+    columns = tensor.param(form.scheme.input_scale).reshape(-1).astype(np.float32)
+
+    assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize(input_scale=False) * columns)
+
+
+@pytest.mark.parametrize("n_x", [1, 3, 17])
+def test_infinities_and_nan_come_out_where_they_meet_the_sum(n_x: int) -> None:
+    scales = np.full((4, N_COLS // 128), 0.5, np.float16)
+    scales[1, 0], scales[2, 3] = np.inf, np.nan
+    tensor = made(BY_NAME["int4_g128"], (4, N_COLS), codes=np.full((4, N_COLS), 3, np.int8), scales=scales)
+    x = np.ones((n_x, N_COLS), np.float32)
+    x[-1, 5] = 0
+
+    found = qformat.matmul(x, tensor)
+
+    assert np.isfinite(found[:, [0, 3]]).all()
+    assert np.isnan(found[:, 2]).all()
+    assert np.isnan(found[-1, 1])  # 0 times infinity
+    assert (found[:-1, 1] == np.inf).all()
+    x[0, 0] = np.nan
+    assert np.isnan(qformat.matmul(x, tensor)[0]).all()
+    assert np.isfinite(qformat.matmul(x, tensor)[1:, [0, 3]]).all()
+
+
+@pytest.mark.parametrize("n_x", [1, 16, 32])
+def test_weights_never_stand_in_memory_as_a_whole(n_x: int) -> None:
+    tensor, x = made(BY_NAME["mxfp4"], (4096, 1024)), activations(n_x, 1024)
+    qformat.matmul(x, tensor)
+
+    tracemalloc.start()
+    qformat.matmul(x, tensor)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < tensor.n_weights  # bytes: a quarter of the weights as float32
+
+
+@pytest.mark.parametrize(("x_shape", "shape"), [((0, 64), (3, 64)), ((2, 64), (0, 64)), ((2, 0), (3, 0))], ids=str)
+def test_sums_of_nothing_are_zero(x_shape: tuple[int, int], shape: tuple[int, int]) -> None:
+    found = qformat.matmul(np.ones(x_shape, np.float32), made(BY_NAME["mxfp4"], shape))
+
+    assert found.shape == (x_shape[0], shape[0])
+    assert not found.any()
+
+
+def test_weights_times_columns_are_the_rows_times_weights() -> None:
+    tensor, x = made(BY_NAME["q4_k"], (5, N_COLS)), activations(N_COLS, 3)
+
+    assert (tensor @ x).shape == (5, 3)
+    assert (tensor @ x).tobytes() == np.ascontiguousarray(qformat.matmul(x.T, tensor).T).tobytes()
+    assert (tensor @ x[:, 0]).tobytes() == qformat.matmul(x[:, 0], tensor).tobytes()
+
+
+def test_weights_on_the_right_are_refused() -> None:
+    with pytest.raises(qformat.UsageError, match=r"use qformat.matmul\(x, packed\)"):
+        activations(2, 5) @ made(BY_NAME["q4_k"], (5, N_COLS))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((2, 63), np.float32), r"activations are float32 \(2, 63\), expected an array \(\.\.\., 64\) of float32"),
+        (np.zeros(64), r"activations are float64 \(64,\)"),
+        (np.zeros(64, np.int8), r"activations are int8 \(64,\)"),
+        (np.float32(1), r"activations are float32, expected"),
+        (np.zeros((), np.float32), r"activations are float32 \(\)"),
+        ([1.0] * 64, r"activations are list"),
+    ],
+    ids=["columns", "float64", "integers", "number", "no axes", "list"],
+)
+def test_other_activations_are_refused(x: Any, message: str) -> None:
+    with pytest.raises(qformat.UsageError, match=message):
+        qformat.matmul(x, made(BY_NAME["mxfp4"], (3, 64)))
+
+
+def test_other_results_are_refused() -> None:
+    tensor, x = made(BY_NAME["mxfp4"], (3, 64)), activations(2, 64)
+
+    for out in (np.zeros((2, 3)), np.zeros((3, 2), np.float32), np.zeros(6, np.float32)):
+        with pytest.raises(qformat.UsageError, match=r"expected float32 \(2, 3\)"):
+            qformat.matmul(x, tensor, out)  # type: ignore[arg-type]  # on purpose
+
+
+def test_weights_that_are_no_floats_are_refused() -> None:
+    with pytest.raises(qformat.UsageError, match="weights are int32, which float32 cannot hold"):
+        qformat.matmul(activations(1, 4), from_array(np.zeros((2, 4), np.int32)))
+    with pytest.raises(qformat.UsageError, match="3 axes, expected 1 or 2"):
+        made(BY_NAME["mxfp4"], (3, 64)) @ activations(64, 2, 2)
