@@ -172,9 +172,8 @@ def test_every_goal_names_a_case_that_is_measured(bench: Import) -> None:
     from fnmatch import fnmatchcase
 
     cases = bench("cases")
-    measured = {
-        section: [case.name for case in getattr(cases, section.upper())] for section in ("decode", "quantize", "transcode")
-    }
+    sections = ("decode", "quantize", "transcode", "integers")
+    measured = {section: [case.name for case in getattr(cases, section.upper())] for section in sections}
 
     unknown = [
         (section, name)

@@ -1,6 +1,6 @@
 """All that is measured, as one table, JSON and a plot.
 
-    cd tools && python -m bench [--out=FOLDER] [--largest] [decode|quantize|transcode|convert|start-up|growth ...]
+    cd tools && python -m bench [--out=FOLDER] [--largest] [decode|quantize|transcode|products|integers|convert|start-up|growth ...]
 
 Measures the named sections, or all. Writes table.txt, results.json and plot.svg to the folder, if one is given. Exit code 0
 whatever the figures are: a goal that is missed is marked as missed. Where a section fails, what it measured before is told,
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import arrays, files, growth, startup
+from bench import arrays, files, growth, integers, products, startup
 from bench.goals import GOALS, judge
 from bench.machine import describe, features, noise, ticks
 from bench.plot import svg
@@ -32,6 +32,8 @@ SECTIONS: dict[str, Callable[[], Iterator[Result]]] = {
     "decode": arrays.decode,
     "quantize": arrays.quantize,
     "transcode": arrays.transcode,
+    "products": products.multiply,
+    "integers": integers.multiply,
     "convert": files.convert,
     "start-up": startup.start_up,
     "growth": growth.growth,

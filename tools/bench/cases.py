@@ -36,6 +36,15 @@ class Way:
     to: str
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Packed activations and packed weights that are multiplied by integers: what either is quantized to."""
+
+    name: str
+    activations: str
+    weights: str
+
+
 PLANAR = (
     Case("mxfp4", "mxfp4", ("mlx",)),
     Case("nf4", "nf4", ("bitsandbytes",)),
@@ -74,4 +83,22 @@ TRANSCODE = (
     Way("planar to q4_0", "int4_g32", "qfmt", "gguf:q4_0"),
     Way("q8_0 to planar", "gguf:q8_0", "qfmt", "qfmt:int8_g32"),
     Way("planar to q8_0", "int8_g32", "qfmt", "gguf:q8_0"),
+)
+
+BATCHES = (1, 16)  # rows of activations
+INTEGERS = (
+    Product("int8 x int8", "int8_channel", "int8_channel"),
+    Product("uint8 zeros x int8", "uint8_channel", "int8_channel"),
+    Product("int8 x int8 g128", "int8_channel", "int8_g128"),
+    Product("int8 x int4 g128", "int8_channel", "int4_g128"),
+    Product("mxfp4 x mxfp4", "mxfp4", "mxfp4"),
+)
+
+FEW = (1, 4, 16)  # rows of activations that are floats
+PRODUCTS = (
+    Case("mxfp4", "mxfp4", ("mlx",)),
+    Case("int4_g128", "int4_g128", ("mlx",)),
+    Case("nf4", "nf4"),
+    Case("int8", "int8"),
+    *(Case(f"gguf:{kind}", f"gguf:{kind}") for kind in ("q4_0", "q8_0", "q4_k", "q6_k", "iq3_s")),
 )

@@ -19,6 +19,8 @@ BARS = (
     ("decode", "x memcpy", 2),
     ("quantize", "x memcpy", 1),
     ("transcode", "x memcpy", 1),
+    ("products", "x NumPy", 1),
+    ("integers", "x NumPy", 1),
     ("convert", "x disk", 2),
 )
 WIDTH, LABELS, ROW, TITLE = 960, 260, 15, 34

@@ -29,7 +29,7 @@ class Spread:
 class Result:
     """One line of the table.
 
-    section : "decode", "quantize", "transcode", "convert", "start-up", "growth"
+    section : "decode", "quantize", "transcode", "products", "integers", "convert", "start-up", "growth"
     name    : what of it: a format, a way, a command
     detail  : element type, alignment, unit
     threads : of the library that is measured; peers have one
