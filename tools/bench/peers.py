@@ -38,6 +38,11 @@ def encoder(peer: str, case: Case, weights: NDArray[np.float32]) -> Maker:
     return ENCODERS[peer](case, weights)
 
 
+def multiplier(peer: str, case: Case, weights: NDArray[np.float32], x: NDArray[np.float32]) -> Maker:
+    """Give what multiplies rows of activations with a case's weights with a peer."""
+    return MULTIPLIERS[peer](case, weights, x)
+
+
 def _ggml_decoder(case: Case, weights: NDArray[np.float32], out: NDArray[np.float32]) -> Maker:
     decode = _row_function(f"dequantize_row_{_ggml_name(case)}")
     blocks = ggml_blocks(case.target, weights)
@@ -73,13 +78,35 @@ def _bitsandbytes_decoder(case: Case, weights: NDArray[np.float32], out: NDArray
 
 
 def _mlx_decoder(case: Case, weights: NDArray[np.float32], out: NDArray[np.float32]) -> Maker:
-    mx, said = _mlx(), _mlx_kind(case)
-    few = [np.array(array) for array in mx.quantize(mx.array(weights[:DISTINCT]), **said)]
+    mx, said, held = _mlx(), _mlx_kind(case), _mlx_arrays(case, weights)
 
     def make(n_rows: int) -> Callable[[], object]:
+        arrays = held(n_rows)
+        return lambda: mx.eval(mx.dequantize(*arrays, **said, dtype=mx.float32))
+
+    return make
+
+
+def _mlx_multiplier(case: Case, weights: NDArray[np.float32], x: NDArray[np.float32]) -> Maker:
+    mx, said, held = _mlx(), _mlx_kind(case), _mlx_arrays(case, weights)
+    left = mx.array(x)
+
+    def make(n_rows: int) -> Callable[[], object]:
+        arrays = held(n_rows)
+        return lambda: mx.eval(mx.quantized_matmul(left, *arrays, transpose=True, **said))
+
+    return make
+
+
+def _mlx_arrays(case: Case, weights: NDArray[np.float32]) -> Callable[[int], list[Any]]:
+    """Give what makes so many rows of packed arrays."""
+    mx = _mlx()
+    few = [np.array(array) for array in mx.quantize(mx.array(weights[:DISTINCT]), **_mlx_kind(case))]
+
+    def make(n_rows: int) -> list[Any]:
         held = [mx.array(repeated(array, n_rows)) for array in few]
         mx.eval(*held)
-        return lambda: mx.eval(mx.dequantize(*held, **said, dtype=mx.float32))
+        return held
 
     return make
 
@@ -227,3 +254,4 @@ ENCODERS: dict[str, Callable[[Case, NDArray[np.float32]], Maker]] = {
     "mlx": _mlx_encoder,
     "compressed-tensors": _compressed_tensors_encoder,
 }
+MULTIPLIERS: dict[str, Callable[[Case, NDArray[np.float32], NDArray[np.float32]], Maker]] = {"mlx": _mlx_multiplier}
