@@ -69,6 +69,11 @@ def test_the_next_process_compiles_nothing_and_never_takes_one_layout_for_anothe
     assert len(before) == len(EXPECTED)
 
 
+def test_a_kernel_that_is_kept_runs_without_all_that_numba_compiles_by(warm_folder: Path) -> None:
+    register = "import numba.core.base; numba.core.base.BaseContext.refresh = None"
+    assert run(warm_folder, *EXPECTED, before=register).stdout == expected(*EXPECTED)
+
+
 def test_processes_that_compile_at_once_keep_every_kernel(tmp_path: Path) -> None:
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     script = UNPACK.format(before="")

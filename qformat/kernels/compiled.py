@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -12,6 +13,7 @@ from typing import Any
 
 from numba import config, njit
 from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 
 from qformat.kernels.sources import digest, were_edited
 from qformat.kernels.storage import Files
@@ -75,8 +77,28 @@ def _kept(function: Kernel) -> Any:
         _tell_uncached()
         return kernel
     cache._cache_file = Files(folder)
-    kernel._cache = cache
+    kernel._cache = Kept(cache)
     return kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A dispatcher's cache, as numba's, but that taking a kernel from it loads no more of numba than runs a kernel.
+
+    numba's has all that it can compile registered first, which takes longer than its import. A kernel that is not there is
+    compiled after this, and the compiler has it registered itself.
+    """
+
+    cache: Any
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """Give the machine code for types of arguments; None where there is none."""
+        rtsys.initialize(context)  # the functions that machine code calls
+        return self.cache._load_overload(signature, context)
+
+    def save_overload(self, signature: Any, code: Any) -> None:
+        """Keep machine code. Raises OSError where there is no room for it."""
+        self.cache.save_overload(signature, code)
 
 
 @lru_cache(maxsize=1)
