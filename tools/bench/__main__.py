@@ -1,10 +1,11 @@
 """All that is measured, as one table, JSON and a plot.
 
-    cd tools && python -m bench [--out=FOLDER] [--largest] [decode|quantize|transcode|products|integers|convert|start-up|growth ...]
+    cd tools && python -m bench [--out=FOLDER] [--largest] [SECTION ...]
 
-Measures the named sections, or all. Writes table.txt, results.json and plot.svg to the folder, if one is given. Exit code 0
-whatever the figures are: a goal that is missed is marked as missed. Where a section fails, what it measured before is told,
-the other sections are measured, and the exit code is 1.
+Measures the named sections, or all: decode, quantize, transcode, products, integers, convert, start-up, growth. Writes
+table.txt, results.json and plot.svg to the folder, if one is given. Exit code 0 whatever the figures are: a goal that is missed
+is marked as missed. Where a section fails, what it measured before is told, the other sections are measured, and the exit code
+is 1.
 """
 
 from __future__ import annotations
