@@ -142,7 +142,7 @@ def test_folding_powers_of_two_is_exact() -> None:
     inputs = correlated(400, 64).astype(np.float32)
     w = weights(8, 64)
 
-    found = fold([w], "int4_g32", statistics(inputs.astype(np.float64)))
+    found = fold([w], "int4_g32", statistics(inputs.astype(np.float64)), exact=True)
 
     assert len(set(found.scale.tolist())) > 1
     assert np.frexp(found.scale)[0].tolist() == [0.5] * 64

@@ -6,8 +6,8 @@ makes the error less. For a = 0 the same is done, and of the two the one with th
 more than without scales.
 
     carried : 1 / s is stored as `pre_quant_scale`, float32, part of the effective weight, whatever the format
-    folded  : `fold` gives weights times s, and 1 / s for whatever makes the input; by default s are powers of two, so that both
-              products are exact, and the model of unrounded weights computes what it did
+    folded  : `fold` gives weights times s, and 1 / s for whatever makes the input; each product rounds once. With `exact` s are
+              powers of two, so that none does, and the model of unrounded weights computes what it did; much less is won then
 
 Source: Lin et al. 2023, arXiv 2306.00978; mit-han-lab/llm-awq: awq/quantize/auto_scale.py, auto_clip.py; the form with weights:
 casper-hansen/AutoAWQ: awq/quantize/quantizer.py (_compute_best_scale).
@@ -95,7 +95,7 @@ class Folded:
 
 
 def fold(
-    weights: Sequence[NDArray[Any]], target: str | Format, calibration: Statistics, rule: str | None = None, exact: bool = True
+    weights: Sequence[NDArray[Any]], target: str | Format, calibration: Statistics, rule: str | None = None, exact: bool = False
 ) -> Folded:
     """Find one scale for each column of weights that share an input, to be folded into what makes that input.
 
