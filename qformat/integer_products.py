@@ -28,7 +28,8 @@ LARGEST = 255  # integer that kernels multiply, either way
 LARGEST_ZERO = 1 << 16
 HALVINGS = 8  # of a step at which the levels of an alphabet are looked for as integers
 FEW_ROWS = 4  # of activations: weights are read once
-SHARES = 4  # of a thread where weights are read once; else a tile has to stay in the cache
+AGAIN = 1 << 21  # weights that stay in the last cache, where more rows read them again
+SHARES = 4  # of a thread
 HELD = 1 << 22  # integers that a share holds
 
 ONE = Const(1.0)
@@ -75,7 +76,8 @@ def integer_matmul(x: PackedTensor, w: PackedTensor) -> F32:
     n_each = max(1, len(product.x) * product.n_groups)  # integers of a row of weights
     workers = n_threads() if x.n_rows * w.n_weights >= 2 * SHARED_WEIGHTS else 1
     n_share = -(-w.n_rows // (SHARES * workers if workers > 1 else 1)) * w.n_cols
-    n_weights = min(n_share if product.is_streamed else TILE_WEIGHTS, HELD // n_each * w.n_cols)
+    n_most = TILE_WEIGHTS if not product.in_place else n_share if len(product.x) <= FEW_ROWS else AGAIN
+    n_weights = min(n_share, n_most, HELD // n_each * w.n_cols)
 
     def work(rows: tuple[int, int]) -> None:
         out[:, rows[0] : rows[1]] = product.rows(*rows)[2]
@@ -203,9 +205,9 @@ class _Product:
             self.x = arranged(self.x)
 
     @property
-    def is_streamed(self) -> bool:
-        """Whether weights are read once, where they lie."""
-        return self.vectors is not None and self.vectors.in_place and len(self.x) <= FEW_ROWS
+    def in_place(self) -> bool:
+        """Whether weights are read where they lie."""
+        return self.vectors is not None and self.vectors.in_place
 
     def rows(self, first: int, last: int) -> tuple[NDArray[np.int32], NDArray[np.int64] | None, F32]:
         """Give accumulators, corrections and values for rows [first, last) of the weights."""
