@@ -172,10 +172,9 @@ def test_a_plan_says_what_memory_writing_takes(wide: Path, to: str, monkeypatch:
     monkeypatch.setenv("QFORMAT_THREADS", "8")
     plan = qconvert.plan(wide, "bnb:nf4" if to == "nf4" else to)
     least, much = (peak_memory(plan.items, allowed) for allowed in (LEAST_MEMORY, 1 << 30))
-    n_dense = (
-        1 << 23
-    )  # bytes of the dense tensor, which is copied or, at 32 bytes for each weight, worked on in 2 pieces of a thread
-    expected = {"gguf": 1 << 27, "gguf:q8_0": 1 << 27, "qfmt": n_dense, "nf4": n_dense}[to]
+    n_dense = 1 << 23  # bytes of the dense tensor of 4 Mi weights, which is copied
+    relaid, derived = 1 << 24, 1 << 27  # at 4 and at 32 bytes for each weight
+    expected = {"gguf": relaid, "gguf:q8_0": derived, "qfmt": n_dense, "nf4": n_dense}[to]
     assert (least, much) == (min(LEAST_MEMORY, expected), expected)
 
 

@@ -21,10 +21,10 @@ Rows = tuple[tuple[int, int], ...]
 
 UNIT_WEIGHTS = 1 << 18
 UNIT_BYTES = 1 << 20
-RELAID_WEIGHTS = 1 << 20  # of rows whose bytes are only laid out anew, at many times the pace
+RELAID_WEIGHTS = 1 << 22  # of rows whose bytes are only laid out anew, at many times the pace
 TORN_WEIGHTS = 1 << 21  # of rows whose bytes do not lie together: enough that each run of them is worth a write
-WHOLE_WEIGHTS = 1 << 26  # of such rows where bytes are only laid out anew
-RELAID_BYTES = 4  # of memory for each weight then
+WHOLE_WEIGHTS = 1 << 26  # of such rows where bytes are only laid out anew: as few runs as there is memory for
+RELAID_BYTES = 4  # of memory for each weight whose bytes are only laid out anew
 WORK_BYTES = 32  # of memory for each weight in work: decoded, its codes in 32 bits, a rule's tries; measured to be below 26
 MAX_MEMORY = 1 << 30
 LEAST_MEMORY = 1 << 24
@@ -53,11 +53,9 @@ def row_ranges(
     n_slabs, step = slabs(form, tensor.shape), row_step(form, tensor.shape)
     parts = (*form.parts, *(part.form for part in tensor.parts if is_relaid))  # of the source few rows are slow to read
     torn = n_slabs > 1 or any(lead_axis(part) != 0 for part in parts)
-    usual = n_weights or UNIT_WEIGHTS
-    wanted = TORN_WEIGHTS if torn else RELAID_WEIGHTS if is_relaid else usual
-    n_weights = min(wanted, max_memory // (AT_ONCE * WORK_BYTES))
-    if is_relaid and any(lead_axis(part) != 0 for part in form.parts):  # as few runs as there is memory for
-        n_weights = max(n_weights, min(WHOLE_WEIGHTS, max_memory // (AT_ONCE * RELAID_BYTES)))
+    usual = TORN_WEIGHTS if torn else n_weights or UNIT_WEIGHTS
+    wanted = (WHOLE_WEIGHTS if torn else RELAID_WEIGHTS) if is_relaid else usual
+    n_weights = min(wanted, max_memory // (AT_ONCE * (RELAID_BYTES if is_relaid else WORK_BYTES)))
     slab = tensor.n_rows // n_slabs
     per_range = max(1, n_weights // max(1, step * n_slabs * tensor.n_cols)) * step
     for first in range(0, slab, per_range):
@@ -121,9 +119,9 @@ def shared_roles(form: Format) -> set[str]:
     return {part.role for part in form.parts if names & set(part.layout.holds)}
 
 
-def unit_bytes(tensor: PackedTensor, rows: Rows) -> int:
+def unit_bytes(tensor: PackedTensor, rows: Rows, is_relaid: bool = False) -> int:
     """Give the memory that a unit takes while it is worked on."""
-    return sum(last - first for first, last in rows) * tensor.n_cols * WORK_BYTES
+    return sum(last - first for first, last in rows) * tensor.n_cols * (RELAID_BYTES if is_relaid else WORK_BYTES)
 
 
 def check_memory(tensor: PackedTensor, max_memory: int, form: Format | None = None) -> None:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from qconvert.compare import first_differences
-from qconvert.cutting import MAX_MEMORY, UNIT_WEIGHTS, WORK_BYTES, Rows, byte_ranges, unit_bytes
+from qconvert.cutting import MAX_MEMORY, UNIT_WEIGHTS, WORK_BYTES, Rows, byte_ranges
 from qconvert.items import Item, Plan
-from qconvert.run import Progress, narrowed, producer, rows_of
+from qconvert.run import Progress, narrowed, producer, sized_rows
 from qconvert.verdict import EXACT, same_parts
 from qformat.arrays import Part
 from qformat.errors import NotExact
@@ -121,4 +121,4 @@ def _same_product(item: Item, found: PackedTensor, max_memory: int) -> Iterator[
                 raise NotExact(f"byte {where} of '{role}' is not what its source gives", tensor=item.name, field=role)
         return 0
 
-    return (Check(partial(check, rows), unit_bytes(item.tensor, rows)) for rows in rows_of(item, max_memory))
+    return (Check(partial(check, rows), n_bytes) for rows, n_bytes in sized_rows(item, max_memory))

@@ -94,8 +94,8 @@ def units(number: int, item: Item, max_memory: int = MAX_MEMORY) -> Iterator[Uni
         return
     item = narrowed(item)
     produce = producer(item)
-    for rows in rows_of(item, max_memory):
-        yield Unit(partial(_make, number, produce, rows), unit_bytes(item.tensor, rows))
+    for rows, n_bytes in sized_rows(item, max_memory):
+        yield Unit(partial(_make, number, produce, rows), n_bytes)
 
 
 def peak_memory(items: Sequence[Item], max_memory: int) -> int:
@@ -203,14 +203,15 @@ def _relay(item: Item) -> Relay | None:
     return relaid(item.tensor, item.form) if item.verdict.verdict == EXACT and not item.form.scheme.is_dense else None
 
 
-def rows_of(item: Item, max_memory: int) -> Iterator[Rows]:
-    """Cut a narrowed item's rows into units."""
-    n_weights = None if item.by is None else ROUNDED_WEIGHTS
-    return row_ranges(item.tensor, item.form, max_memory, _relay(item) is not None, n_weights)
+def sized_rows(item: Item, max_memory: int) -> Iterator[tuple[Rows, int]]:
+    """Cut a narrowed item's rows into units: the rows of each, and the memory that it takes."""
+    n_weights, is_relaid = None if item.by is None else ROUNDED_WEIGHTS, _relay(item) is not None
+    for rows in row_ranges(item.tensor, item.form, max_memory, is_relaid, n_weights):
+        yield rows, unit_bytes(item.tensor, rows, is_relaid)
 
 
 def _sizes(item: Item, max_memory: int) -> Iterator[int]:
-    return (unit_bytes(item.tensor, rows) for rows in rows_of(item, max_memory))
+    return (n_bytes for _, n_bytes in sized_rows(item, max_memory))
 
 
 def _make(number: int, produce: Producer, rows: Rows) -> list[Piece]:
