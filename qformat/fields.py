@@ -26,7 +26,9 @@ def read_field(blocks: NDArray[np.uint8], layout: Layout, field: Field | Bits, o
     if isinstance(field, Field):
         end = field.at + field.n_bytes
         words = blocks.reshape(*blocks.shape[:-2], layout.n_bytes)[..., field.at : end]
-        out[...] = np.ascontiguousarray(words).view(numpy_dtype(field.dtype)).reshape(out.shape)
+        if words.strides[-1] != words.itemsize:  # bytes of a value that lie apart, as in the order of another machine
+            words = np.ascontiguousarray(words)
+        out[...] = words.view(numpy_dtype(field.dtype)).reshape(out.shape)
         return
     from qformat.kernels.planes import unpack
 
