@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import qformat
 from qformat import formats
+from qformat.decoding import TILE_WEIGHTS
 from qformat.errors import UsageError
 from qformat.formats import Format, nf4
 from qformat.formats.integer import integer
@@ -231,3 +232,10 @@ def test_one_scale_over_a_tensor_is_what_the_rule_defines(target: str, shape: tu
 
     assert fuse(form, find(form, None), rows.size, "float32", in_place=True, is_whole=True) is not None
     assert stored(quantize(rows, target)) == defined(rows.reshape(-1, rows.shape[-1]), form)
+
+
+def test_blocks_packed_tile_by_tile_are_those_of_the_whole() -> None:
+    rows = np.random.default_rng(9).standard_normal((1100, 256)).astype(np.float32)
+    assert rows.size > TILE_WEIGHTS
+
+    assert stored(quantize(rows, "gguf:q3_k")) == defined(rows, resolve("gguf:q3_k"))

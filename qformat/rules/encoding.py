@@ -24,8 +24,9 @@ from qformat.rules.fused import Fused, fuse
 from qformat.rules.groups import Extremes, extremes, split
 from qformat.rules.rule import Rule, Values
 from qformat.scheme import Flat, Grid
-from qformat.tensor import PackedTensor, assemble, from_values, pack_parts
+from qformat.tensor import PackedTensor, assemble, from_values, pack_part, pack_parts
 from qformat.threads import n_threads, spread
+from qformat.tiling import ROWS
 
 F32 = NDArray[np.float32]
 
@@ -71,6 +72,12 @@ def quantize(
         rows = None if counts is None else _importance_of(counts, form, first, tile, matrix(shape)[1])
         return encode(tile, form, chosen.name, state, first, shape, rows)
 
+    def pack_tile(place: tuple[int, F32]) -> NDArray[np.uint8]:
+        return pack_part(form, form.parts[0], place[1].shape, encode_tile(place))
+
+    if _is_rows_of_blocks(form):  # the bytes of tiles are those of the whole, and threads pack as well
+        data = np.concatenate(list(spread(pack_tile, _tiles(array, form))))
+        return assemble(form, shape, {form.parts[0].role: Memory(data)}, array.dtype.name, rule=chosen.name)
     made = list(spread(encode_tile, _tiles(array, form)))
     whole = {name: np.concatenate([tile[name] for tile in made]) for name in made[0] if name != "codes"}
     whole["codes"] = np.concatenate([tile["codes"].reshape(-1) for tile in made]).reshape(shape)
@@ -224,12 +231,12 @@ def _tiles(array: NDArray[Any], form: Format) -> Iterator[tuple[int, F32]]:
         flat = array.reshape(-1)
         step = max(1, TILE_WEIGHTS // group.n_weights) * group.n_weights
         for low in range(0, max(1, flat.size), step):
-            yield low, flat[None, low : low + step].astype(np.float32)
+            yield low, np.ascontiguousarray(flat[None, low : low + step], np.float32)
         return
     rows = array.reshape(n_rows, n_cols)
     step = max(1, TILE_WEIGHTS // max(1, n_cols))
     for low in range(0, max(1, n_rows), step):
-        yield low * n_cols, rows[low : low + step].astype(np.float32)
+        yield low * n_cols, np.ascontiguousarray(rows[low : low + step], np.float32)
 
 
 def _importance_of(counts: Callable[[int, int], F32], form: Format, first: int, tile: F32, n_cols: int) -> F32:
@@ -244,6 +251,12 @@ def _importance_of(counts: Callable[[int, int], F32], form: Format, first: int, 
 
 def _covers_tensor(form: Format) -> bool:
     return form.scheme.param("scales").group == Grid(0, 0)
+
+
+def _is_rows_of_blocks(form: Format) -> bool:
+    """Tell whether one part holds everything, in blocks that rows are whole numbers of."""
+    part, *others = form.parts
+    return not others and part.tiling == ROWS and part.layout.n_weights > 0 and len(part.layout.holds) > 1
 
 
 def _check_columns(form: Format, n_cols: int) -> None:
