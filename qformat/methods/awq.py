@@ -27,7 +27,7 @@ from qformat.calibration import Statistics
 from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix, with_input_scale
 from qformat.methods.method import Encode, Method, Task, check_columns, columns_of, task_of
-from qformat.methods.scaling import Scaling, best_cuts, rounded, row_errors, scaling
+from qformat.methods.scaling import Scaling, best_cuts, lost, rounded, row_errors, scaling
 from qformat.rules import catalogue, encoding
 from qformat.rules.rule import Values
 from qformat.scheme import Flat
@@ -38,7 +38,6 @@ F64 = NDArray[np.float64]
 
 EXPONENTS = tuple(step / 20 for step in range(20))
 SEEN_ROWS = 512  # by which an exponent is chosen
-AT_ONCE = 64  # rows that a thread takes
 LEAST = 1e-4  # of the largest mean: smaller ones count as that
 INPUT_SCALE = "float32"
 
@@ -143,20 +142,15 @@ def seen_error(task: Task, tries: Sequence[F64]) -> F64:
         seen.append(tile[-first % step :: step])
         first += len(tile)
     rows = np.concatenate(seen)
-    cut = range(0, max(1, len(rows)), AT_ONCE)
-
-    def error(work: tuple[Scaling, int]) -> F64:
-        return row_errors(task, work[0], rows[work[1] : work[1] + AT_ONCE])
-
-    found = list(spread(error, ((how, low) for how in (scaling(task, scale) for scale in tries) for low in cut)))
-    total: F64 = np.concatenate(found).reshape(len(tries), len(rows)).sum(axis=1)
-    return total
+    losses = spread(lambda how: lost(task, how, rows), (scaling(task, scale) for scale in tries))
+    return np.array([row_errors(loss, task.statistics.hessian).sum() for loss in losses])
 
 
 def whole_error(task: Task, scale: F64) -> float:
     """Give tr(E H E^T) over all rows, nothing cut."""
     how = scaling(task, scale)
-    return float(np.concatenate(list(spread(lambda tile: row_errors(task, how, tile), task.tiles()))).sum())
+    losses = spread(lambda tile: lost(task, how, tile), task.tiles())
+    return float(np.concatenate([row_errors(loss, task.statistics.hessian) for loss in losses]).sum())
 
 
 def check(form: Format, n_cols: int) -> None:

@@ -1,7 +1,8 @@
 """Rounding a tensor whose columns are scaled first, the ranges of its groups cut: the error that remains, and the best cuts.
 
-Must not know where scales come from. Errors are those of decoded values, so that whatever storing rounds counts too; sums of
-a row do not depend on the rows beside it.
+Must not know where scales come from. Errors are those of decoded values, so that whatever storing rounds counts too. Threads
+round and decode; the products with the whole Hessian are made by one, of the same rows each time, so that a search that is
+made again ends alike.
 """
 
 from __future__ import annotations
@@ -61,9 +62,20 @@ def rounded(task: Task, how: Scaling, rows: F32, cuts: Numbers | None) -> Values
     return encoding.encode(scaled, task.form, task.rule.name, how.state)
 
 
-def row_errors(task: Task, how: Scaling, rows: F32, cuts: Numbers | None = None) -> F64:
-    """Give e H e^T of rows, e what they lose by being stored; infinite where that is no number."""
-    return _products(_lost(task, how, rows, cuts), task.statistics.hessian)
+def lost(task: Task, how: Scaling, rows: F32, cuts: Numbers | None = None) -> F64:
+    """Give rows less what is stored for them."""
+    stored = from_values(task.form, rows.shape, rounded(task, how, rows, cuts))
+    with np.errstate(all="ignore"):  # what a scale beyond its type decodes to is a loss like any other
+        return rows.astype(np.float64) - stored.dequantize() * how.back
+
+
+def row_errors(loss: F64, hessian: F64) -> F64:
+    """Give e H e^T of each row e; infinite where that is no number.
+
+    The library's product, by all its threads: to be called by one thread, with the same rows each time.
+    """
+    with np.errstate(all="ignore"):
+        return _finite((loss @ hessian * loss).sum(axis=1))
 
 
 def best_cuts(task: Task, how: Scaling) -> tuple[Scaling, float]:
@@ -71,31 +83,31 @@ def best_cuts(task: Task, how: Scaling) -> tuple[Scaling, float]:
 
     A row whose whole error would not get less is left uncut, and so is a tensor whose parameters are of different groups.
     """
-    cuts_of = list(spread(lambda tile: _cut_rows(task, how, tile), task.tiles()))
-    error = float(np.concatenate([errors for _, errors in cuts_of]).sum())
-    if not _groups(task):
-        return how, error
-    return replace(how, cuts=np.concatenate([cuts for cuts, _ in cuts_of])), error
+    hessian, cuts, errors = task.statistics.hessian, list[Numbers](), list[F64]()
+    for best, uncut, cut in spread(lambda tile: _cut_rows(task, how, tile), task.tiles()):
+        before, after = row_errors(uncut, hessian), row_errors(cut, hessian)
+        is_better = after < before
+        cuts.append(np.where(is_better[:, None], best, np.uint8(0)))
+        errors.append(np.where(is_better, after, before))
+    error = float(np.concatenate(errors).sum())
+    return (replace(how, cuts=np.concatenate(cuts)) if _groups(task) else how), error
 
 
-def _cut_rows(task: Task, how: Scaling, rows: F32) -> tuple[Numbers, F64]:
-    """Give the cuts of some rows, and their errors."""
-    errors, parts = row_errors(task, how, rows), _groups(task)
-    if not parts:
-        return np.zeros((len(rows), 0), np.uint8), errors
+def _cut_rows(task: Task, how: Scaling, rows: F32) -> tuple[Numbers, F64, F64]:
+    """Give the best cut of each group of some rows by its own part of the error, and what rows lose without and with them."""
+    parts, uncut = _groups(task), lost(task, how, rows)
     best = np.zeros((len(rows), len(parts)), np.uint8)
+    if not parts:
+        return best, uncut, uncut
     least = np.full(best.shape, np.inf)
     blocks = [np.ascontiguousarray(task.statistics.hessian[part, part]) for part in parts]
     for number in range(len(CUTS)):
-        lost = _lost(task, how, rows, np.full(best.shape, number, np.uint8))
+        loss = lost(task, how, rows, np.full(best.shape, number, np.uint8)) if number else uncut
         for group, part in enumerate(parts):
-            found = _products(lost[:, part], blocks[group])
+            found = _group_errors(loss[:, part], blocks[group])
             is_less = found < least[:, group]
             best[is_less, group], least[is_less, group] = number, found[is_less]
-    cut = row_errors(task, how, rows, best)
-    is_better = cut < errors
-    best[~is_better] = 0
-    return best, np.where(is_better, cut, errors)
+    return best, uncut, lost(task, how, rows, best)
 
 
 def _groups(task: Task) -> Sequence[slice]:
@@ -106,17 +118,13 @@ def _groups(task: Task) -> Sequence[slice]:
     return [slice(low, min(low + size, n_cols)) for low in range(0, n_cols, size)] if size > 0 else []
 
 
-def _lost(task: Task, how: Scaling, rows: F32, cuts: Numbers | None) -> F64:
-    """Give the weights less what is stored for them."""
-    stored = from_values(task.form, rows.shape, rounded(task, how, rows, cuts))
-    with np.errstate(all="ignore"):  # what a scale beyond its type decodes to is a loss like any other
-        return rows.astype(np.float64) - stored.dequantize() * how.back
-
-
-def _products(lost: F64, hessian: F64) -> F64:
-    """Give e H e^T of each row; infinite where that is no number."""
-    products = np.zeros(lost.shape)
-    subtract_product(products, np.ascontiguousarray(lost.T), hessian, 0, 0)
+def _group_errors(loss: F64, hessian: F64) -> F64:
+    """Give e H e^T of each row e, by the thread that asks."""
+    products = np.zeros(loss.shape)
+    subtract_product(products, np.ascontiguousarray(loss.T), hessian, 0, 0)
     with np.errstate(all="ignore"):
-        found: F64 = -(products * lost).sum(axis=1)
-    return np.where(np.isfinite(found), found, np.inf)
+        return _finite(-(products * loss).sum(axis=1))
+
+
+def _finite(errors: F64) -> F64:
+    return np.where(np.isfinite(errors), errors, np.inf)
