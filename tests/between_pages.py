@@ -1,4 +1,7 @@
-"""Decodes every format from memory that ends, or begins, where nothing can be read. Dies where a kernel reads beyond it."""
+"""Decodes every format, and multiplies some, from memory that ends, or begins, where nothing can be read.
+
+Dies where a kernel reads beyond it.
+"""
 
 import ctypes
 import mmap
@@ -6,11 +9,13 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
+import qformat
 from qformat import formats
 from qformat.arrays import Memory
 from qformat.tensor import PackedTensor, assemble
 
 SHAPE = (3, 4096)
+MULTIPLIED = ("q4_0", "q6_k", "iq3_s", "tq1_0", "mxfp4", "int3_g64", "uint5_g64")
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,6 +51,8 @@ def main() -> None:
             moved = {role: fenced(array, at_end) for role, array in arrays.items()}
             if tensor_of(form, moved).dequantize().tobytes() != wanted:
                 raise SystemExit(f"{form.name} has other values elsewhere")
+            if form.name in MULTIPLIED:
+                qformat.matmul(np.ones(SHAPE[1], np.float32), tensor_of(form, moved))
         n_done += 1
     print(n_done)
 

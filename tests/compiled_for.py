@@ -1,4 +1,4 @@
-"""Compiles the kernels that decode formats for a processor that need not be here, to objects that are never run.
+"""Compiles the kernels that decode formats, and that multiply some, for a processor that need not be here; nothing is run.
 
 Arguments: triple, processor, features, element types. Prints the machine of the objects, how many there are, and the kinds of
 their vector registers.
@@ -12,12 +12,15 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+import numpy as np
 from decoded_here import OURS, tensor_of
 from numba.core.codegen import JITCodeLibrary
 from numba.core.cpu import CPUContext
 
+import qformat
 from qformat.kernels import compiled, cpu
 
+MULTIPLIED = ("q4_k", "iq3_s", "mxfp4", "int4_g128", "int8_g128")
 MACHINE = slice(18, 20)  # of an ELF header
 TRIPLE, PROCESSOR, FEATURES, *DTYPES = sys.argv[1:]
 REGISTERS = re.compile(r"%([xyz]mm)\d|\b([vq])\d+\b")
@@ -67,6 +70,9 @@ def main() -> None:
     for form in OURS:
         for dtype in DTYPES:
             tensor_of(form).dequantize(dtype)
+        if form.name in MULTIPLIED:
+            for n_x in (1, 4, 20):
+                qformat.matmul(np.ones((n_x, tensor_of(form).n_cols), np.float32), tensor_of(form))
     machines = {int.from_bytes(code[MACHINE], "little") for code in objects.code}
     print(json.dumps({"machines": sorted(machines), "objects": len(objects.code), "registers": sorted(objects.registers)}))
 
