@@ -132,20 +132,20 @@ def _kernel(job: Job) -> Kernel:
     def run(starts, steps, first, n_rows, n_all, n_units, x, out, step):  # type: ignore[no-untyped-def]  # compiled
         row_bytes = WORD * groups * (n_all // n_units)
         for row in range(0, n_rows, beside):
-            _rows(key, starts, steps, first + row, n_all, n_units, x, out + row * row_bytes, step)  # type: ignore[call-arg]  # numba gives the first
+            _rows(key, starts, steps, first + row, n_all, n_units, x, out + row * row_bytes, row_bytes, step)  # type: ignore[call-arg]  # numba gives the first
 
     return compiled(run)
 
 
 @intrinsic(prefer_literal=True)
-def _rows(typing, key, starts, steps, row, n_all, n_units, x, out, step):  # type: ignore[no-untyped-def]  # numba's own interface
+def _rows(typing, key, starts, steps, row, n_all, n_units, x, out, row_bytes, step):  # type: ignore[no-untyped-def]  # numba's own interface
     job = _JOBS[key.literal_value]
 
     def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
         _Rows(b, job, *args[1:]).run()
         return context.get_dummy_value()
 
-    return types.void(key, starts, steps, row, n_all, n_units, x, out, step), generate
+    return types.void(key, starts, steps, row, n_all, n_units, x, out, row_bytes, step), generate
 
 
 @dataclass(slots=True)
@@ -153,7 +153,8 @@ class _Rows:
     """Emits rows side by side.
 
     n_all, n_units : units of the row, and of a group or 1
-    x, out         : addresses; rows of x lie one behind the other, those of out `step` bytes apart
+    x, out         : addresses; rows of x lie one behind the other
+    row_bytes      : of `out` from one row of units to the next; step: from one row of x to the next
     """
 
     b: ir.IRBuilder
@@ -165,14 +166,18 @@ class _Rows:
     n_units: Value
     x: Value
     out: Value
+    row_bytes: Value
     step: Value
 
     def run(self) -> None:
         """Add up all groups of the rows."""
         b, n = self.b, self.job.n_rows * self.job.n_x
         kept = [cgutils.alloca_once(b, vector(I32, SUMS)) for _ in range(n)]  # type: ignore[no-untyped-call]
+        next_out = cgutils.alloca_once(b, I64)  # type: ignore[no-untyped-call]
+        b.store(self.out, next_out)
         with cgutils.for_range_slice(b, I64(0), self.n_all, self.n_units) as (begin, _):
-            to = b.add(self.out, b.mul(b.udiv(begin, self.n_units), I64(WORD * self.job.groups)))
+            to = b.load(next_out)
+            b.store(moved(b, to, WORD * self.job.groups), next_out)
             if self.job.groups == 1:
                 for place_of in kept:
                     b.store(splat(I32, 0, SUMS), place_of)
@@ -231,10 +236,9 @@ class _Rows:
     def write(self, sums: Sequence[Sequence[Value]], out: Value) -> None:
         """Store the sums of neighbouring groups, for each row and each row of x."""
         b = self.b
-        row_bytes = b.mul(b.udiv(self.n_all, self.n_units), I64(WORD * self.job.groups))
         for number, of_row in enumerate(sums):
             row, i = divmod(number, self.job.n_x)
-            to = b.add(b.add(out, b.mul(row_bytes, I64(row))), b.mul(self.step, I64(i)))
+            to = b.add(b.add(out, b.mul(self.row_bytes, I64(row))), b.mul(self.step, I64(i)))
             if len(of_row) == TOGETHER:
                 store(b, _four(b, of_row), to, 1, False)
                 continue
