@@ -34,7 +34,7 @@ Multiply = Callable[[int, int, "F32"], None]
 
 FLOATS = ("float32", "float16", "bfloat16")
 TOGETHER = 4  # rows of activations that are multiplied at a time
-FEW_ROWS, FEWEST_ROWS = 16, 4  # of them: for more, decoding a row once costs less than for every four; where it costs much
+FEW_ROWS = 16  # of them: for more, decoding a row once costs less than decoding it for every four
 WIDE = 128  # weights of a unit, where rows are whole ones: registers are full of codes, and loops cost less
 MOST_WEIGHTS = 1 << 25  # that are bound at a time: of some, the bytes are turned first
 
@@ -44,14 +44,12 @@ class Units:
     """What a tensor is multiplied in.
 
     order    : number of the column, of those of a unit, that each activation is of
-    n_x      : most rows of activations for which that pays
     multiply : by rows of activations
     """
 
     rows: Rows
     unit: Unit
     order: NDArray[np.intp]
-    n_x: int
     multiply: dict[int, Any] = field(default_factory=dict)
 
 
@@ -129,21 +127,21 @@ def _multiplier(x: NDArray[Any], n_x: int, packed: PackedTensor) -> tuple[Multip
     if not has_vectors():
         return _by_numpy(_padded(x, n_x, packed.n_cols), packed), TILE_WEIGHTS
     units = packed.units if n_x <= FEW_ROWS else None
-    if units is None or n_x > units.n_x:
+    if units is None:
         return _of_tiles(_padded(x, n_x, -(-packed.n_cols // LEAST) * LEAST), packed), TILE_WEIGHTS
     return _of_units(x, n_x, units), MOST_WEIGHTS if units.rows.in_place else TILE_WEIGHTS
 
 
 def units_of(packed: PackedTensor) -> Units | None:
     """Find the units that a tensor is multiplied in; None where there are none."""
-    from qformat.kernels.vector.unordered import is_in_memory, looked_up, order_of
+    from qformat.kernels.vector.unordered import looked_up, order_of
     from qformat.streamed import rows_of
 
     for least in (WIDE, LEAST):
         rows = rows_of(packed, True, least)
         if rows is not None:
             unit = looked_up(rows.reading.unit)
-            return Units(rows, unit, np.array(order_of(unit)), FEWEST_ROWS if is_in_memory(unit) else FEW_ROWS)
+            return Units(rows, unit, np.array(order_of(unit)))
     return None
 
 

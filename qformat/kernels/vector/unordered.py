@@ -16,7 +16,7 @@ from llvmlite import ir
 from qformat.kernels.vector.fields import Load, chosen
 from qformat.kernels.vector.grids import Read, reader
 from qformat.kernels.vector.ir import F32, I32, Value, cut, entries, join, look_up, pick, splat, vector
-from qformat.units import LEAST, Packed, Shifted, Signed, Unit
+from qformat.units import LEAST, Packed, Unit
 
 LANES = 8  # floats of a vector
 BYTE, NIBBLE = 8, 4
@@ -34,11 +34,6 @@ def looked_up(unit: Unit) -> Unit:
     values = [float((field ^ sign) - sign - codes.minus) for field in fields]
     plain = replace(codes, signed=False, minus=0)
     return replace(unit, codes=plain, levels=struct.pack(f"<{len(values)}f", *values))
-
-
-def is_in_memory(unit: Unit) -> bool:
-    """Tell whether codes or levels are looked up in memory, which costs several times what registers do."""
-    return isinstance(unit.codes, Signed | Shifted) or len(unit.levels) > FEW
 
 
 def order_of(unit: Unit) -> tuple[int, ...]:
