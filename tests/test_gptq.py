@@ -212,13 +212,12 @@ def test_rows_do_not_depend_on_one_another(target: str, monkeypatch: pytest.Monk
     assert w.size < quantizing.ROUNDED_WEIGHTS
     monkeypatch.setattr(quantizing, "ROUNDED_WEIGHTS", 5 * 192)
 
-    before = qformat.n_threads()
     try:
         for n_threads in (1, 2, 3):
             qformat.set_threads(n_threads)
             assert stored(quantize(w, target, method="gptq", calibration=known)) == whole
     finally:
-        qformat.set_threads(before)
+        qformat.set_threads(None)
 
 
 def test_a_stack_is_its_matrices() -> None:
