@@ -8,7 +8,7 @@ ORACLES := .venv-oracles
 BUILT_FROM := pyproject.toml
 PLAIN_TESTS := tests/test_kernels.py
 
-.PHONY: demo test check lint matrix perplexity bench bench-growth bench-memory oracles clean
+.PHONY: demo test check lint matrix perplexity calibrated bench bench-growth bench-memory oracles clean
 
 demo: $(MAIN)/demo.stamp
 	@$(MAIN)/bin/python tools/demo.py
@@ -33,6 +33,10 @@ matrix: $(MAIN)/models.stamp
 # Minutes, and a gigabyte for files that go away.
 perplexity: $(MAIN)/models.stamp
 	@$(MAIN)/bin/python tools/perplexity.py
+
+# About ten minutes, and a gigabyte for files that go away.
+calibrated: $(ORACLES)/models.stamp
+	@$(ORACLES)/bin/python -W ignore tools/calibrated_perplexity.py
 
 # Ten minutes at most; ONLY="decode convert" for parts of it, OUT for another folder. See docs/benchmarks/README.md.
 OUT ?= out/bench
