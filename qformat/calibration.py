@@ -86,6 +86,8 @@ class Accumulator:
     """Sums over samples seen so far, for one weight of `n_cols` columns."""
 
     def __init__(self, n_cols: int) -> None:
+        if n_cols < 1:
+            raise _wrong_shape("inputs", (n_cols,), "at least 1 column")
         self.n_samples = 0
         self._products = np.zeros((n_cols, n_cols))
         self._sums = np.zeros(n_cols)
@@ -135,8 +137,15 @@ def calibrate(batches: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, Statis
     """
     found: dict[str, Accumulator] = {}
     for batch in batches:
+        if not isinstance(batch, Mapping):
+            found_type = type(batch).__name__
+            raise UsageError(
+                f"a batch is {found_type}, expected inputs by name: calibrate([{{name: inputs}}, ...])", field="inputs"
+            )
         for name, inputs in batch.items():
             with about(None, name):
+                if not isinstance(inputs, np.ndarray):
+                    raise UsageError(f"inputs are {type(inputs).__name__}, expected an array", field="inputs")
                 if name not in found:
                     found[name] = Accumulator(inputs.shape[-1] if inputs.ndim else 0)
                 found[name].add(inputs)

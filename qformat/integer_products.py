@@ -109,6 +109,9 @@ class _Factor:
     """One side of a product: a tensor whose values are (integer - zero) * scale * step."""
 
     def __init__(self, tensor: PackedTensor, which: str) -> None:
+        if not isinstance(tensor, PackedTensor):
+            found = type(tensor).__name__
+            raise UsageError(f"'{which}' is {found}, expected a PackedTensor: quantize it", field=which, found=found)
         self.tensor, self.which = tensor, which
         scheme, steps = tensor.scheme, list(tensor.scheme.steps)
         self.table, self.step = _integers(scheme.alphabet, self._refuse)

@@ -73,6 +73,8 @@ def matmul(x: NDArray[Any], packed: PackedTensor, out: F32 | None = None, rows: 
     Raises UsageError where shapes or element types do not fit, for a stack without `rows`, and for weights that float32 does
     not contain or nothing decodes.
     """
+    if isinstance(packed, np.ndarray):  # the other way round, as with @
+        raise UsageError("weights are an array, expected a PackedTensor: matmul(x, packed)", field="packed", found="ndarray")
     if len(packed.shape) > 2 and rows is None:
         message = (
             f"weights of shape {packed.shape} are a stack: matmul(x, packed, rows=slice(i * N, (i + 1) * N)) takes one of it"
@@ -175,7 +177,10 @@ def _of_tiles(factors: F32, packed: PackedTensor) -> Multiply:
 
     def run(first: int, last: int, out: F32) -> None:
         n_rows = last - first
-        tile = spare.pop() if spare else np.zeros((0, 0), np.float32)  # taken out by one thread alone
+        try:
+            tile = spare.pop()  # taken out by one thread alone
+        except IndexError:
+            tile = np.zeros((0, 0), np.float32)
         if len(tile) < n_rows:
             tile = _padded(np.zeros((0, 0), np.float32), n_rows, factors.shape[1])
         decode(first, last, tile[:n_rows, :n_cols])

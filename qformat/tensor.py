@@ -172,7 +172,7 @@ class PackedTensor:
         """
         if np.ndim(x) > 2:
             raise UsageError(f"activations have {np.ndim(x)} axes, expected 1 or 2", field="x", found=np.ndim(x), expected=2)
-        return np.ascontiguousarray(matmul(np.asarray(x).T, self).T)
+        return np.asarray(matmul(np.asarray(x).T, self).T, order="C")
 
     def __rmatmul__(self, x: Any) -> NDArray[np.float32]:
         """Refuse what would multiply with the rows of weights instead of their columns."""

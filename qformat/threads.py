@@ -29,13 +29,14 @@ LOOK_AGAIN = 0.1  # seconds; only where an interrupt took the news that work has
 class _Job(Generic[R]):
     """Work that a thread does, whoever waits for it, and how it ended."""
 
-    __slots__ = ("call", "error", "has_begun", "has_ended", "is_wanted", "news", "result")
+    __slots__ = ("call", "error", "has_begun", "has_ended", "is_wanted", "news", "process", "result")
     result: R
 
     def __init__(self, call: Callable[[], R]) -> None:
         self.call = call
         self.error: BaseException | None = None
         self.has_begun, self.has_ended, self.is_wanted = False, False, True
+        self.process = os.getpid()
         self.news = threading.Lock()
         self.news.acquire()
 
@@ -51,13 +52,15 @@ class _Job(Generic[R]):
         self.news.release()
 
     def wait(self) -> None:
-        """Return when the work has ended."""
-        while not self.has_ended:
+        """Return when the work has ended; in a process that was forked meanwhile at once, for its thread did not come along."""
+        while not self.has_ended and self.process == os.getpid():
             self.news.acquire(timeout=LOOK_AGAIN)
 
     def take(self) -> R:
-        """Wait for the result; raises what the work raised."""
+        """Wait for the result; raises what the work raised, and RuntimeError where a process was forked meanwhile."""
         self.wait()
+        if not self.has_ended:
+            raise RuntimeError("work that was begun before a fork ends in the process that began it")
         if self.error is not None:
             raise self.error
         return self.result

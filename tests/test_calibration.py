@@ -236,3 +236,18 @@ def test_values_that_are_not_sound_are_refused_when_they_are_read(tmp_path: Path
         with pytest.raises(FileError, match=words) as caught:
             found["w"]
         assert caught.value.path == str(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        ({"w": np.ones((2, 3), np.float32)}, r"a batch is str, expected inputs by name"),
+        ([{"w": [[1.0, 2.0]]}], "inputs are list, expected an array"),
+        ([{"w": np.ones((2, 0), np.float32)}], r"expected at least 1 column"),
+        ([{"w": np.float32(1)}], "inputs are float32, expected an array"),
+    ],
+    ids=["no list", "no array", "no columns", "a number"],
+)
+def test_what_are_no_inputs_by_name_is_refused(batches: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        qformat.calibrate(batches)

@@ -213,3 +213,24 @@ def test_the_file_of_calibration_is_not_written_over(model: Path, tmp_path: Path
     )
     assert code == 1
     assert "destination is the calibration file" in err
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_weight_that_is_no_number_is_said_of_the_model(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = WEIGHTS["a.weight"].copy()
+    bad[2, 3] = np.nan
+    save_file({"a.weight": bad}, tmp_path / "bad.safetensors")
+    words = ("--to", "qfmt:int4-g64", "--method", method, "--calibration", calibration(tmp_path))
+    said = refused(capsys, tmp_path / "o.qfmt", tmp_path / "bad.safetensors", tmp_path / "o.qfmt", *words)
+
+    assert "bad.safetensors: tensor 'a.weight'" in said
+    assert "weight [2, 3] is nan" in said
+
+
+def test_a_type_that_has_not_the_rule_of_a_method_is_a_usage_error(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (model, tmp_path / "o.gguf", "--to", "gguf:q4_k", "--method", "mse")
+    assert "unknown rule 'mse' for 'gguf:q4_k'" in refused(capsys, tmp_path / "o.gguf", *words, exit_code=2)

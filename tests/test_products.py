@@ -274,3 +274,15 @@ def test_weights_that_are_no_floats_are_refused() -> None:
         qformat.matmul(activations(1, 4), from_array(np.zeros((2, 4), np.int32)))
     with pytest.raises(qformat.UsageError, match="3 axes, expected 1 or 2"):
         made(BY_NAME["mxfp4"], (3, 64)) @ activations(64, 2, 2)
+
+
+def test_a_row_times_a_vector_is_a_number_either_way() -> None:
+    packed, x = qformat.quantize(np.arange(32, dtype=np.float32), "int8_channel"), np.ones(32, np.float32)
+    assert (packed @ x).shape == qformat.matmul(x, packed).shape == ()
+    assert packed @ x == qformat.matmul(x, packed)
+
+
+def test_the_sides_the_wrong_way_round_are_refused() -> None:
+    packed = qformat.quantize(np.ones((2, 32), np.float32), "int8_channel")
+    with pytest.raises(qformat.UsageError, match=r"matmul\(x, packed\)"):
+        qformat.matmul(packed, np.ones(32, np.float32))  # type: ignore[arg-type]

@@ -557,3 +557,9 @@ def test_the_float64_error_of_many_tiles_is_that_of_the_whole() -> None:
 
     assert report.max_abs == np.abs(difference).max()
     assert abs(report.rms - math.sqrt(float(np.mean(difference**2)))) <= 1e-15  # sums in another order
+
+
+def test_levels_that_do_not_ascend_have_no_rule_of_midpoints() -> None:
+    form = next(form for form in formats.DIALECTS if form.name == "bnb:fp4")
+    with pytest.raises(UsageError, match="nothing quantizes to 'bnb:fp4'"):
+        quantize(np.zeros((1, 64), np.float32), form)

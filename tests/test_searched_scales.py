@@ -166,3 +166,12 @@ def test_ends_of_the_number_range_make_no_weight_nan(target: str) -> None:
 def test_one_scale_for_a_tensor_is_not_searched() -> None:
     with pytest.raises(UsageError, match="unknown rule 'mse' for 'int4_tensor'"):
         quantize(weights(), "int4_tensor", "mse")
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 64), (0, 0)])
+@pytest.mark.parametrize("target", ["int8_channel", "nf4", "gguf:q4_0"])
+def test_a_tensor_without_weights_is_as_the_default_rule_makes_it(shape: tuple[int, int], target: str) -> None:
+    weights = np.zeros(shape, np.float32)
+    made, usual = quantize(weights, target, "mse"), quantize(weights, target)
+    assert made.codes().tobytes() == usual.codes().tobytes() == b""
+    assert made.scales().tobytes() == usual.scales().tobytes()

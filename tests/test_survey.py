@@ -92,6 +92,15 @@ def test_all_usual_targets_are_compared_and_nothing_is_written(source: Path, cap
     assert [path.name for path in source.parent.iterdir()] == [source.name]
 
 
+def test_a_rule_leaves_the_targets_that_have_it(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, "quantize", source, "--report", "--rule", "mse")
+
+    names = {cost["target"] for cost in found["targets"]}
+    assert {cost["rule"] for cost in found["targets"]} == {"mse"}
+    assert {"qfmt:int4-g64", "gguf:q4_0"} < names
+    assert not {"qfmt:int8-tensor", "gguf:q4_k"} & names
+
+
 def test_plots_are_a_picture_and_a_drawing_of_every_target(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     png, svg = source.with_suffix(".png"), source.with_suffix(".svg")
     targets = ["qfmt:nf4", "qfmt:int8-channel", "gguf:q4_0"]
@@ -113,6 +122,8 @@ REFUSED = [
     (["b.qfmt"], 2, "DST and one --to TARGET are needed"),
     (["b.qfmt", "--to", "qfmt:nf4", "--to", "gguf:q4_0"], 2, "DST and one --to TARGET are needed"),
     (["b.qfmt", "--to", "qfmt:nf4", "--plot", "a.png"], 2, "--plot is of --report"),
+    (["--report", "--rule", "nosuch"], 2, "unknown rule 'nosuch'"),
+    (["--report", "--to", "gguf:q4_k", "--rule", "mse"], 2, "unknown rule 'mse' for 'gguf:q4_k'"),
     (["--report", "--to", "qfmt:f32"], 2, "unknown format 'f32'"),
 ]
 

@@ -211,3 +211,34 @@ def test_a_child_process_has_threads_of_its_own() -> None:
         os._exit(list(spread(abs, [-3, -4, -5], threads=2)) != [3, 4, 5])
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on this system alone")
+def test_a_process_forked_meanwhile_does_not_wait_for_threads_that_stayed_behind() -> None:
+    go = threading.Event()
+
+    def work(item: int) -> int:
+        return item if item == 0 else int(go.wait(10))
+
+    found = spread(work, range(6), threads=2)
+    assert next(found) == 0
+    child = os.fork()
+    if child == 0:
+        try:
+            next(found)  # ends what had begun, without waiting
+            os._exit(1)
+        except RuntimeError:
+            os._exit(0)
+    try:
+        for _ in range(1000):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+            threading.Event().wait(0.01)
+        else:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        assert (ended, os.waitstatus_to_exitcode(status)) == (child, 0)
+    finally:
+        go.set()
+    assert list(found) == [1] * 5

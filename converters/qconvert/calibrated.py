@@ -6,14 +6,15 @@ Must not know how a method works. Statistics are read when a tensor has its turn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.calibration import Calibration
-from qformat.errors import UsageError, about
+from qformat.calibration import Statistics
+from qformat.errors import QFormatError, UsageError, about
 from qformat.formats import Format
 from qformat.methods import Method, Task
 from qformat.methods.method import SEEN_WEIGHTS, row_tiles
@@ -21,6 +22,7 @@ from qformat.rules.catalogue import find
 from qformat.rules.rule import Values
 from qformat.tensor import PackedTensor
 
+OF_CALIBRATION = {field.name for field in fields(Statistics)}  # fields that an error may name
 ROUNDED_WEIGHTS = 1 << 21  # that a unit holds: enough that what a column costs by itself is little
 
 
@@ -52,7 +54,12 @@ class Calibrated:
 
         with about(self.calibration.path, self.name):
             statistics = self.calibration[self.name]
+        try:
             encode = self.method.prepare(Task(self.form, find(self.form, self.rule), tensor.shape, tiles, statistics))
+        except QFormatError as error:
+            if error.field in OF_CALIBRATION:  # else it is about weights, of another file
+                error.path, error.tensor = str(self.calibration.path), self.name
+            raise
         return partial(_encode, encode, tensor)
 
 

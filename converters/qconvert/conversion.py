@@ -236,7 +236,7 @@ def carry_out(
     sink = open_sink(dst, made, writing.compress, writing.limits, check)
     try:
         written_bytes = counted("write", made.n_bytes, writing.progress)
-        write_items(made.items, sink, writing.workers, writing.max_memory, written_bytes)
+        write_items(made.items, model.path, sink, writing.workers, writing.max_memory, written_bytes)
         hidden = sink.finish()
         with opening.open(hidden, assume=made.assume, shapes=made.shapes) as written:
             prove(made, written, counted("prove", model.n_bytes, writing.progress), writing.max_memory)

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from qconvert.requantize import Requantizer, by_method
 from qconvert.sinks import Sink
 from qconvert.verdict import EXACT, REFUSED, REQUANTIZE, ROUNDED, same_parts
 from qformat.arrays import Part
-from qformat.errors import QFormatError, about
+from qformat.errors import about
 from qformat.fold import narrower
 from qformat.formats import Format, PartForm
 from qformat.relaying import Relay
@@ -60,9 +61,12 @@ class Unit:
 Producer = Callable[[Rows], list[tuple[str, int, Bytes]]]
 
 
-def write_items(items: tuple[Item, ...], sink: Sink, workers: int | None, max_memory: int, progress: Progress) -> None:
+def write_items(
+    items: tuple[Item, ...], source: Path, sink: Sink, workers: int | None, max_memory: int, progress: Progress
+) -> None:
     """Produce every unit of a plan and hand it to a sink, in order.
 
+    source     : file that errors are about
     workers    : threads; all there may be if absent
     max_memory : bytes that units in work, and finished ones that wait, may take together; one unit may always be in work
     progress   : told the bytes written
@@ -70,15 +74,16 @@ def write_items(items: tuple[Item, ...], sink: Sink, workers: int | None, max_me
 
     def make(job: tuple[str, Unit]) -> list[tuple[Piece, Any]]:
         name, unit = job
-        try:
+        with about(source, name):
             pieces = unit.make()
-        except QFormatError as err:
-            err.tensor = err.tensor or name
-            raise
         return [(piece, sink.encode(piece.tensor, piece.role, piece.byte_offset, piece.data)) for piece in pieces]
 
-    jobs = ((item.name, unit) for number, item in enumerate(items) for unit in units(number, item, max_memory))
-    with closing(spread(make, jobs, threads=workers, cost=lambda job: job[1].n_bytes, most=max_memory)) as made:
+    def jobs() -> Iterator[tuple[str, Unit]]:
+        for number, item in enumerate(items):
+            with about(source, item.name):
+                yield from ((item.name, unit) for unit in units(number, item, max_memory))
+
+    with closing(spread(make, jobs(), threads=workers, cost=lambda job: job[1].n_bytes, most=max_memory)) as made:
         for pieces in made:
             for piece, encoded in pieces:
                 sink.write(piece.tensor, piece.role, piece.byte_offset, piece.data, encoded)
@@ -126,8 +131,7 @@ def producer(item: Item) -> Producer:
         return lambda rows: [piece for first, last in rows for piece in at(tensor, form, first, last, relay.make(first, last))]
     values: Callable[[int, int], Values]
     if item.by is not None:
-        with about(None, item.name):
-            values = by_method(tensor, form, item.by)
+        values = by_method(tensor, form, item.by)
     elif item.verdict.verdict == REQUANTIZE:
         quantizer = Requantizer(tensor, form, item.rule, item.importance)
         if quantizer.fused is not None:

@@ -27,7 +27,7 @@ from qformat.arrays import Memory
 from qformat.errors import about
 from qformat.fold import narrower
 from qformat.model import Model
-from qformat.rules import ErrorReport, Sums, measure
+from qformat.rules import ErrorReport, Sums, measure, rules
 from qformat.tensor import assemble, from_values
 from qformat.threads import spread
 
@@ -66,9 +66,16 @@ class Cost:
     n_bytes: int
 
 
+def usual(rule: str | None) -> tuple[str, ...]:
+    """Give the targets that are compared where none is named: those that have the rule."""
+    if rule is None:
+        return TARGETS
+    return tuple(name for name in TARGETS if (form := find_mixed(name)[0].wanted) is not None and rule in rules(form))
+
+
 def survey(
     src: str | Path,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] = (),
     rule: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -79,7 +86,7 @@ def survey(
 ) -> list[Cost]:
     """Measure what quantizing the float matrices of a checkpoint to each of several targets would cost; writes nothing.
 
-    targets          : as of `quantize`: packed types and mixes of types
+    targets          : as of `quantize`: packed types and mixes of types; the usual ones that have the rule if empty
     rule             : how scales and codes are chosen; each format's default if absent
     include, exclude : globs of tensor names
     returns          : one cost for each target, in their order
@@ -87,7 +94,7 @@ def survey(
     Raises UsageError for targets, rules and globs as `quantize` does, FileError for an unsound source.
     """
     wishes = []
-    for word in targets:
+    for word in targets or usual(rule):
         target, mix = find_mixed(word)
         wishes.append(Wish(target, mix, rule, include, exclude))
     with opening.open(src, True, assume, shapes) as model:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from qformat.errors import UsageError
 from qformat.formats.form import Format
 from qformat.rules import affine, codebook, ggml, microscale, searched
@@ -66,7 +68,7 @@ def _family(scheme: Scheme) -> tuple[Rule, ...]:
     if isinstance(scheme.alphabet, Levels) and len(params) == 1:
         if scheme.alphabet.name == E2M1 and scale.dtype in EXPONENTS and _along_rows(scale.group):
             return microscale.RULES
-        if isinstance(scale.group, Flat):
+        if isinstance(scale.group, Flat) and all(low < high for low, high in pairwise(scheme.alphabet.levels)):
             return codebook.RULES
     return ()
 

@@ -64,6 +64,8 @@ def _encode(base: Rule, factors: list[float], rows: F32, scheme: Scheme, state: 
 
 def _search(base: Rule, factors: list[float], rows: F32, scheme: Scheme, importance: F32 | None) -> Values:
     """Search for all rows, a piece of whole groups at a time."""
+    if not rows.size:
+        return base.encode(rows, scheme, None)
     group, shape = scheme.params[0].group, rows.shape
     counts = None if importance is None else np.broadcast_to(importance, shape)
     if isinstance(group, Flat):

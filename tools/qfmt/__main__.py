@@ -79,11 +79,13 @@ def heed_signals() -> None:
 def interrupted_again() -> Iterator[None]:
     """Have an interrupt come once more where Python drops it, as in a finalizer."""
     before = sys.unraisablehook
+    again: list[threading.Timer] = []
 
     def unraisable(dropped: sys.UnraisableHookArgs) -> None:
         if dropped.exc_type is KeyboardInterrupt:
             later = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM))  # by then the finalizer has ended
             later.daemon = True
+            again.append(later)
             later.start()
         else:
             before(dropped)
@@ -93,6 +95,8 @@ def interrupted_again() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+        for later in again:
+            later.cancel()
 
 
 def main(args: list[str] | None = None) -> int:

@@ -105,8 +105,8 @@ def command(
         raise click.UsageError("DST and one --to TARGET are needed, or --report")
     (to,) = targets
     try:
-        check_words(to, rule, tensor_types)
-        check_method(method, rule, calibration is not None, imatrix is not None, allow_uncalibrated)
+        by = check_method(method, rule, calibration is not None, imatrix is not None, allow_uncalibrated)
+        check_words(to, by.rule or rule, tensor_types)
     except UsageError as err:
         raise click.UsageError(str(err)) from err
     limits = Limits(split_max_size, split_max_tensors)
@@ -141,14 +141,22 @@ def compare(
     said: dict[str, Any],
 ) -> None:
     """Measure what targets would cost, and show it."""
-    from qconvert.survey import TARGETS, survey
+    from qconvert.survey import survey, usual
+    from qconvert.words import check_words
 
     from qfmt.survey import check_plots, draw, facts, print_costs
     from qfmt.text import print_json
 
+    try:
+        for to in targets:
+            check_words(to, rule, ())
+        if not usual(rule):
+            raise UsageError(f"unknown rule '{rule}'", field="rule", found=rule)
+    except UsageError as err:
+        raise click.UsageError(str(err)) from err
     check_plots(plots, src, force)
     with progress_bars() as progress:
-        costs = survey(src, targets or TARGETS, rule, include, exclude, max_memory, progress, **said)
+        costs = survey(src, targets, rule, include, exclude, max_memory, progress, **said)
     draw(costs, plots)
     if as_json:
         print_json("quantize-report", facts(costs))
