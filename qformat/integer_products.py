@@ -109,9 +109,6 @@ class _Factor:
     """One side of a product: a tensor whose values are (integer - zero) * scale * step."""
 
     def __init__(self, tensor: PackedTensor, which: str) -> None:
-        if not isinstance(tensor, PackedTensor):
-            found = type(tensor).__name__
-            raise UsageError(f"'{which}' is {found}, expected a PackedTensor: quantize it", field=which, found=found)
         self.tensor, self.which = tensor, which
         scheme, steps = tensor.scheme, list(tensor.scheme.steps)
         self.table, self.step = _integers(scheme.alphabet, self._refuse)
@@ -183,6 +180,10 @@ class _Product:
     """
 
     def __init__(self, x: PackedTensor, w: PackedTensor) -> None:
+        for which, side in (("activations", x), ("weights", w)):
+            if not isinstance(side, PackedTensor):
+                found = type(side).__name__
+                raise UsageError(f"{which} are {found}, expected a PackedTensor: quantize them", field=which, found=found)
         if len(w.shape) != 2 or not x.shape or x.n_cols != w.n_cols:
             message = f"activations {x.shape} and weights {w.shape}, expected [..., K] and [out, K]"
             raise UsageError(message, field="shape", found=(x.shape, w.shape))

@@ -387,5 +387,5 @@ def test_shapes_that_do_not_match_are_refused(x: tuple[int, ...], w: tuple[int, 
 
 def test_an_array_of_floats_is_no_side_of_a_product() -> None:
     w = qformat.quantize(np.ones((2, 32), np.float32), "int8_channel")
-    with pytest.raises(UsageError, match="'x' is ndarray, expected a PackedTensor"):
+    with pytest.raises(UsageError, match="activations are ndarray, expected a PackedTensor"):
         integer_matmul(np.ones((1, 32), np.float32), w)  # type: ignore[arg-type]
