@@ -8,6 +8,7 @@ from made_inputs import F32, F64, correlated, of_hessian, output_error, statisti
 
 import qformat
 from qformat import reference
+from qformat.calibration import Statistics
 from qformat.errors import UsageError
 from qformat.formats import find
 from qformat.formats.form import with_input_scale
@@ -151,6 +152,51 @@ def test_folding_powers_of_two_is_exact() -> None:
         assert (found.weights[0] * (x * found.previous)).tobytes() == (w * x).tobytes()
 
 
+@pytest.mark.parametrize(
+    ("hessian", "words"),
+    [
+        (1.5 * np.eye(256) - 0.5, "the Hessian is not positive definite after damping by 0.01 of its mean diagonal"),
+        (1 - np.eye(256), "the Hessian is not positive semi-definite: column 0 is 0 on the diagonal and not beside it"),
+    ],
+)
+def test_a_hessian_by_which_errors_would_be_negative_is_refused(hessian: F64, words: str) -> None:
+    w, known = weights(2, 256), of_hessian(hessian)
+    assert np.linalg.eigvalsh(hessian)[0] < -0.5
+
+    for method in ("awq", "awq-weights"):
+        with pytest.raises(UsageError, match=words) as caught:
+            quantize(w, "int4_g32", method=method, calibration=known)
+        assert caught.value.field == "hessian"
+    with pytest.raises(UsageError, match=words):
+        fold([w], "int4_g32", known)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", ["awq", "awq-weights"])
+def test_the_size_of_inputs_does_not_matter(method: str) -> None:
+    inputs, w = correlated(300, 64, mix=0.0), weights(8, 64)
+    known = statistics(inputs)
+    expected = quantize(w, "int4_g32", method=method, calibration=known).param("pre_quant_scale")
+    assert len(set(expected[0].tolist())) > 1
+
+    for size in (1e-250, 1e250):
+        sized = Statistics(known.hessian, known.mean_abs * size, known.n_samples)
+        found = quantize(w, "int4_g32", method=method, calibration=sized).param("pre_quant_scale")
+        assert np.allclose(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("target", ["int4_g32", "int4_tensor"])
+def test_scales_that_take_weights_beyond_float32_are_not_taken(target: str) -> None:
+    inputs, w = correlated(300, 64), weights(8, 64)
+    w[:, 5] = 3e38
+    inputs[:, 5] *= 1e4  # so that every scale would make it larger
+
+    found = quantize(w, target, method="awq", calibration=statistics(inputs))
+
+    assert (found.param("pre_quant_scale") == 1).all()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     w = weights(2, 96)
 
@@ -160,6 +206,8 @@ def test_what_does_not_fit_is_refused() -> None:
         quantize(w, "int4_g32", method="awq", calibration=of_hessian(np.eye(64)))
     with pytest.raises(UsageError, match="calibration of 64 columns, the weight has 96"):
         fold([w], "int4_g32", of_hessian(np.eye(64)))
+    with pytest.raises(UsageError, match=r"dict, expected the statistics of one tensor, as calibration\[\"w\"\]"):
+        fold([w], "int4_g32", {"w": of_hessian(np.eye(96))})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="int32, expected float32, float16 or bfloat16"):
         fold([w.astype(np.int32)], "int4_g32", of_hessian(np.eye(96)))
     with pytest.raises(UsageError, match="method awq needs calibration"):

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from made_inputs import F32, F64, correlated, of_hessian, output_error, statistics, weights
 
 import qformat
-from qformat.errors import UsageError
+from qformat.errors import NotExact, UsageError
 from qformat.formats.gptq import gptq as gptq_format
 from qformat.formats.integer import integer
+from qformat.kernels.subtract import subtract_product
 from qformat.methods import quantize, quantizing
 from qformat.methods.gptq import gptq
 from qformat.rules import quantize as by_rule
@@ -194,15 +197,83 @@ def test_the_worked_example_comes_out_as_by_hand(by_diagonal: bool, expected: li
     assert found.codes().tolist() == [expected]
 
 
-def test_columns_without_inputs_become_zero() -> None:
+@pytest.mark.parametrize("method", ["gptq", "gptq-ordered"])
+def test_columns_without_inputs_are_rounded_to_nearest_and_change_no_other(method: str) -> None:
+    dead, n_cols, size = [0, 17, 63, 100], 192, 32
+    inputs, w = correlated(300, n_cols), weights(8, n_cols)
+    inputs[:, dead] = 0
+    w[:, dead] = np.clip(w[:, dead], -0.5, 0.5)  # which makes no scale larger
+    without = w.copy()
+    without[:, dead] = 0
+    known = statistics(inputs)
+    hessian = known.hessian.copy()
+    hessian[dead, dead] = 1
+    order = np.argsort(-hessian.diagonal(), kind="stable") if method == "gptq-ordered" else np.arange(n_cols)
+    groups = in_groups(range(n_cols), size)
+    expected = published(without, hessian, order, groups, symmetric, -7, 7, method == "gptq-ordered")
+
+    found = quantize(w, "int4_g32", method=method, calibration=known)
+
+    alive = np.setdiff1d(np.arange(n_cols), dead)
+    assert np.abs(found.dequantize() - expected)[:, alive].max() < 1e-3
+    scale = found.scales().astype(np.float32)[:, [column // size for column in dead]]
+    assert found.codes()[:, dead].tolist() == np.clip(np.rint(w[:, dead] / scale), -7, 7).tolist()
+    assert found.codes()[:, dead].any(axis=0).all()
+
+
+def test_scales_cover_columns_without_inputs() -> None:
     inputs, w = correlated(300, 64), weights(8, 64)
-    inputs[:, [0, 17, 63]] = 0
-    w[:, 17] *= 100  # which then makes no scale larger
+    inputs[:, 17] = 0
+    w[:, 17] *= 100
 
     found = quantize(w, "int4_g32", method="gptq", calibration=statistics(inputs))
 
-    assert not found.dequantize()[:, [0, 17, 63]].any()
-    assert found.scales().astype(np.float64).max() < 2
+    assert found.scales()[:, 0].tolist() == (np.abs(w[:, :32]).max(axis=1) / np.float32(7)).astype(np.float16).tolist()
+
+
+@pytest.mark.parametrize("target", ["int4_g32", "uint4_g64", "int4_tensor", "nf4"])
+def test_without_any_inputs_the_rule_is_all(target: str) -> None:
+    w, known = weights(5, 192), of_hessian(np.zeros((192, 192)))
+
+    for method in ("gptq", "gptq-ordered"):
+        assert stored(quantize(w, target, method=method, calibration=known)) == stored(quantize(w, target))
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (3, 0, 64)])
+@pytest.mark.parametrize("target", ["int4_g32", "int4_tensor", "nf4", "gguf:q4_0"])
+def test_no_rows_are_no_trouble(target: str, shape: tuple[int, ...]) -> None:
+    w, known = np.zeros(shape, np.float32), of_hessian(np.eye(64))
+
+    for method in ("gptq", "gptq-ordered"):
+        found = quantize(w, target, method=method, calibration=known)
+        assert found.shape == shape
+        assert stored(found) == stored(quantize(w, target))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("method", "instead"), [("gptq", ", or more damping"), ("gptq-ordered", "")])
+def test_weights_beyond_the_scales_of_the_format_are_refused(method: str, instead: str) -> None:
+    w = weights(8, 64)
+    w[:, 3] *= 1e6
+
+    with pytest.raises(NotExact) as caught:
+        quantize(w, "gguf:q4_0", method=method, calibration=statistics(correlated(300, 64)))
+
+    value = caught.value.found
+    assert value in (-np.inf, np.inf)
+    message = f"field 'scales': scales of {value} in rows 0 to 7, expected weights that q4_0 can hold{instead}"
+    assert str(caught.value) == message
+
+
+def test_products_are_taken_off_arrays_in_c_order_only() -> None:
+    arrays = [np.ones((4, 6)), np.ones((3, 4)), np.ones((5, 6))]
+    subtract_product(*arrays, 1, 2)
+    assert arrays[0].tolist() == [[1, 1, -2, -2, -2, -2]] * 4
+
+    for number in range(3):
+        given = [np.asfortranarray(array) if at == number else array for at, array in enumerate(arrays)]
+        with pytest.raises(ValueError, match="an array that is not contiguous in C order"):
+            subtract_product(*given, 1, 2)
 
 
 @pytest.mark.parametrize("target", ["int4_g64", "nf4", "gguf:q4_1", "int4_tensor"])
@@ -245,6 +316,7 @@ def test_a_named_rule_gives_the_parameters() -> None:
     [
         (np.eye(65), "calibration of 65 columns, the weight has 64"),
         (2 * np.ones((64, 64)) - np.eye(64), "not positive definite after damping by 0 of its mean diagonal; use more"),
+        (np.ones((64, 64)) - np.eye(64), "not positive semi-definite: column 0 is 0 on the diagonal and not beside it"),
     ],
 )
 def test_a_hessian_that_does_not_fit_is_refused(hessian: F64, words: str) -> None:
@@ -281,12 +353,27 @@ def test_what_a_method_asks_for_is_named() -> None:
         quantize(w, "int4_g32", method="gptq")
     with pytest.raises(UsageError, match="method gptq takes calibration, not importance"):
         quantize(w, "int4_g32", importance=np.ones(64, np.float32), method="gptq", calibration=known)
+    with pytest.raises(UsageError, match="method mse: calibration and importance, expected one of both"):
+        quantize(w, "int4_g32", importance=np.ones(64, np.float32), method="mse", calibration=known)
+    with pytest.raises(UsageError, match="method rtn has no use for calibration"):
+        quantize(w, "int4_g32", calibration=known)
     with pytest.raises(UsageError, match="unknown method 'obq', expected one of rtn, mse, gptq"):
         quantize(w, "int4_g32", method="obq", calibration=known)
     with pytest.raises(UsageError, match=r"weight \[1, 3\] is nan"):
         quantize(
             np.where(np.arange(128).reshape(2, 64) == 67, np.float32(np.nan), w), "int4_g32", method="gptq", calibration=known
         )
+
+
+@pytest.mark.parametrize("method", ["mse", "gptq", "awq"])
+@pytest.mark.parametrize("calibration", [{"w": of_hessian(np.eye(64))}, Path("c.safetensors"), "c.safetensors"])
+def test_statistics_of_one_tensor_are_asked_for(method: str, calibration: Any) -> None:
+    words = rf"{type(calibration).__name__}, expected the statistics of one tensor, as calibration\[\"w\"\]"
+
+    with pytest.raises(UsageError, match=words) as caught:
+        quantize(weights(2, 64), "int4_g32", method=method, calibration=calibration)
+
+    assert caught.value.field == "calibration"
 
 
 def test_rtn_is_the_rule_alone() -> None:

@@ -77,7 +77,8 @@ def run(model: torch.nn.Module, case: Case, calibration: Calibration, chunks: li
     kept = {name: layer.weight.data for name, layer in layers}
     for name, layer in layers:
         weights, statistics = layer.weight.data.numpy(), calibration[f"{name}.weight"]
-        packed = qformat.quantize(weights, case.target, case.rule, method=case.method, calibration=statistics)
+        known = None if case.method == "rtn" else statistics
+        packed = qformat.quantize(weights, case.target, case.rule, method=case.method, calibration=known)
         decoded = packed.dequantize()
         difference = decoded.astype(np.float64) - weights
         noise += float(((difference @ statistics.hessian) * difference).sum())

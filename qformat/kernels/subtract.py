@@ -24,8 +24,12 @@ def subtract_product(out: F64, left: F64, right: F64, first: int, column: int) -
     out   : (m, n) float64, C order, changed in place
     left  : (k, m) float64, C order
     right : (at least first + k, n) float64, C order
+
+    Raises ValueError for another order, and for shapes that do not fit one another.
     """
     (n_all, n_rows), (height, width) = left.shape, right.shape
+    if not all(array.flags.c_contiguous for array in (out, left, right)):  # any other is compiled anew, and ten times slower
+        raise ValueError("an array that is not contiguous in C order")
     if out.shape != (n_rows, width) or not 0 <= first <= height - n_all or not 0 <= column <= width:
         raise ValueError(f"shapes {out.shape}, {left.shape}, {right.shape} from {first}, {column} do not fit one another")
     _subtract(out, left, right, first, column, COLUMNS)

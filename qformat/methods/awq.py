@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from qformat.calibration import Statistics
 from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix, with_input_scale
+from qformat.methods.hessian import check_definite
 from qformat.methods.method import Encode, Method, Task, check_columns, columns_of, task_of
 from qformat.methods.scaling import Scaling, best_cuts, lost, rounded, row_errors, scaling
 from qformat.rules import catalogue, encoding
@@ -61,11 +62,12 @@ def carried(form: Format, n_cols: int) -> Format:
 def prepare(by_weights: bool, task: Task) -> Encode:
     """Search scales and cuts for a tensor; give what encodes rows, `pre_quant_scale` among their parameters.
 
-    Raises UsageError as `carried` does, and for statistics of other columns.
+    Raises UsageError as `carried` does, for statistics of other columns, and as `check_definite` does.
     """
     n_cols = matrix(task.shape)[1]
     check(task.form, n_cols)
     check_columns(task.statistics, n_cols)
+    check_definite(task.statistics.hessian)
     tries = [np.ones(n_cols), *(by_both(task) if by_weights else by_inputs(task.statistics))]
     best = tries[int(np.argmin(seen_error(task, tries)))]
     found = [best_cuts(task, scaling(task, scale)) for scale in (tries[0], best)[: 1 + (best is not tries[0])]]
@@ -113,6 +115,7 @@ def fold(
     for task in tasks:
         check(form, matrix(task.shape)[1])
         check_columns(calibration, matrix(task.shape)[1])
+    check_definite(calibration.hessian)
     tries = [np.ones(calibration.n_cols), *by_inputs(calibration)]
     if exact:
         tries = [np.exp2(np.rint(np.log2(scale))) for scale in tries]
@@ -162,7 +165,8 @@ def check(form: Format, n_cols: int) -> None:
 
 def _normal(scale: F64) -> F64:
     """Make the least and the largest multiply to 1."""
-    found: F64 = scale / np.sqrt(scale.max() * scale.min())
+    near = np.ldexp(scale, -np.frexp(scale.max())[1])  # exact, and then no product leaves float64
+    found: F64 = near / np.sqrt(near.max() * near.min())
     return found
 
 

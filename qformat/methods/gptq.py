@@ -20,7 +20,9 @@ And 2.5 lies between two codes: up gives [1, 3, 3], to even [2, 3, 2]; both have
 nearest has 0.535. By position the result is [1, 3, 3] without a tie.
 
 Source: Frantar et al. 2022, arXiv 2210.17323, algorithm 1; IST-DASLab/gptq: gptq.py (GPTQ.fasterquant). There a scale is taken
-from weights that the updates of the present block have not all reached; here they have.
+from weights that the updates of the present block have not all reached; here they have. There the weights of a dead column,
+whose inputs were all 0, become 0 before scales are chosen; here they are kept and rounded to nearest, since an input that was
+not seen may still come. Scales cover these weights, which is all that other columns feel of them.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.errors import UsageError
+from qformat.errors import NotExact, UsageError
+from qformat.evaluate import as_float32
 from qformat.fields import numpy_dtype
 from qformat.formats.form import Format
 from qformat.kernels.subtract import subtract_product
-from qformat.methods.hessian import Factor, factorise
+from qformat.methods.hessian import DAMPING, Factor, factorise
 from qformat.methods.indexed import index_of, neighbours
 from qformat.methods.method import Encode, Method, Task, check_columns, columns_of
 from qformat.rules.encoding import check_finite
@@ -49,7 +52,6 @@ from qformat.scheme import Integers, Levels, Scheme
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-DAMPING = 0.01
 BLOCK = 128  # columns that are rounded before what lies behind them is brought up to date
 
 
@@ -91,7 +93,7 @@ def prepare(damping: float, by_diagonal: bool, task: Task) -> Encode:
     check_columns(task.statistics, n_cols)
     is_indexed = bool(index_of(task.form.scheme))
     factor = factorise(task.statistics.hessian, damping, by_diagonal or is_indexed)
-    state = extremes_of(task.form, (np.where(factor.dead, np.float32(0), tile) for tile in task.tiles()))
+    state = extremes_of(task.form, task.tiles())
     simple = neighbours(task.form.scheme)
     size = columns_of(simple.params[0].group, n_cols)
     grouping = Grouping(size or n_cols, (by_diagonal and not is_indexed) or not size)
@@ -125,24 +127,44 @@ class Rounding:
     grouping: Grouping
     factor: Factor
 
-    def parameters(self, rows: F32) -> Values:
-        """Choose parameters for whole groups: each (n, groups), or (1, 1) of the tensor."""
-        with np.errstate(all="ignore"):  # what rules do at the ends of the number range is part of their definition
-            made = self.rule.encode(rows, self.scheme, self.state)
-        shape = (1, 1) if self.state is not None else (len(rows), -1)
-        return {name: array.reshape(shape) for name, array in made.items() if name != "codes"}
+    def parameters(self, rows: F32, first: int) -> Values:
+        """Choose parameters for whole groups of rows, the first of which has this number.
+
+        returns : each (n, groups), or (1, 1) of the tensor
+
+        Raises NotExact for weights too large for the parameters of the format.
+        """
+        made = self.rule.encode(rows, self.scheme, self.state)
+        shape = (1, 1) if self.state is not None else (len(rows), -(-rows.shape[1] // self.grouping.size))
+        found = {name: array.reshape(shape) for name, array in made.items() if name != "codes"}
+        for name, array in found.items():
+            values = as_float32(array, self.scheme.param(name).dtype)
+            if not np.isfinite(values).all():
+                value, form = float(values[~np.isfinite(values)][0]), self.task.form.name
+                instead = "" if self.grouping.is_fixed else ", or more damping"
+                message = f"{name} of {value} in rows {first} to {first + len(rows) - 1}, expected weights that {form} can hold"
+                raise NotExact(message + instead, field=name, found=value)
+        return found
 
 
 def encode(how: Rounding, rows: F32, first: int) -> Values:
-    """Round rows of a tensor, (n, K) float32, the first of which has this number. Raises UsageError for one not finite."""
+    """Round rows of a tensor, (n, K) float32, the first of which has this number.
+
+    Raises UsageError for one that is not finite, or does not stay so, and NotExact as `Rounding.parameters` does.
+    """
+    check_finite(rows, first * rows.shape[1], how.task.shape)
+    with np.errstate(all="ignore"):  # what rules do at the ends of the number range is part of their definition
+        return _rounded(how, rows, first)
+
+
+def _rounded(how: Rounding, rows: F32, first: int) -> Values:
     n_rows, n_cols = rows.shape
-    check_finite(rows, first * n_cols, how.task.shape)
     factor, grouping, scheme = how.factor, how.grouping, how.scheme
-    rows = np.where(factor.dead, np.float32(0), rows)
-    left = rows[:, factor.order].astype(np.float64)  # in the order of rounding; those of a block are left to `block` below
+    # In the order of rounding; those of a block are left to `block` below. An indexed array is in Fortran order by itself.
+    left = rows[:, factor.order].astype(np.float64, order="C")
     is_signed = isinstance(scheme.alphabet, Integers) and scheme.alphabet.low < 0
     codes = np.empty((n_cols, n_rows), np.int8 if is_signed else np.uint8)
-    fixed = how.parameters(rows) if grouping.is_fixed else None
+    fixed = how.parameters(rows, first) if grouping.is_fixed else None
     chosen: list[Values] = []
     limits = how.rule.limits(scheme)
     for low, high in _blocks(n_cols, grouping):
@@ -155,7 +177,7 @@ def encode(how: Rounding, rows: F32, first: int) -> Values:
             elif at % grouping.size == 0:
                 last = min(at + grouping.size, n_cols)
                 members = np.concatenate([block[at - low : last - low].T, left[:, high:last]], axis=1)
-                used = how.parameters(np.ascontiguousarray(members, np.float32))
+                used = how.parameters(np.ascontiguousarray(members, np.float32), first)
                 chosen.append(used)
             weights = block[at - low].astype(np.float32)[:, None]
             found = codes_of(weights, scheme, used, limits)

@@ -82,7 +82,10 @@ def columns_of(group: Group, n_cols: int) -> int:
 
 
 def check_columns(statistics: Statistics, n_cols: int) -> None:
-    """Raise UsageError where statistics are of another width than the tensor."""
+    """Raise UsageError for what are not the statistics of one tensor, and for those of another width than the tensor."""
+    if not isinstance(statistics, Statistics):
+        message = f'{type(statistics).__name__}, expected the statistics of one tensor, as calibration["w"]'
+        raise UsageError(message, field="calibration", found=type(statistics).__name__, expected="Statistics")
     if statistics.n_cols != n_cols:
         message = f"calibration of {statistics.n_cols} columns, the weight has {n_cols}"
         raise UsageError(message, field="calibration", found=statistics.n_cols, expected=n_cols)

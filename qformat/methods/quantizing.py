@@ -42,12 +42,14 @@ def quantize(
     importance : float32 [K], how much an error in each column counts; [E, K] for a stack of E matrices; for methods "rtn" and
                  "mse"; what a rule has no use for is ignored
     method     : "rtn", "mse", "gptq", "gptq-ordered", "awq", "awq-weights", or one made with other settings
-    calibration: what is known of the inputs; methods from "gptq" on need it, "mse" counts errors by it, "rtn" has no use for it
+    calibration: what is known of the inputs; methods from "gptq" on need it, "mse" counts errors by it and then takes no
+                 importance, "rtn" takes none
     returns    : tensor of the same shape, the rule's name in `rule`; by "awq" in the format with a `pre_quant_scale` beside
 
     Raises UsageError for an unknown target, rule or method, another dtype, columns that do not fill the target's blocks,
-    importance or calibration of another width, a method without the calibration it needs or that the target is not for, a
-    Hessian that is not positive definite, and a weight that is NaN or infinite.
+    importance or calibration of another width, calibration that is not of one tensor, a method without the calibration it
+    needs, with what it has no use for or that the target is not for, a Hessian that is not positive definite, and a weight that
+    is NaN or infinite; NotExact where GPTQ finds weights too large for the parameters of the target.
 
     >>> quantize(np.array([[0.5, -1.2, 3.7, -0.3, 2.1]], np.float32), "int4_channel", "symmetric-full").codes().tolist()
     [[1, -3, 7, -1, 5]]
@@ -56,7 +58,11 @@ def quantize(
     how = find(method) if isinstance(method, str) else method
     chosen = rule_of(how, form, rule)
     if how.prepare is None:
-        if importance is None and calibration is not None and how.weighs:
+        if calibration is not None:
+            if not how.weighs:
+                raise UsageError(f"method {how.name} has no use for calibration", field="calibration")
+            if importance is not None:
+                raise UsageError(f"method {how.name}: calibration and importance, expected one of both", field="calibration")
             check_columns(calibration, array.shape[-1] if array.ndim else 1)
             importance = calibration.importance
         return encoding.quantize(array, form, chosen.name, importance)

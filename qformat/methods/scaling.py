@@ -48,13 +48,13 @@ class Scaling:
 def scaling(task: Task, scale: F64) -> Scaling:
     """Round scales to float32, and find what the format has to know of the whole scaled tensor."""
     narrow = scale.astype(np.float32)
-    state = encoding.prepare(task.form, (tile * narrow for tile in task.tiles()))
+    state = encoding.prepare(task.form, (_scaled(tile, narrow) for tile in task.tiles()))
     return Scaling(narrow, (1 / scale).astype(np.float32), state)
 
 
 def rounded(task: Task, how: Scaling, rows: F32, cuts: Numbers | None) -> Values:
     """Encode rows of a tensor times their scales, cut where there are cuts, those of these rows."""
-    scaled = rows * how.scale
+    scaled = _scaled(rows, how.scale)
     if cuts is not None:
         for group, part in enumerate(_groups(task)):
             most = np.abs(scaled[:, part]).max(axis=1) * np.array(CUTS, np.float32)[cuts[:, group]]
@@ -91,6 +91,16 @@ def best_cuts(task: Task, how: Scaling) -> tuple[Scaling, float]:
         errors.append(np.where(is_better, after, before))
     error = float(np.concatenate(errors).sum())
     return (replace(how, cuts=np.concatenate(cuts)) if _groups(task) else how), error
+
+
+def _scaled(rows: F32, scale: F32) -> F32:
+    """Multiply columns; what leaves float32 becomes its largest number, and loses what it loses."""
+    with np.errstate(over="ignore"):
+        found = rows * scale
+    if not np.isinf(found).any():
+        return found
+    most = np.finfo(np.float32).max
+    return np.where(np.isinf(rows), rows, np.clip(found, -most, most))
 
 
 def _cut_rows(task: Task, how: Scaling, rows: F32) -> tuple[Numbers, F64, F64]:
