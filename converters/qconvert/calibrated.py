@@ -23,7 +23,6 @@ from qformat.rules.rule import Values
 from qformat.tensor import PackedTensor
 
 OF_CALIBRATION = {field.name for field in fields(Statistics)}  # fields that an error may name
-ROUNDED_WEIGHTS = 1 << 21  # that a unit holds: enough that what a column costs by itself is little
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.calibrated import ROUNDED_WEIGHTS
 from qconvert.cutting import MAX_MEMORY, Rows, byte_ranges, is_slab, lead_axis, row_ranges, shared_roles, unit_bytes
 from qconvert.exact import Recast
 from qconvert.items import Item
@@ -30,6 +29,7 @@ from qformat.arrays import Part
 from qformat.errors import about
 from qformat.fold import narrower
 from qformat.formats import Format, PartForm
+from qformat.methods.method import ROUNDED_WEIGHTS
 from qformat.relaying import Relay
 from qformat.tensor import PackedTensor, pack_part
 from qformat.threads import AHEAD, n_threads, spread

@@ -22,6 +22,7 @@ from qformat.scheme import Flat, Grid, Group
 F32 = NDArray[np.float32]
 
 SEEN_WEIGHTS = 1 << 18  # that a search looks at together; results depend on it in their last bits, so it is fixed
+ROUNDED_WEIGHTS = 1 << 21  # that are rounded together: enough that what a column costs by itself is little
 
 # From rows of the tensor, (n, K) float32, and the number of the first, to codes and parameters of these rows. A pure function,
 # by any thread: the same rows give the same bits, whatever rows come with them.

@@ -13,7 +13,7 @@ from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix
 from qformat.methods.catalogue import find
 from qformat.methods.indexed import neighbours
-from qformat.methods.method import Method, check_columns, row_tiles, task_of
+from qformat.methods.method import ROUNDED_WEIGHTS, Method, check_columns, row_tiles, task_of
 from qformat.rules import encoding
 from qformat.rules.catalogue import find as find_rule
 from qformat.rules.rule import Rule
@@ -22,8 +22,6 @@ from qformat.tensor import PackedTensor, from_values
 from qformat.threads import spread
 
 F32 = NDArray[np.float32]
-
-ROUNDED_WEIGHTS = 1 << 21  # that are rounded together: enough that what a column costs by itself is little
 
 
 def quantize(
