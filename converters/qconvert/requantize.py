@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from qconvert.calibrated import Calibrated
 from qconvert.imatrix import Entry
 from qformat.arrays import Memory
-from qformat.errors import NotExact
 from qformat.formats import Format
 from qformat.rules import encode, encode_parts, importance_of_rows, prepare
 from qformat.rules.catalogue import find
+from qformat.rules.encoding import check_parameter
 from qformat.rules.fused import fuse
 from qformat.scheme import Flat, Plain
 from qformat.tensor import PackedTensor, assemble
@@ -78,7 +78,5 @@ def by_method(tensor: PackedTensor, form: Format, by: Calibrated) -> Callable[[i
 
 def check(form: Format, name: str, array: NDArray[Any], first: int, last: int) -> None:
     """Refuse parameters of rows [first, last) that are not finite."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        value = float(array[~np.isfinite(array)][0])
-        message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {form.name} can hold"
-        raise NotExact(message, field=name, found=value)
+    if array.dtype.kind == "f":
+        check_parameter(form, name, array, first, last)

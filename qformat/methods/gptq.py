@@ -34,7 +34,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.errors import NotExact, UsageError
+from qformat.errors import UsageError
 from qformat.evaluate import as_float32
 from qformat.fields import numpy_dtype
 from qformat.formats.form import Format
@@ -42,7 +42,7 @@ from qformat.kernels.subtract import subtract_product
 from qformat.methods.hessian import DAMPING, Factor, factorise
 from qformat.methods.indexed import index_of, neighbours
 from qformat.methods.method import Encode, Method, Task, check_columns, columns_of
-from qformat.rules.encoding import check_finite
+from qformat.rules.encoding import check_finite, check_parameter
 from qformat.rules.encoding import prepare as extremes_of
 from qformat.rules.groups import Extremes
 from qformat.rules.nearest import codes_of, values_of
@@ -139,11 +139,8 @@ class Rounding:
         found = {name: array.reshape(shape) for name, array in made.items() if name != "codes"}
         for name, array in found.items():
             values = as_float32(array, self.scheme.param(name).dtype)
-            if not np.isfinite(values).all():
-                value, form = float(values[~np.isfinite(values)][0]), self.task.form.name
-                instead = "" if self.grouping.is_fixed else ", or more damping"
-                message = f"{name} of {value} in rows {first} to {first + len(rows) - 1}, expected weights that {form} can hold"
-                raise NotExact(message + instead, field=name, found=value)
+            way_out = "" if self.grouping.is_fixed else ", or more damping"
+            check_parameter(self.task.form, name, values, first, first + len(rows), way_out)
         return found
 
 

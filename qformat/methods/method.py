@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat.calibration import Statistics
-from qformat.coding import SOURCES
 from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix
+from qformat.rules.encoding import check_dtype
 from qformat.rules.rule import Rule, Values
 from qformat.scheme import Flat, Grid, Group
 
@@ -94,9 +94,7 @@ def check_columns(statistics: Statistics, n_cols: int) -> None:
 
 def task_of(array: NDArray[Any], form: Format, rule: Rule, statistics: Statistics) -> Task:
     """Make the task of an array, [..., K]. Raises UsageError for one that is no float32, float16 or bfloat16."""
-    if array.dtype.name not in SOURCES:
-        message = f"weights are {array.dtype.name}, expected float32, float16 or bfloat16"
-        raise UsageError(message, field="dtype", found=array.dtype.name, expected=SOURCES)
+    check_dtype(array)
     shape = tuple(int(n) for n in array.shape) or (1,)
     n_rows, n_cols = matrix(shape)
     rows = array.reshape(n_rows, n_cols)

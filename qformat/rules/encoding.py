@@ -17,7 +17,7 @@ from qformat import formats
 from qformat.arrays import Memory
 from qformat.coding import SOURCES
 from qformat.decoding import TILE_WEIGHTS
-from qformat.errors import UsageError
+from qformat.errors import NotExact, UsageError
 from qformat.formats.form import Format, matrix
 from qformat.rules.catalogue import find
 from qformat.rules.fused import Fused, fuse
@@ -54,9 +54,7 @@ def quantize(
     """
     form = resolve(target) if isinstance(target, str) else target
     chosen = find(form, rule)
-    if array.dtype.name not in SOURCES:
-        message = f"weights are {array.dtype.name}, expected float32, float16 or bfloat16"
-        raise UsageError(message, field="dtype", found=array.dtype.name, expected=SOURCES)
+    check_dtype(array)
     shape = tuple(int(n) for n in array.shape)
     counts = None if importance is None else importance_of_rows(importance, shape)
     is_one = _covers_tensor(form)
@@ -266,6 +264,21 @@ def _check_columns(form: Format, n_cols: int) -> None:
         if len(part.layout.holds) > 1 and block and n_cols % block:
             message = f"{n_cols} columns, expected a multiple of {block} ({part.layout.name} block)"
             raise UsageError(message, field="shape", found=n_cols, expected=block)
+
+
+def check_dtype(array: NDArray[Any]) -> None:
+    """Raise UsageError for weights of a type that nothing quantizes."""
+    if array.dtype.name not in SOURCES:
+        message = f"weights are {array.dtype.name}, expected float32, float16 or bfloat16"
+        raise UsageError(message, field="dtype", found=array.dtype.name, expected=SOURCES)
+
+
+def check_parameter(form: Format, name: str, values: NDArray[Any], first: int, last: int, way_out: str = "") -> None:
+    """Raise NotExact for floats that a parameter of rows [first, last) came to and that are not finite."""
+    if not np.isfinite(values).all():
+        value = float(values[~np.isfinite(values)][0])
+        message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {form.name} can hold{way_out}"
+        raise NotExact(message, field=name, found=value)
 
 
 def check_finite(rows: F32, first: int, shape: tuple[int, ...]) -> None:
