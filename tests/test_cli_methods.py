@@ -64,6 +64,22 @@ def test_tensors_are_those_of_the_library(
         assert written["norm.weight"].dequantize().tobytes() == WEIGHTS["norm.weight"].tobytes()
 
 
+@pytest.mark.parametrize("target", ["int4-g64", "int4-tensor", "nf4"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "awq-weights"])
+def test_a_matrix_of_no_rows_is_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, target: str) -> None:
+    save_file({"none.weight": weights(0, 64), "some.weight": weights(2, 64)}, tmp_path / "m.safetensors")
+    dst, known = tmp_path / "a.qfmt", dict.fromkeys(("none.weight", "some.weight"), statistics(correlated(100, 64)))
+    options = [] if method == "rtn" else ["--method", method, "--calibration", calibration(tmp_path, known)]
+
+    code, _, err = run(capsys, "quantize", tmp_path / "m.safetensors", dst, "--to", f"qfmt:{target}", *options)
+
+    assert (code, err) == (0, "")
+    with qformat.open(dst) as written:
+        none, scaled = written["none.weight"], written["none.weight"].scheme.input_scale
+        assert (none.shape, bool(scaled)) == ((0, 64), method.startswith("awq"))
+        assert not scaled or (none.param(scaled) == 1).all()  # of equal ones, those that scale nothing
+
+
 @pytest.mark.parametrize("kind", ["q4_0", "q4_1", "iq4_nl", "mxfp4"])
 def test_scales_of_a_gguf_are_searched_as_in_the_library(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str

@@ -58,7 +58,8 @@ def row_ranges(
     n_weights = min(wanted, max_memory // (AT_ONCE * (RELAID_BYTES if is_relaid else WORK_BYTES)))
     slab = tensor.n_rows // n_slabs
     per_range = max(1, n_weights // max(1, step * n_slabs * tensor.n_cols)) * step
-    for first in range(0, slab, per_range):
+    n_rows = slab or bool(shared_roles(form))  # what all rows share is there without any
+    for first in range(0, n_rows, per_range):
         last = min(first + per_range, slab)
         yield tuple((number * slab + first, number * slab + last) for number in range(n_slabs))
 
