@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from qformat.closing import Closing
 from qformat.errors import UsageError, about
 from qformat.tensor import PackedTensor
 
@@ -42,7 +42,7 @@ class Recipe:
 
 
 @dataclass
-class Model:
+class Model(Closing):
     """What `open` gives: a read-only mapping of names to tensors. A context manager.
 
     path       : file or folder
@@ -147,9 +147,3 @@ class Model:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()

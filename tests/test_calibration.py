@@ -179,6 +179,32 @@ def test_merging_names_what_does_not_fit_and_leaves_no_file(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "c.safetensors"]
 
 
+def test_a_file_that_is_named_twice_is_not_counted_twice(tmp_path: Path) -> None:
+    one = file(tmp_path / "a.safetensors", w_of_inputs=np.float32(INPUTS))
+    (tmp_path / "link.safetensors").symlink_to(one)
+    for other in (one, str(one), tmp_path / "." / "a.safetensors", tmp_path / "link.safetensors"):
+        with pytest.raises(UsageError, match=r"\.safetensors: field 'paths': named twice, and its samples would count twice"):
+            qconvert.merge_calibration([one, other], tmp_path / "d.safetensors")
+    assert not (tmp_path / "d.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"), [([], "no files"), ("a.safetensors", "'a.safetensors'"), (Path("a.safetensors"), "'a.safetensors'")]
+)
+def test_what_is_no_list_of_files_does_not_merge(tmp_path: Path, paths: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=f"{words}, expected a list of files of calibration"):
+        qconvert.merge_calibration(paths, tmp_path / "d.safetensors")
+
+
+def test_a_closed_file_gives_no_statistics(tmp_path: Path) -> None:
+    qconvert.write_calibration(tmp_path / "sums.safetensors", {"w": statistics()})
+    for path in (tmp_path / "sums.safetensors", file(tmp_path / "inputs.safetensors", w_of_inputs=np.float32(INPUTS))):
+        with qconvert.open_calibration(path) as found:
+            pass
+        with pytest.raises(UsageError, match=rf"{path.name}: the file is closed"):
+            found["w"]
+
+
 def test_sums_beyond_float32_are_not_written_as_float32(tmp_path: Path) -> None:
     huge = statistics([[1e39, 0], [0, 1]])
     with pytest.raises(UsageError, match="tensor 'w' field 'hessian': numbers beyond float32, use float64"):

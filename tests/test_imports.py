@@ -28,8 +28,8 @@ MAY_IMPORT = {"qformat": {"qformat"}, "qconvert": {"qformat", "qconvert"}, "qfmt
 HEAVY = {"gguf", "ml_dtypes", "numba", "zstandard"}
 
 STANDARD_LIBRARY_ALONE = (
-    *("qformat.deferred", "qformat.errors", "qformat.disk", "qformat.bits", "qformat.order", "qformat.layout"),
-    *("qformat.tiling", "qformat.scheme"),
+    *("qformat.deferred", "qformat.errors", "qformat.closing", "qformat.disk", "qformat.bits", "qformat.order"),
+    *("qformat.layout", "qformat.tiling", "qformat.scheme"),
     *("qformat.formats", "qformat.formats.*"),
     *(
         "qconvert.containers.mapped",

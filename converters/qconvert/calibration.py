@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from qconvert.containers.safetensors_header import TensorInfo
 from qconvert.containers.safetensors_write import write_safetensors
 from qconvert.destination import check_paths
 from qformat.calibration import SOURCES, Accumulator, Statistics
+from qformat.closing import Closing
 from qformat.errors import FileError, UsageError, about
 from qformat.file.hidden import Hidden, explain, sync
 
@@ -32,14 +32,14 @@ COMPLETE = ({INPUTS}, {HESSIAN, MEAN_ABS}, {HESSIAN, MEAN_ABS, SAMPLES})  # what
 Arrays = Mapping[str, TensorInfo]
 
 
-class Calibration(Mapping[str, Statistics]):
+class Calibration(Closing, Mapping[str, Statistics]):
     """An open file, by the names of its weights; a context manager. Each look-up reads, and sums up, anew.
 
     path    : where it lies
     columns : of each weight, from the header alone
 
     Raises FileError on opening for arrays that are none of calibration or do not fit one another; on look-up for values that
-    are not sound.
+    are not sound; UsageError on look-up once it is closed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,15 +54,15 @@ class Calibration(Mapping[str, Statistics]):
 
     def __getitem__(self, name: str) -> Statistics:
         """Give the statistics of a weight."""
-        arrays = self._arrays[name]
+        arrays = {kind: self._file.array(info) for kind, info in self._arrays[name].items()}
         try:
             with about(self.path, name):
                 if INPUTS in arrays:
                     accumulator = Accumulator(self.columns[name])
-                    accumulator.add(self._file.array(arrays[INPUTS]))
+                    accumulator.add(arrays[INPUTS])
                     return accumulator.statistics()
-                wide = [self._file.array(arrays[kind]).astype(np.float64) for kind in (HESSIAN, MEAN_ABS)]
-                samples = self._file.array(arrays[SAMPLES]).reshape(-1) if SAMPLES in arrays else (0,)
+                wide = [arrays[kind].astype(np.float64) for kind in (HESSIAN, MEAN_ABS)]
+                samples = arrays[SAMPLES].reshape(-1) if SAMPLES in arrays else (0,)
                 return Statistics(wide[0], wide[1], int(samples[0]))
         except UsageError as err:
             facts = {key: getattr(err, key) for key in ("path", "tensor", "field", "index", "expected", "found")}
@@ -77,12 +77,6 @@ class Calibration(Mapping[str, Statistics]):
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
-
-    def __enter__(self) -> Calibration:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def open_calibration(path: str | Path) -> Calibration:
@@ -113,9 +107,11 @@ def merge_calibration(paths: Sequence[str | Path], dst: str | Path, dtype: str =
 
     dtype, force : as `write_calibration` has them
 
-    Memory is that of two weights' statistics. Raises FileError for a file that is not sound; UsageError for a weight with other
-    columns in another file, for one of which only some files say the number of samples, and as `write_calibration` does.
+    Memory is that of two weights' statistics. Raises FileError for a file that is not sound; UsageError for no files, one that
+    is named twice, a weight with other columns in another file, one of which only some files say the number of samples, and as
+    `write_calibration` does.
     """
+    _check_files(paths)
     check_paths(map(Path, paths), Path(dst), force)
     with ExitStack() as stack:
         files = [stack.enter_context(open_calibration(path)) for path in paths]
@@ -126,6 +122,18 @@ def merge_calibration(paths: Sequence[str | Path], dst: str | Path, dtype: str =
                     message = f"{n_cols} columns, expected {columns[name]} as in the files before"
                     raise UsageError(message, path=file.path, tensor=name, found=n_cols, expected=columns[name])
         _write(Path(dst), columns, partial(_merged, files), dtype)
+
+
+def _check_files(paths: Sequence[str | Path]) -> None:
+    """Refuse what is no list of files, and one whose samples would count twice."""
+    if isinstance(paths, str | Path) or not paths:
+        found = f"'{paths}'" if isinstance(paths, str | Path) else "no files"
+        message = f"{found}, expected a list of files of calibration"
+        raise UsageError(message, field="paths", found=found)
+    real = [Path(path).resolve() for path in paths]
+    for number, path in enumerate(real):
+        if path in real[:number]:
+            raise UsageError("named twice, and its samples would count twice", path=paths[number], field="paths")
 
 
 def _merged(files: Sequence[Calibration], name: str) -> Statistics:

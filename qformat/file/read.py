@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
 
+from qformat.closing import Closing
 from qformat.errors import FileError, QFormatError, UsageError
 from qformat.file.chunks import Bytes, paste
 from qformat.file.header import Header, unpack_header
@@ -74,7 +74,7 @@ class Entries(Mapping[str, TensorEntry]):
         return self.found
 
 
-class File:
+class File(Closing):
     """An open `.qfmt` file, mapped; may be read from several threads.
 
     path   : as given
@@ -229,12 +229,6 @@ class File:
     def close(self) -> None:
         """Let go of the file; it is unmapped when the last view is gone."""
         self.data = memoryview(b"")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def open_file(path: str | Path, verify: bool = True) -> File:

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from qconvert.containers.gguf_split import read_part_name
@@ -26,6 +25,7 @@ from qconvert.containers.mapped import explain_foreign, open_mapped
 from qconvert.containers.safetensors import SafetensorsFile, open_safetensors
 from qconvert.containers.safetensors_header import MAX_HEADER_BYTES, TensorInfo
 from qconvert.containers.shards import INDEX_SUFFIX, read_index, read_json_object
+from qformat.closing import Closing
 from qformat.errors import FileError, UsageError, show
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Checkpoint:
     side_files: tuple[Path, ...]
 
 
-class CheckpointFile:
+class CheckpointFile(Closing):
     """The open shards of a safetensors checkpoint as one namespace; a context manager.
 
     checkpoint: what was resolved
@@ -118,12 +118,6 @@ class CheckpointFile:
         """Let go of every shard."""
         for file in self.files.values():
             file.close()
-
-    def __enter__(self) -> CheckpointFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def sniff(path: str | Path) -> FileKind:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 from qconvert.containers.gguf_header import PREAMBLE_BYTES, Header, Oddity, parse_header
 from qconvert.containers.gguf_tensors import TensorInfo
 from qconvert.containers.gguf_values import ByteOrder, GGUFArray, KeyValue, Scalar
 from qconvert.containers.mapped import Mapped, open_mapped
-from qformat.errors import UsageError
+from qformat.closing import Closing
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Recipe:
     blob: bytes
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An open GGUF file; a context manager. Nothing of the data is read until asked for.
 
     tensors   : by name, in file order
@@ -111,17 +111,8 @@ class GGUFFile:
         """Release the mapping; views handed out stay valid. May be called again."""
         self._mapped.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     def _view(self, start: int, stop: int) -> memoryview:
-        try:
-            return self._mapped.data[start:stop]
-        except ValueError as err:
-            raise UsageError("the file is closed", path=self.path) from err
+        return self._mapped.view(start, stop)
 
     def _padding_oddities(self) -> list[Oddity]:
         header, found = self._header, []

@@ -13,10 +13,9 @@ import mmap
 import os
 import stat
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from qformat.errors import FileError
+from qformat.closing import Closing
+from qformat.errors import FileError, UsageError
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -50,7 +49,7 @@ _SIGNATURES = (
 _HTML = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml")
 
 
-class Mapped:
+class Mapped(Closing):
     """A regular file mapped read-only: `data` (memoryview of the whole file), `n_bytes`, `path`.
 
     The length is taken once, when the file is opened. Views of `data` that outlive `close` stay valid: the mapping
@@ -65,6 +64,13 @@ class Mapped:
         self.data = memoryview(mapping)
         self.n_bytes = len(mapping)
 
+    def view(self, start: int, stop: int) -> memoryview:
+        """Give some bytes of the file. Raises UsageError once it is closed."""
+        try:
+            return self.data[start:stop]
+        except ValueError as err:
+            raise UsageError("the file is closed", path=self.path) from err
+
     def close(self) -> None:
         """Release the mapping, or leave that to the last view of it. May be called again."""
         try:
@@ -72,12 +78,6 @@ class Mapped:
             self._map.close()
         except BufferError:
             return  # a caller still holds a view; the map goes with it
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def open_mapped(path: str | os.PathLike[str]) -> Mapped:

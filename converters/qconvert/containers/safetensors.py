@@ -9,12 +9,12 @@ Source: huggingface/safetensors 0.8.0: README.md ("Format").
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qconvert.containers.mapped import Mapped, explain_foreign, open_mapped
 from qconvert.containers.safetensors_header import BITS, TensorInfo, header_length, parse_header
 from qconvert.containers.safetensors_write import plan_header
+from qformat.closing import Closing
 from qformat.errors import FileError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _NUMPY_DTYPES = {"bool", "float16", "float32", "float64", "complex64"} | {
 }
 
 
-class SafetensorsFile:
+class SafetensorsFile(Closing):
     """An open file; a context manager.
 
     path        : as given
@@ -50,8 +50,8 @@ class SafetensorsFile:
             raise
 
     def data(self, info: TensorInfo) -> memoryview:
-        """Give the stored bytes of a tensor, read-only, as they lie in the file."""
-        return self._map.data[info.byte_offset : info.byte_offset + info.n_bytes]
+        """Give the stored bytes of a tensor, read-only, as they lie in the file. Raises UsageError once it is closed."""
+        return self._map.view(info.byte_offset, info.byte_offset + info.n_bytes)
 
     def array(self, info: TensorInfo) -> NDArray[Any]:
         """Give a tensor as a read-only array.
@@ -84,12 +84,6 @@ class SafetensorsFile:
     def close(self) -> None:
         """Let go of the file; views handed out keep what they need of it."""
         self._map.close()
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def open_safetensors(path: str | Path) -> SafetensorsFile:
