@@ -221,6 +221,18 @@ def test_a_hessian_that_is_none_is_refused(model: Path, tmp_path: Path, capsys: 
     assert "tensor 'b.weight' field 'hessian': the Hessian is not positive definite after damping by 0.01" in line
 
 
+@pytest.mark.parametrize("n_weights", [1, 40], ids=["few", "many"])
+def test_a_file_of_calibration_is_none_of_importance(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], n_weights: int
+) -> None:
+    known, dst = calibration(tmp_path, {f"{n}.weight": KNOWN["a.weight"] for n in range(n_weights)}), tmp_path / "a.gguf"
+
+    line = refused(capsys, dst, model, dst, "--to", "gguf:q4_0", "--imatrix", known)
+
+    assert "c.safetensors: field 'imatrix': a file of calibration, expected one of importance" in line
+    assert "--calibration" in line
+
+
 def test_the_file_of_calibration_is_not_written_over(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = calibration(tmp_path).rename(tmp_path / "a.qfmt")
 

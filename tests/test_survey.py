@@ -115,8 +115,8 @@ def test_plots_are_a_picture_and_a_drawing_of_every_target(source: Path, capsys:
 
 
 REFUSED = [
-    (["--report", "--plot", "a.pdf"], 1, "a.pdf: a plot is .png or .svg"),
-    (["--report", "--plot", "a.safetensors"], 1, "a plot is .png or .svg"),
+    (["--report", "--plot", "a.pdf"], 2, "a.pdf: a plot is .png or .svg"),
+    (["--report", "--plot", "a.safetensors"], 2, "a plot is .png or .svg"),
     (["--report", "b.qfmt"], 2, "--report takes SRC"),
     (["--to", "qfmt:nf4"], 2, "DST and one --to TARGET are needed"),
     (["b.qfmt"], 2, "DST and one --to TARGET are needed"),

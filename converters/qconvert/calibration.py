@@ -84,6 +84,15 @@ def open_calibration(path: str | Path) -> Calibration:
     return Calibration(path)
 
 
+def holds_calibration(path: str | Path) -> bool:
+    """Tell whether a file is one of calibration, by its header."""
+    try:
+        with open_calibration(path) as found:
+            return bool(found)
+    except FileError:
+        return False
+
+
 def write_calibration(
     path: str | Path, statistics: Mapping[str, Statistics], dtype: str = "float64", force: bool = False
 ) -> None:

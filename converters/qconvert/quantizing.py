@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from qconvert import opening
-from qconvert.calibration import open_calibration
+from qconvert.calibration import holds_calibration, open_calibration
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.conversion import Progress, Writing, carry_out, check_early
 from qconvert.cutting import MAX_MEMORY
-from qconvert.imatrix import read_imatrix
+from qconvert.imatrix import Imatrix, read_imatrix
 from qconvert.items import Plan
 from qconvert.mixes import Choice, choose, fall_back, file_type_of
 from qconvert.naming import AUTO, as_wanted
@@ -31,7 +31,7 @@ from qconvert.targets import find_mixed, gguf_type
 from qconvert.views import View
 from qconvert.wish import Wish, check_method
 from qconvert.words import read_override
-from qformat.errors import QFormatError, UsageError, show
+from qformat.errors import FileError, QFormatError, UsageError, show
 from qformat.fold import narrower, refold
 from qformat.formats import Format
 from qformat.methods.quantizing import rule_of
@@ -86,7 +86,7 @@ def quantize(
     how = check_method(method, rule, calibration is not None, imatrix is not None, allow_uncalibrated)
     path, (target, mix) = Path(dst), find_mixed(to)
     overrides = [read_override(text, target) for text in tensor_types]
-    importances = None if imatrix is None else read_imatrix(imatrix)
+    importances = None if imatrix is None else read_importances(imatrix)
     for file, what in ((imatrix, "importance"), (calibration, "calibration")):
         if file is not None and path.exists() and path.samefile(file):
             raise UsageError(f"destination is the {what} file", path=path)
@@ -103,6 +103,19 @@ def quantize(
             with opening.open(report.paths[0], shapes=made.shapes) as written:
                 errors = {item.name: measured(item.tensor, written[item.name]) for item in chosen}
             return replace(report, seconds=time.monotonic() - started), errors
+
+
+def read_importances(path: str | Path) -> Imatrix:
+    """Read a file of importances. Raises UsageError for one of calibration, and FileError as `read_imatrix` does."""
+    try:
+        return read_imatrix(path)
+    except FileError as err:
+        if holds_calibration(path):
+            message = (
+                "a file of calibration, expected one of importance: give it as --calibration, with --method"
+            )
+            raise UsageError(message, path=path, field="imatrix") from err
+        raise
 
 
 def measured(source: PackedTensor, written: PackedTensor) -> ErrorReport:

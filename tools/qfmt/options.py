@@ -19,6 +19,7 @@ from qformat.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
 
+PLOTS = (".png", ".svg")
 _SIZES = re.compile(r"[1-9]\d{0,17}(,[1-9]\d{0,17})*")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -49,6 +50,19 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
         if not name or not _SIZES.fullmatch(sizes):
             self.fail(f"'{value}' is not a shape, expected something like proj.weight=4096,11008", param, ctx)
         return name, tuple(map(int, sizes.split(",")))
+
+
+class Plot(click.ParamType[Path]):
+    """A file to draw a plot in, of a kind that its suffix says."""
+
+    name = "plot"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Read the text. Fails as a usage error."""
+        path = Path(str(value))
+        if path.suffix.lower() not in PLOTS:
+            self.fail(f"{path}: a plot is {' or '.join(PLOTS)}", param, ctx)
+        return path
 
 
 class Known(click.ParamType[str]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qfmt.options import (
+    Plot,
     compress_option,
     force_option,
     json_option,
@@ -48,9 +49,7 @@ if TYPE_CHECKING:
 @click.option("--calibration", type=click.Path(path_type=Path), help="What is known of inputs: see docs/calibration.md.")
 @click.option("--allow-uncalibrated", is_flag=True, help="Round tensors that the file does not know to nearest.")
 @click.option("--report", "is_report", is_flag=True, help="Compare what targets would cost, and write no DST.")
-@click.option(
-    "--plot", "plots", multiple=True, type=click.Path(path_type=Path), help="Of --report: a .png or .svg. Repeatable."
-)
+@click.option("--plot", "plots", multiple=True, type=Plot(), metavar="FILE", help="Of --report: a .png or .svg. Repeatable.")
 @names_option
 @source_options
 @split_options

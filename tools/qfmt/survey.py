@@ -18,17 +18,13 @@ from qformat.file.hidden import Hidden, explain
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUFFIXES = (".png", ".svg")
-
 
 def check_plots(paths: Sequence[Path], src: Path, force: bool) -> None:
-    """Refuse plots of another kind, ones that would replace a file, and all where nothing can draw them, before work begins.
+    """Refuse plots that would replace a file, and all where nothing can draw them, before work begins.
 
     Raises UsageError.
     """
     for path in paths:
-        if path.suffix.lower() not in SUFFIXES:
-            raise UsageError(f"a plot is {' or '.join(SUFFIXES)}", path=path, expected=SUFFIXES, found=path.suffix)
         check_paths([src], path, force)
     if paths:
         _library()
