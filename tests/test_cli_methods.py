@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import qformat
 from qformat.calibration import Statistics
+from qformat.methods import gptq
 
 WEIGHTS = {"a.weight": weights(12, 256, seed=1), "b.weight": weights(20, 256, seed=2), "norm.weight": weights(256)}
 KNOWN = {name: statistics(correlated(300, 256, seed)) for seed, name in enumerate(("a.weight", "b.weight"))}
@@ -62,6 +63,26 @@ def test_tensors_are_those_of_the_library(
             assert written[name].scheme == expected.scheme
             assert written[name].rule == expected.rule
         assert written["norm.weight"].dequantize().tobytes() == WEIGHTS["norm.weight"].tobytes()
+
+
+@pytest.mark.parametrize("method", ["gptq", "gptq-ordered"])
+def test_the_damping_is_the_one_that_is_given(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    dst, by_diagonal = tmp_path / "a.qfmt", method == "gptq-ordered"
+    known = statistics(correlated(40, 256))  # of 256 columns: what is added to the diagonal counts
+    options = ("--method", method, "--calibration", calibration(tmp_path, dict.fromkeys(KNOWN, known)), "--damping", "0.5")
+
+    code, _, err = run(capsys, "quantize", model, dst, "--to", "qfmt:int4-g64", *options)
+
+    assert (code, err) == (0, "")
+    with qformat.open(dst) as written:
+        found = written["a.weight"].dequantize()
+    expected, usual = (
+        qformat.quantize(WEIGHTS["a.weight"], "int4_g64", method=how, calibration=known).dequantize()
+        for how in (gptq(method, "", 0.5, by_diagonal), method)
+    )
+    assert found.tobytes() == expected.tobytes() != usual.tobytes()
 
 
 @pytest.mark.parametrize("target", ["int4-g64", "int4-tensor", "nf4"])
@@ -179,6 +200,11 @@ def llama() -> dict[str, F32]:
         (["--calibration", "c.safetensors"], "method rtn has no use for calibration"),
         (["--allow-uncalibrated"], "no file of calibration is given"),
         (["--method", "mse", "--rule", "symmetric"], "method mse rounds by rule 'mse', not by 'symmetric'"),
+        (["--damping", "0.1"], "method rtn takes no damping, only gptq and gptq-ordered"),
+        (["--method", "awq", "--calibration", "c", "--damping", "0.1"], "method awq takes no damping"),
+        (["--method", "gptq", "--calibration", "c", "--damping", "-1"], "damping -1.0, expected a finite number of at least 0"),
+        (["--method", "gptq", "--calibration", "c", "--damping", "nan"], "damping nan, expected a finite number"),
+        (["--method", "gptq", "--calibration", "c", "--damping", "much"], "'much' is not a valid float"),
         (["--method", "mse", "--calibration", "c", "--imatrix", "i"], "a file of calibration and one of importance"),
     ],
 )

@@ -64,6 +64,7 @@ def quantize(
     method: str = "rtn",
     calibration: str | Path | None = None,
     allow_uncalibrated: bool = False,
+    damping: float | None = None,
 ) -> tuple[Report, dict[str, ErrorReport]]:
     """Quantize the float matrices of a checkpoint; everything else stays as it is.
 
@@ -78,12 +79,13 @@ def quantize(
     method           : one of `qformat.methods.METHODS`
     calibration      : file of what is known of inputs, by the names of tensors in the source or in the target
     allow_uncalibrated : round what that file does not know to nearest; else it is refused
+    damping          : share of the mean diagonal of a Hessian that is added to it, for gptq; the method's own if absent
     returns          : the report, and the error of every quantized tensor, measured on the written file
 
     Raises NotExact for rows that are no whole blocks; FileError and UsageError as `convert` does.
     """
     started = time.monotonic()
-    how = check_method(method, rule, calibration is not None, imatrix is not None, allow_uncalibrated)
+    how = check_method(method, rule, calibration is not None, imatrix is not None, allow_uncalibrated, damping)
     path, (target, mix) = Path(dst), find_mixed(to)
     overrides = [read_override(text, target) for text in tensor_types]
     importances = None if imatrix is None else read_importances(imatrix)
@@ -111,9 +113,7 @@ def read_importances(path: str | Path) -> Imatrix:
         return read_imatrix(path)
     except FileError as err:
         if holds_calibration(path):
-            message = (
-                "a file of calibration, expected one of importance: give it as --calibration, with --method"
-            )
+            message = "a file of calibration, expected one of importance: give it as --calibration, with --method"
             raise UsageError(message, path=path, field="imatrix") from err
         raise
 

@@ -40,13 +40,20 @@ class Wish:
     allow_uncalibrated: bool = False
 
 
-def check_method(method: str, rule: str | None, has_calibration: bool, has_imatrix: bool, allow_uncalibrated: bool) -> Method:
+def check_method(
+    method: str,
+    rule: str | None,
+    has_calibration: bool,
+    has_imatrix: bool,
+    allow_uncalibrated: bool,
+    damping: float | None = None,
+) -> Method:
     """Find a method and see that what is given goes with it.
 
-    Raises UsageError for an unknown method, a rule that is not its own, calibration or importance that it has no use for, and
-    where it cannot be without calibration.
+    Raises UsageError for an unknown method, a rule that is not its own, calibration, importance or a damping that it has no use
+    for, and where it cannot be without calibration.
     """
-    found = find(method)
+    found = find(method, damping)
     if found.rule and rule not in (None, found.rule):
         raise UsageError(f"method {method} rounds by rule '{found.rule}', not by '{rule}'", field="rule", found=rule)
     if found.prepare is not None and not has_calibration:

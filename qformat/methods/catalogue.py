@@ -21,9 +21,19 @@ ALL = (
 METHODS = {method.name: method for method in ALL}
 
 
-def find(name: str) -> Method:
-    """Find a method. Raises UsageError for an unknown name, with those there are."""
+def find(name: str, damping: float | None = None) -> Method:
+    """Find a method, with another damping than its own where one is given.
+
+    Raises UsageError for an unknown name, with those there are, for a damping where the method has none, and for one that is no
+    finite number of 0 or more.
+    """
     if name not in METHODS:
         message = f"unknown method '{name}', expected one of {', '.join(METHODS)}"
         raise UsageError(message, field="method", found=name, expected=tuple(METHODS))
-    return METHODS[name]
+    found = METHODS[name]
+    if damping is None:
+        return found
+    if found.damped is None:
+        takers = " and ".join(method.name for method in ALL if method.damped is not None)
+        raise UsageError(f"method {name} takes no damping, only {takers}", field="damping", found=damping)
+    return found.damped(damping)

@@ -39,7 +39,7 @@ from qformat.evaluate import as_float32
 from qformat.fields import numpy_dtype
 from qformat.formats.form import Format
 from qformat.kernels.subtract import subtract_product
-from qformat.methods.hessian import DAMPING, Factor, factorise
+from qformat.methods.hessian import DAMPING, Factor, check_damping, factorise
 from qformat.methods.indexed import index_of, neighbours
 from qformat.methods.method import Encode, Method, Task, check_columns, columns_of
 from qformat.rules.encoding import check_finite, check_parameter
@@ -60,8 +60,12 @@ def gptq(name: str, summary: str, damping: float = DAMPING, by_diagonal: bool = 
 
     damping     : this share of the mean diagonal of the Hessian is added to it
     by_diagonal : round columns in order of descending diagonal; where the format has an index that is so anyhow
+
+    Raises UsageError for a damping that is no finite number of 0 or more.
     """
-    return Method(name, summary, stored=check, prepare=partial(prepare, damping, by_diagonal))
+    check_damping(damping)
+    work, damped = partial(prepare, damping, by_diagonal), partial(gptq, name, summary, by_diagonal=by_diagonal)
+    return Method(name, summary, stored=check, prepare=work, damping=damping, damped=damped)
 
 
 def check(form: Format, n_cols: int) -> Format:

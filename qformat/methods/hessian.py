@@ -65,10 +65,15 @@ def check_definite(hessian: F64, damping: float = DAMPING) -> None:
     _root(damped, damping)
 
 
-def _diagonals(hessian: F64, damping: float) -> tuple[F64, F64]:
-    """Give the diagonal, dead columns 1, and the same damped."""
+def check_damping(damping: float) -> None:
+    """Raise UsageError for a damping that is no finite number of 0 or more."""
     if not (math.isfinite(damping) and damping >= 0):
         raise UsageError(f"damping {damping}, expected a finite number of at least 0", field="damping", found=damping)
+
+
+def _diagonals(hessian: F64, damping: float) -> tuple[F64, F64]:
+    """Give the diagonal, dead columns 1, and the same damped."""
+    check_damping(damping)
     if not np.isfinite(hessian).all():
         raise UsageError("the Hessian holds a number that is not finite", field="hessian", expected="finite")
     diagonal = hessian.diagonal().copy()

@@ -63,6 +63,8 @@ class Method:
     stored   : from the target and the columns of a tensor to the format that it is stored in; raises UsageError for a target
                that the method cannot make
     prepare  : what it does before any row is encoded; None for a rule alone, for which calibration may be missing
+    damping  : share of the mean diagonal of the Hessian that is added to it; None where that is no setting of the method
+    damped   : gives the same method with another damping
     """
 
     name: str
@@ -71,6 +73,8 @@ class Method:
     weighs: bool = False
     stored: Callable[[Format, int], Format] = as_it_is
     prepare: Callable[[Task], Encode] | None = None
+    damping: float | None = None
+    damped: Callable[[float], Method] | None = None
 
 
 def columns_of(group: Group, n_cols: int) -> int:

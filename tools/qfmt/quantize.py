@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), help="What is known of inputs: see docs/calibration.md.")
 @click.option("--allow-uncalibrated", is_flag=True, help="Round tensors that the file does not know to nearest.")
+@click.option(
+    "--damping", type=float, metavar="SHARE", help="Of gptq: share of a Hessian's mean diagonal that is added to it, else 0.01."
+)
 @click.option("--report", "is_report", is_flag=True, help="Compare what targets would cost, and write no DST.")
 @click.option("--plot", "plots", multiple=True, type=Plot(), metavar="FILE", help="Of --report: a .png or .svg. Repeatable.")
 @names_option
@@ -69,6 +72,7 @@ def command(
     method: str,
     calibration: Path | None,
     allow_uncalibrated: bool,
+    damping: float | None,
     is_report: bool,
     plots: tuple[Path, ...],
     names: str,
@@ -96,7 +100,8 @@ def command(
     if plots and not is_report:
         raise click.UsageError("--plot is of --report")
     if is_report:
-        if dst is not None or tensor_types or imatrix is not None or calibration is not None or method != "rtn":
+        others = (dst, imatrix, calibration, damping)
+        if any(other is not None for other in others) or tensor_types or method != "rtn":
             raise click.UsageError("--report takes SRC, --to, --rule, --include, --exclude and --plot alone")
         compare(src, targets, rule, include, exclude, plots, force, as_json, max_memory, said)
         return
@@ -104,7 +109,7 @@ def command(
         raise click.UsageError("DST and one --to TARGET are needed, or --report")
     (to,) = targets
     try:
-        by = check_method(method, rule, calibration is not None, imatrix is not None, allow_uncalibrated)
+        by = check_method(method, rule, calibration is not None, imatrix is not None, allow_uncalibrated, damping)
         check_words(to, by.rule or rule, tensor_types)
     except UsageError as err:
         raise click.UsageError(str(err)) from err
@@ -113,7 +118,7 @@ def command(
         report, errors = quantize(
             src, dst, to, rule, include, exclude, compress, force, max_memory,
             progress=progress, tensor_types=tensor_types, imatrix=imatrix, limits=limits, names=names,
-            method=method, calibration=calibration, allow_uncalibrated=allow_uncalibrated, **said,
+            method=method, calibration=calibration, allow_uncalibrated=allow_uncalibrated, damping=damping, **said,
         )  # fmt: skip
     print_notices(report)
     rules = ", ".join(dict.fromkeys(item.rule for item in report.plan.items if item.rule))
