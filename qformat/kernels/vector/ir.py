@@ -168,10 +168,10 @@ def look_up(b: ir.IRBuilder, table: Sequence[int], index: Value, shuffle: str) -
 
 
 def settled(b: ir.IRBuilder, found: Value) -> Value:
-    """Give integers that LLVM takes as they are.
+    """Give values of 32 bits that LLVM takes as they are.
 
-    It would narrow what they are made of, a lane shuffle for each comparison, and compare sizes as unsigned, which takes two
-    operations where there is no such comparison.
+    It would narrow what integers are made of, a lane shuffle for each comparison, and compare sizes as unsigned, which takes two
+    operations where there is no such comparison; and shuffle what it was told to load into every lane.
     """
     as_floats = b.bitcast(found, vector(F32, found.type.count))
     return b.bitcast(call(b, "llvm.arithmetic.fence", [as_floats]), found.type)

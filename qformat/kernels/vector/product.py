@@ -7,7 +7,7 @@ sum with it are rounded once where the processor does both at a time, else each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -22,9 +22,10 @@ from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle, has_f16c
 from qformat.kernels.vector.decode import Bound
 from qformat.kernels.vector.emit import Emitter, Target, place
-from qformat.kernels.vector.ir import F32, I64, Value, call, join, load, moved, pick, splat, table, vector
+from qformat.kernels.vector.ir import F32, I64, Value, call, join, load, moved, pick, settled, splat, table, vector
 from qformat.kernels.vector.unordered import LANES, codes_of, floats_of, order_of
-from qformat.units import LEAST, Unit
+from qformat.kernels.vector.values import is_small
+from qformat.units import LEAST, Expression, Unit, Whole
 
 BLOCK = 32  # runs of 32 columns: of four rows of activations, half of what a first-level cache holds
 
@@ -46,7 +47,7 @@ class Shape:
     n_sums: int
 
 
-OF_UNITS = {1: Shape(1, 1, 2), 2: Shape(2, 1, 2), 4: Shape(4, 1, 2)}
+OF_UNITS = {1: Shape(1, 1, 4), 2: Shape(2, 1, 2), 4: Shape(4, 1, 2)}
 OF_FLOATS = {1: Shape(1, 1, 4), 2: Shape(2, 4, 1), 4: Shape(4, 3, 1)}
 
 
@@ -162,16 +163,31 @@ def _weights(
         for i, source in enumerate(unit.sources)
     ]
     emitter = Emitter(b, unit, target, places, partial(table, b, F32))
-    operands = [(op, emitter.operand(expression)) for op, expression in unit.steps]
+    operands = [(op, emitter.operand(expression), _are_loaded(expression)) for op, expression in unit.steps]
     read, order = codes_of(b, emitter.load, unit, places.__getitem__), order_of(unit)
     for first in range(0, unit.n_weights, LEAST):
         codes = read(first, first + LEAST)
         for piece, found in enumerate(floats_of(b, unit, codes, target.byte_shuffle, emitter.table)):
             at = first + LANES * piece
-            for op, operand in operands:
+            for op, operand, are_loaded in operands:
                 group = unit.n_weights // operand.type.count
-                found = emitter.apply(op, found, pick(b, operand, [weight // group for weight in order[at : at + LANES]]))
+                lanes = [weight // group for weight in order[at : at + LANES]]
+                found = emitter.apply(op, found, (_filled if are_loaded else pick)(b, operand, lanes))
             yield found
+
+
+def _are_loaded(expression: Expression) -> bool:
+    """Tell whether values are entries of a table in memory: any of them is loaded into all lanes as fast as into one."""
+    return isinstance(expression, Whole) and is_small(expression.dtype)
+
+
+def _filled(b: ir.IRBuilder, values: Value, lanes: Sequence[int]) -> Value:
+    """Make a vector of lanes of values, by choosing between vectors of one of them: that shuffles none."""
+    different = sorted(set(lanes))
+    found, *others = (settled(b, pick(b, values, [number] * len(lanes))) for number in different)
+    for number, other in zip(different[1:], others, strict=True):
+        found = pick(b, found, [i + len(lanes) * (lane == number) for i, lane in enumerate(lanes)], other)
+    return found
 
 
 def _room(b: ir.IRBuilder, kind: ir.Type) -> Value:
