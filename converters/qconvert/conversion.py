@@ -164,7 +164,6 @@ def convert_model(
     """
     started = time.monotonic()
     check_early(model, dst, writing)
-    model.verify()
     if target.is_dense and not is_named:
         refuse_dense(model, target)
     view = as_wanted(model, target, dst, names, like)
@@ -237,6 +236,7 @@ def carry_out(
     try:
         written_bytes = counted("write", made.n_bytes, writing.progress)
         write_items(made.items, model.path, sink, writing.workers, writing.max_memory, written_bytes)
+        model.verify()  # now, for what was read was checked meanwhile, and need not be once more
         hidden = sink.finish()
         with opening.open(hidden, assume=made.assume, shapes=made.shapes) as written:
             prove(made, written, counted("prove", model.n_bytes, writing.progress), writing.max_memory)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from qformat.arrays import Part
 from qformat.errors import UsageError
+from qformat.file.records import measure_stripe
 from qformat.fold import narrower
 from qformat.formats import Format, PartForm, matrix
 from qformat.scheme import Flat, Grid, Table
@@ -20,7 +21,7 @@ from qformat.tensor import PackedTensor
 Rows = tuple[tuple[int, int], ...]
 
 UNIT_WEIGHTS = 1 << 18
-UNIT_BYTES = 1 << 20
+COPIED_STRIPES = 4  # of a unit of bytes that are copied: fewer are done before the next thread has woken
 RELAID_WEIGHTS = 1 << 22  # of rows whose bytes are only laid out anew, at many times the pace
 TORN_WEIGHTS = 1 << 21  # of rows whose bytes do not lie together: enough that each run of them is worth a write
 WHOLE_WEIGHTS = 1 << 26  # of such rows where bytes are only laid out anew: as few runs as there is memory for
@@ -33,7 +34,7 @@ AT_ONCE = 2  # units for which there must be room, so that one is made while ano
 
 def byte_ranges(part: Part) -> Iterator[tuple[int, int]]:
     """Cut the stored bytes of a part between blocks."""
-    step = max(1, UNIT_BYTES // part.form.layout.n_bytes) * part.form.layout.n_bytes
+    step = COPIED_STRIPES * max(measure_stripe(part.form.layout.n_bytes), part.form.layout.n_bytes)
     for start in range(0, part.source.n_bytes, step):
         yield start, min(start + step, part.source.n_bytes)
 

@@ -13,6 +13,7 @@ from qconvert.affine import Affine, not_whole, read_affine, zero_of
 from qconvert.grouping import Grouping
 from qconvert.keeping import Derived, Keeper
 from qconvert.recoding import Recoding
+from qconvert.relaid import is_kept
 from qconvert.tensor_scale import TensorScale
 from qformat.errors import NotExact
 from qformat.evaluate import F32, as_float32
@@ -59,6 +60,13 @@ class Recast:
         fits = isinstance(held, Bits) and target.low <= held.low and held.high <= target.high and not self.recoding.offset
         steps = (*self.tensor.scheme.steps, *self.form.scheme.steps)
         return fits and len(steps) == 2 and all(step.op is Op.MUL and isinstance(step.operand, Ref) for step in steps)
+
+    def is_unchanged(self, first: int, last: int) -> bool:
+        """Tell whether it is sure that all of rows [first, last) means there what it means as it is stored, by a look for NaN."""
+        if not self.is_sure or not is_kept(self.tensor.scheme, self.form.scheme):
+            return False
+        low, high = self.groups.lines(first, last)
+        return not any(np.isnan(self.groups.operands.by_row(param.name, low, high)[0]).any() for param in self.tensor.scheme.params)
 
     def derive(self, first: int, last: int, rounding: bool = False, codes: bool = True) -> Derived:
         """Give the target's codes and parameters for rows [first, last), which begin and, but at the end, end a group.

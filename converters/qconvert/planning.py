@@ -31,7 +31,7 @@ from qconvert.verdict import (
 )
 from qconvert.views import View
 from qformat.bits import DTYPES
-from qformat.errors import NotExact, QFormatError, about, show
+from qformat.errors import NotExact, UsageError, about, show
 from qformat.fold import narrower
 from qformat.formats import Format
 from qformat.formats.dense import dense
@@ -116,7 +116,7 @@ def housed(item: Item, target: Target) -> Item:
         return item
     try:
         target.dialect.unbind(Written(item.name, item.form, item.tensor, target.kind))
-    except QFormatError as err:
+    except (NotExact, UsageError) as err:
         return replace(item, verdict=Verdict(REFUSED, err.message, field=err.field))
     return item
 

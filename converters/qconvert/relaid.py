@@ -23,11 +23,11 @@ BYTE = 8
 
 def relaid(tensor: PackedTensor, form: Format) -> Relay | None:
     """Give what lays a tensor out in a format that holds it exactly; None where something must be derived for that."""
-    return relay_of(tensor, form) if _is_kept(tensor.scheme, form.scheme) else None
+    return relay_of(tensor, form) if is_kept(tensor.scheme, form.scheme) else None
 
 
 @lru_cache(maxsize=256)
-def _is_kept(source: Scheme, target: Scheme) -> bool:
+def is_kept(source: Scheme, target: Scheme) -> bool:
     """Tell whether steps and groups are the same, and so every code and parameter that both can hold."""
     if source.steps != target.steps or source.input_scale or target.input_scale or read_affine(target) is None:
         return False

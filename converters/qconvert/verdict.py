@@ -18,7 +18,7 @@ from qconvert.digest import canonical, plain_values
 from qconvert.exact import Recast
 from qconvert.keeping import Derived
 from qformat.bits import DTYPES
-from qformat.errors import NotExact, QFormatError
+from qformat.errors import NotExact, UsageError
 from qformat.fold import narrower
 from qformat.formats import Format
 from qformat.scheme import Opaque, Plain
@@ -140,6 +140,8 @@ def _look(recast: Recast, tile: tuple[int, int]) -> tuple[Derived, NotExact | No
     returns: what was derived, its values aside, and the first weight that differs
     """
     tensor, form, wrong = recast.tensor, recast.form, None
+    if tile[0] and recast.is_unchanged(*tile):
+        return Derived({}), None  # as the rows before, which say how values are kept
     derived = recast.derive(*tile, rounding=True, codes=not recast.is_sure)
     if not recast.is_sure:
         made = _packed(tensor, form, *tile, derived.values)
@@ -195,7 +197,7 @@ def _judge_dense(tensor: PackedTensor, dtype: str) -> Verdict:
                 with np.errstate(all="ignore"):
                     error = np.abs(held[wrong].astype(np.float64) / exact[wrong] - 1)
                 worst = max(worst, float(np.nan_to_num(error, posinf=np.inf).max()))
-    except QFormatError as err:
+    except (NotExact, UsageError) as err:
         return Verdict(REFUSED, err.message, field="scheme")
     if offender is None:
         return Verdict(EXACT, "widened" if isinstance(alphabet, Plain) else f"decoded to {dtype}")
