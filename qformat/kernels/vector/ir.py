@@ -170,7 +170,7 @@ def look_up(b: ir.IRBuilder, table: Sequence[int], index: Value, shuffle: str) -
 def settled(b: ir.IRBuilder, found: Value) -> Value:
     """Give values of 32 bits that LLVM takes as they are.
 
-    It would narrow what integers are made of, a lane shuffle for each comparison, and compare sizes as unsigned, which takes two
+    It would narrow what integers are made of, a lane shuffle for each comparison; compare sizes as unsigned, which takes two
     operations where there is no such comparison; and shuffle what it was told to load into every lane.
     """
     as_floats = b.bitcast(found, vector(F32, found.type.count))
