@@ -13,8 +13,9 @@ PLAIN_TESTS := tests/test_kernels.py
 demo: $(MAIN)/demo.stamp
 	@$(MAIN)/bin/python tools/demo.py
 
+# Files of tests are spread over the cores, as the tests of one share what they compile.
 test: $(MAIN)/models.stamp
-	@$(MAIN)/bin/python -m pytest
+	@$(MAIN)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 # Lines per module, imports and layers are tests: tests/test_modules.py, tests/test_imports.py.
 check: lint test
