@@ -1,4 +1,8 @@
-"""The library measured as a user meets it: commands and small programs, each a process of its own, with its time."""
+"""The library measured as a user meets it: commands and small programs, each a process of its own, with its time.
+
+An installed program finds its modules compiled. Here they lie in a folder of their own, whatever the environment says of that,
+and whoever measures runs each program once before.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+
+BYTE_CODE = tempfile.TemporaryDirectory(prefix="qformat-bench-byte-code-")
+FORBIDDEN = "PYTHONDONTWRITEBYTECODE"
 
 
 class Failed(Exception):
@@ -43,10 +51,10 @@ def python(program: str, *args: str | Path, **env: str) -> Ran:
 def run(args: Sequence[str], env: Mapping[str, str]) -> Ran:
     """Run this interpreter with arguments and additions to the environment. Raises Failed where it does not exit with 0."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        around = {name: value for name, value in os.environ.items() if name != FORBIDDEN}
+        around |= {"PYTHONPYCACHEPREFIX": BYTE_CODE.name, **env}
         started = time.perf_counter()
-        child = subprocess.Popen(
-            [sys.executable, *args], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **env}
-        )
+        child = subprocess.Popen([sys.executable, *args], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=around)
         _, status, used = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - started
         child.returncode = os.waitstatus_to_exitcode(status)
