@@ -156,6 +156,20 @@ def calibrate(batches: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, Statis
     return made
 
 
+def output_errors(errors: F64, hessian: F64) -> F64:
+    """Give e H e^T of each row e of errors, (n, K) or (..., K): (n,) or (...,); infinite where that is no number.
+
+    The library's product, by all its threads: equal to the last digit only for the same rows asked for by one thread.
+    """
+    with np.errstate(all="ignore"):
+        return finite_errors((errors @ hessian * errors).sum(axis=-1))
+
+
+def finite_errors(errors: F64) -> F64:
+    """Give errors, infinite where they are no numbers."""
+    return np.where(np.isfinite(errors), errors, np.inf)
+
+
 def _check_symmetric(hessian: F64) -> None:
     """Refuse numbers that are not finite, a negative diagonal, and halves that differ by more than rounding."""
     n_cols = len(hessian)

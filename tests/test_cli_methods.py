@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import qconvert
 from command import run, run_json
-from made_inputs import F32, correlated, statistics, weights
+from made_inputs import F32, correlated, output_error, statistics, weights
 from qconvert.quantizing import quantize
 from safetensors.numpy import save_file
 
@@ -56,8 +56,11 @@ def test_tensors_are_those_of_the_library(
     assert {t["name"]: t["reason"] for t in said["tensors"] if t["name"] != "norm.weight"} == dict.fromkeys(
         KNOWN, f"as qfmt:{target} says; by {method}" + (", calibrated" if method == "mse" else "")
     )
+    measured = {error["name"]: float(error["output_sqnr_db"]) for error in said["errors"]}
     with qformat.open(dst) as written:
         for name, known in KNOWN.items():
+            lost = output_error(WEIGHTS[name] - written[name].dequantize().astype(np.float64), known.hessian)
+            assert measured[name] == pytest.approx(10 * np.log10(output_error(WEIGHTS[name], known.hessian) / lost), rel=1e-9)
             expected = qformat.quantize(WEIGHTS[name], target, method=method, calibration=known)
             assert written[name].dequantize().tobytes() == expected.dequantize().tobytes()
             assert written[name].scheme == expected.scheme

@@ -542,6 +542,18 @@ def test_sums_of_tiles_add_up() -> None:
     assert one + other == Sums(3, 2.0, 21.0, 5.0)
 
 
+def test_errors_of_outputs_count_by_the_hessian() -> None:
+    hessian = np.array([[2.0, 1.0], [1.0, 4.0]])
+    seen = measure(np.float32([[1, 2], [0, 1]]), np.float32([[1, 1], [1, 1]]), hessian)
+    # By hand: (1, 2) H (1, 2)^T = 2 + 2 * 2 + 16 = 22 and (0, 1) H (0, 1)^T = 4; errors (0, 1): 4 and (-1, 0): 2.
+    assert seen.outputs == (26.0, 6.0)
+    assert seen.report(1.0).output_sqnr_db == 10 * math.log10(26 / 6)
+    unknown = measure(np.float32([[3, 3]]), np.float32([[2, 3]]))
+    assert (unknown.outputs, unknown.report(1.0).output_sqnr_db) == (None, None)
+    assert (seen + unknown).outputs == (unknown + seen).outputs == (26.0, 6.0)
+    assert (seen + seen).outputs == (52.0, 12.0)
+
+
 def test_an_error_report_of_another_shape_is_refused() -> None:
     with pytest.raises(UsageError, match=r"\(2, 32\).*\(1, 64\)"):
         error(normal(2, 32), quantize(normal(1, 64), "mxfp4"))

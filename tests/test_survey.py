@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import qconvert
 from command import facts, run
+from made_inputs import correlated, output_error, statistics
 from qconvert.survey import TARGETS, survey
 from safetensors.numpy import save_file
 
@@ -67,6 +68,39 @@ def test_what_is_measured_is_what_is_written(target: str, source: Path) -> None:
     assert (cost.error, cost.worst, cost.n_bytes) == (errors["wide.weight"], "wide.weight", report.plan.n_bytes)
 
 
+def test_errors_of_outputs_are_those_of_the_formula(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = statistics(correlated(500, 256))
+    file = source.with_name("c.safetensors")
+    qconvert.write_calibration(file, {"wide.weight": known})
+    with qconvert.open(source) as model:
+        wide = model["wide.weight"].dequantize()
+    signal, noise = (output_error(array, known.hessian) for array in (wide, noise_of_int8_channel(wide)))
+
+    costs = facts(capsys, "quantize", source, "--report", "--to", "qfmt:int8-channel", "--calibration", file)["targets"]
+    _, text, _ = run(capsys, "quantize", source, "--report", "--to", "qfmt:int8-channel", "--calibration", file)
+    written = facts(
+        capsys, "quantize", source, source.with_suffix(".qfmt"), "--to", "qfmt:int8-channel", "--calibration", file,
+        "--method", "awq", "--allow-uncalibrated",
+    )["errors"]  # fmt: skip
+
+    expected = 10 * np.log10(signal / noise)
+    assert costs[0]["error"]["output_sqnr_db"] == pytest.approx(expected, rel=1e-9)
+    header, line = (row.split() for row in text.splitlines()[:2])
+    assert line[header.index("output") - 1] == f"{expected:.2f}"  # "SQNR dB" is two words
+    by_name = {error["name"]: error["output_sqnr_db"] for error in written}
+    assert by_name["narrow.weight"] is None
+    assert by_name["wide.weight"] >= expected  # AWQ is never worse than without its scales
+
+
+def test_a_file_that_knows_none_of_the_tensors_is_refused(source: Path) -> None:
+    file = source.with_name("c.safetensors")
+    qconvert.write_calibration(file, {"other.weight": statistics(correlated(10, 4))})
+    with pytest.raises(
+        qformat.UsageError, match=r"c\.safetensors: field 'calibration': has no calibration for any of the tensors"
+    ):
+        survey(source, ["qfmt:nf4"], calibration=file)
+
+
 def test_the_number_of_threads_changes_nothing(source: Path) -> None:
     before = survey(source, ["qfmt:nf4", "gguf:q4_0"])
     qformat.set_threads(3)
@@ -118,6 +152,9 @@ REFUSED = [
     (["--report", "--plot", "a.pdf"], 2, "a.pdf: a plot is .png or .svg"),
     (["--report", "--plot", "a.safetensors"], 2, "a plot is .png or .svg"),
     (["--report", "b.qfmt"], 2, "--report takes SRC"),
+    (["--report", "--damping", "0.1"], 2, "--report takes SRC"),
+    (["--report", "--allow-uncalibrated"], 2, "--report takes SRC"),
+    (["--report", "--calibration", "c.safetensors"], 1, "c.safetensors: no such file"),
     (["--to", "qfmt:nf4"], 2, "DST and one --to TARGET are needed"),
     (["b.qfmt"], 2, "DST and one --to TARGET are needed"),
     (["b.qfmt", "--to", "qfmt:nf4", "--to", "gguf:q4_0"], 2, "DST and one --to TARGET are needed"),

@@ -62,6 +62,12 @@ class Calibrated:
         return partial(_encode, encode, tensor)
 
 
+def hessian_of(names: Sequence[str], calibration: Calibration | None, n_cols: int) -> NDArray[np.float64] | None:
+    """Give the Hessian of the inputs of a tensor of these names; None where nothing is known. Raises as `find_weight` does."""
+    weight = "" if calibration is None else find_weight(names, calibration, n_cols)
+    return calibration[weight].hessian if calibration is not None and weight else None
+
+
 def find_weight(names: Sequence[str], calibration: Calibration, n_cols: int) -> str:
     """Find by which of its names a tensor is in a file; empty where it is not, or where it is made of several that are.
 

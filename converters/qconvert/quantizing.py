@@ -12,7 +12,11 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qconvert import opening
+from qconvert.calibrated import hessian_of
 from qconvert.calibration import holds_calibration, open_calibration
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
@@ -103,7 +107,10 @@ def quantize(
             report = replace(report, notices=(*report.notices, *said_of(made, wish)))
             chosen = [item for item in made.items if item.rule]
             with opening.open(report.paths[0], shapes=made.shapes) as written:
-                errors = {item.name: measured(item.tensor, written[item.name]) for item in chosen}
+                errors = {}
+                for item in chosen:
+                    hessian = hessian_of(made.view.names_of(item.name), known, item.tensor.n_cols)
+                    errors[item.name] = measured(item.tensor, written[item.name], hessian)
             return replace(report, seconds=time.monotonic() - started), errors
 
 
@@ -118,13 +125,13 @@ def read_importances(path: str | Path) -> Imatrix:
         raise
 
 
-def measured(source: PackedTensor, written: PackedTensor) -> ErrorReport:
-    """Measure the error of a written tensor against its source, tile by tile."""
-    total, seen = Sums(), narrower(source, format_of(written))
+def measured(source: PackedTensor, written: PackedTensor, hessian: NDArray[np.float64] | None = None) -> ErrorReport:
+    """Measure the error of a written tensor against its source, tile by tile; of outputs too, where the Hessian is known."""
+    total, seen = Sums(), source if hessian is not None else narrower(source, format_of(written))
     made = written if seen is source else refold(written, (seen.n_rows, seen.n_cols))
     for tile in seen.tiles():
         rows = slice(*tile)
-        total += measure(seen.dequantize(rows=rows), made.dequantize(rows=rows))
+        total += measure(seen.dequantize(rows=rows), made.dequantize(rows=rows), hessian)
     return total.report(written.bits_per_weight)
 
 

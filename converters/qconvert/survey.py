@@ -7,14 +7,19 @@ carried out, nor how the comparison is shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qconvert import opening
+from qconvert.calibrated import hessian_of
+from qconvert.calibration import Calibration, open_calibration
 from qconvert.cutting import MAX_MEMORY, row_ranges
 from qconvert.items import Item
 from qconvert.naming import OWN, as_wanted
@@ -24,7 +29,7 @@ from qconvert.targets import find_mixed
 from qconvert.verdict import REFUSED
 from qconvert.wish import Wish
 from qformat.arrays import Memory
-from qformat.errors import about
+from qformat.errors import UsageError, about
 from qformat.fold import narrower
 from qformat.model import Model
 from qformat.rules import ErrorReport, Sums, measure, rules
@@ -83,38 +88,48 @@ def survey(
     progress: Progress = lambda what, done, total: None,
     assume: Sequence[str] = (),
     shapes: opening.Shapes = opening.NONE,
+    calibration: str | Path | None = None,
 ) -> list[Cost]:
     """Measure what quantizing the float matrices of a checkpoint to each of several targets would cost; writes nothing.
 
     targets          : as of `quantize`: packed types and mixes of types; the usual ones that have the rule if empty
     rule             : how scales and codes are chosen; each format's default if absent
     include, exclude : globs of tensor names
+    calibration      : file of what is known of inputs, by which errors of outputs are measured too; nothing is chosen by it
     returns          : one cost for each target, in their order
 
-    Raises UsageError for targets, rules and globs as `quantize` does, FileError for an unsound source.
+    Raises UsageError for targets, rules and globs as `quantize` does, FileError for an unsound source, and both for
+    calibration that is unsound, of other columns, or of none of the tensors.
     """
     wishes = []
     for word in targets or usual(rule):
         target, mix = find_mixed(word)
         wishes.append(Wish(target, mix, rule, include, exclude))
-    with opening.open(src, True, assume, shapes) as model:
+    with (
+        nullcontext() if calibration is None else open_calibration(calibration) as known,
+        opening.open(src, True, assume, shapes) as model,
+    ):
         model.verify()
         found = []
         for done, wish in enumerate(wishes):
             progress("compare", done, len(wishes))
-            found.append(cost_of(model, wish, max_memory))
+            found.append(cost_of(model, wish, max_memory, known))
         progress("compare", len(wishes), len(wishes))
-        return found
+    errors = [cost.error for cost in found if cost.error is not None]
+    if known is not None and errors and all(error.output_sqnr_db is None for error in errors):
+        raise UsageError("has no calibration for any of the tensors", path=known.path, field="calibration")
+    return found
 
 
-def cost_of(model: Model, wish: Wish, max_memory: int = MAX_MEMORY) -> Cost:
+def cost_of(model: Model, wish: Wish, max_memory: int = MAX_MEMORY, calibration: Calibration | None = None) -> Cost:
     """Measure one target. Raises UsageError as `quantize` does, with the tensor's name."""
     made = plan_quantize(as_wanted(model, wish.target, names=OWN), wish)
     total, n_bytes, errors = Sums(), 0, dict[str, ErrorReport]()
     for item in made.items:
         if item.rule:
             with about(model.path, item.name):
-                sums = measured(item, max_memory)
+                hessian = hessian_of(made.view.names_of(item.name), calibration, item.tensor.n_cols)
+                sums = measured(item, max_memory, hessian)
             errors[item.name] = sums.report(item.n_bytes * 8 / max(1, item.tensor.n_weights))
             total += sums
             n_bytes += item.n_bytes
@@ -132,20 +147,23 @@ def cost_of(model: Model, wish: Wish, max_memory: int = MAX_MEMORY) -> Cost:
     )
 
 
-def measured(item: Item, max_memory: int = MAX_MEMORY) -> Sums:
-    """Quantize a tensor of a plan, some rows at a time by all threads, and sum up its error."""
-    source = narrower(item.tensor, item.form)
-    work = partial(_measured_rows, Requantizer(source, item.form, item.rule, item.importance))
+def measured(item: Item, max_memory: int = MAX_MEMORY, hessian: NDArray[np.float64] | None = None) -> Sums:
+    """Quantize a tensor of a plan, some rows at a time by all threads, and sum up its error.
+
+    hessian : of its inputs
+    """
+    source = item.tensor if hessian is not None else narrower(item.tensor, item.form)
+    work = partial(_measured_rows, Requantizer(source, item.form, item.rule, item.importance), hessian)
     ranges = (rows for unit in row_ranges(source, item.form, max_memory) for rows in unit)
     with closing(spread(work, ranges)) as sums:
         return reduce(add, sums, Sums())
 
 
-def _measured_rows(by: Requantizer, rows: tuple[int, int]) -> Sums:
+def _measured_rows(by: Requantizer, hessian: NDArray[np.float64] | None, rows: tuple[int, int]) -> Sums:
     shape = (rows[1] - rows[0], by.tensor.n_cols)
     if by.fused is None:
         made = from_values(by.form, shape, by.values(*rows))
     else:
         parts: dict[str, Any] = {role: Memory(data) for role, data in by.parts(*rows).items()}
         made = assemble(by.form, shape, parts)
-    return measure(by.tensor.dequantize(rows=slice(*rows)), made.dequantize())
+    return measure(by.tensor.dequantize(rows=slice(*rows)), made.dequantize(), hessian)

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.calibration import Statistics
+from qformat.calibration import Statistics, output_errors
 from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix, with_input_scale
 from qformat.methods.hessian import check_definite
 from qformat.methods.method import Encode, Method, Task, check_columns, columns_of, task_of
-from qformat.methods.scaling import Scaling, best_cuts, lost, rounded, row_errors, scaling
+from qformat.methods.scaling import Scaling, best_cuts, lost, rounded, scaling
 from qformat.rules import catalogue, encoding
 from qformat.rules.rule import Values
 from qformat.scheme import Flat
@@ -146,14 +146,14 @@ def seen_error(task: Task, tries: Sequence[F64]) -> F64:
         first += len(tile)
     rows = np.concatenate(seen)
     losses = spread(lambda how: lost(task, how, rows), (scaling(task, scale) for scale in tries))
-    return np.array([row_errors(loss, task.statistics.hessian).sum() for loss in losses])
+    return np.array([output_errors(loss, task.statistics.hessian).sum() for loss in losses])
 
 
 def whole_error(task: Task, scale: F64) -> float:
     """Give tr(E H E^T) over all rows, nothing cut."""
     how = scaling(task, scale)
     losses = spread(lambda tile: lost(task, how, tile), task.tiles())
-    return float(np.concatenate([row_errors(loss, task.statistics.hessian) for loss in losses]).sum())
+    return float(np.concatenate([output_errors(loss, task.statistics.hessian) for loss in losses]).sum())
 
 
 def check(form: Format, n_cols: int) -> None:

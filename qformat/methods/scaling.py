@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qformat.calibration import finite_errors, output_errors
 from qformat.formats.form import matrix
 from qformat.kernels.subtract import subtract_product
 from qformat.methods.method import Task, columns_of
@@ -69,15 +70,6 @@ def lost(task: Task, how: Scaling, rows: F32, cuts: Numbers | None = None) -> F6
         return rows.astype(np.float64) - stored.dequantize() * how.back
 
 
-def row_errors(loss: F64, hessian: F64) -> F64:
-    """Give e H e^T of each row e; infinite where that is no number.
-
-    The library's product, by all its threads: to be called by one thread, with the same rows each time.
-    """
-    with np.errstate(all="ignore"):
-        return _finite((loss @ hessian * loss).sum(axis=1))
-
-
 def best_cuts(task: Task, how: Scaling) -> tuple[Scaling, float]:
     """Cut each group of a tensor so that its own part of the error is least, and give tr(E H E^T) as well.
 
@@ -85,7 +77,7 @@ def best_cuts(task: Task, how: Scaling) -> tuple[Scaling, float]:
     """
     hessian, cuts, errors = task.statistics.hessian, list[Numbers](), list[F64]()
     for best, uncut, cut in spread(lambda tile: _cut_rows(task, how, tile), task.tiles()):
-        before, after = row_errors(uncut, hessian), row_errors(cut, hessian)
+        before, after = output_errors(uncut, hessian), output_errors(cut, hessian)
         is_better = after < before
         cuts.append(np.where(is_better[:, None], best, np.uint8(0)))
         errors.append(np.where(is_better, after, before))
@@ -133,8 +125,4 @@ def _group_errors(loss: F64, hessian: F64) -> F64:
     products = np.zeros(loss.shape)
     subtract_product(products, np.ascontiguousarray(loss.T), hessian, 0, 0)
     with np.errstate(all="ignore"):
-        return _finite(-(products * loss).sum(axis=1))
-
-
-def _finite(errors: F64) -> F64:
-    return np.where(np.isfinite(errors), errors, np.inf)
+        return finite_errors(-(products * loss).sum(axis=1))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qformat.calibration import output_errors
 from qformat.errors import UsageError
 from qformat.tensor import PackedTensor
 
@@ -21,12 +22,15 @@ class ErrorReport:
     rms             : sqrt(mean((x - x')^2))
     sqnr_db         : 10 log10(sum(x^2) / sum((x - x')^2)) in decibels; infinite where the decode is exact
     bits_per_weight : stored bits per weight, parameters included
+    output_sqnr_db  : the same of what rows come to with their inputs, 10 log10(sum(x H x^T) / sum((x - x') H (x - x')^T)) for
+                      the inputs' Hessian H; None where that is not known
     """
 
     max_abs: float
     rms: float
     sqnr_db: float
     bits_per_weight: float
+    output_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +41,27 @@ class Sums:
     max_abs   : max |x - x'|, NaN where a decode is
     signal    : sum of x^2
     noise     : sum of (x - x')^2
+    outputs   : the same two of outputs, by rows: sums of x H x^T and of (x - x') H (x - x')^T; None where H is not known
     """
 
     n_weights: int = 0
     max_abs: float = 0.0
     signal: float = 0.0
     noise: float = 0.0
+    outputs: tuple[float, float] | None = None
 
     def __add__(self, other: Sums) -> Sums:
-        """Give the sums over both."""
+        """Give the sums over both; those of outputs over what is known of them."""
         worst = float(np.maximum(self.max_abs, other.max_abs))
-        return Sums(self.n_weights + other.n_weights, worst, self.signal + other.signal, self.noise + other.noise)
+        known = [sums.outputs for sums in (self, other) if sums.outputs is not None]
+        outputs = (sum(one[0] for one in known), sum(one[1] for one in known)) if known else None
+        return Sums(self.n_weights + other.n_weights, worst, self.signal + other.signal, self.noise + other.noise, outputs)
 
     def report(self, bits_per_weight: float) -> ErrorReport:
         """Give the report over all weights seen."""
         rms = math.sqrt(self.noise / self.n_weights) if self.n_weights else 0.0
-        return ErrorReport(self.max_abs, rms, self._decibels(), bits_per_weight)
-
-    def _decibels(self) -> float:
-        if self.noise == 0:
-            return math.inf
-        if self.signal == 0 or math.isinf(self.noise):
-            return -math.inf
-        return 10 * math.log10(self.signal / self.noise)
+        of_outputs = None if self.outputs is None else _decibels(*self.outputs)
+        return ErrorReport(self.max_abs, rms, _decibels(self.signal, self.noise), bits_per_weight, of_outputs)
 
 
 def error(array: NDArray[Any], tensor: PackedTensor) -> ErrorReport:
@@ -78,11 +80,27 @@ def error(array: NDArray[Any], tensor: PackedTensor) -> ErrorReport:
     return total.report(tensor.bits_per_weight)
 
 
-def measure(weights: NDArray[Any], decoded: NDArray[Any]) -> Sums:
-    """Sum up the difference of two arrays of one shape, in float64."""
-    x = weights.astype(np.float64).reshape(-1)
+def measure(weights: NDArray[Any], decoded: NDArray[Any], hessian: NDArray[np.float64] | None = None) -> Sums:
+    """Sum up the difference of two arrays of one shape, in float64.
+
+    hessian : (K, K), of the inputs of rows [..., K]; of outputs, last digits are up to the machine's BLAS
+    """
+    x = weights.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):  # an infinite decode makes an infinite error, not a warning
-        difference = x - decoded.astype(np.float64).reshape(-1)
+        difference = x - decoded.astype(np.float64)
         worst = float(np.abs(difference).max(initial=0.0))
+        outputs = None
+        if hessian is not None:
+            outputs = float(output_errors(x, hessian).sum()), float(output_errors(difference, hessian).sum())
         # Not a dot product: its order of summation, and so its last digits, would be up to the machine's BLAS.
-        return Sums(x.size, worst, float(np.square(x).sum()), float(np.square(difference).sum()))
+        return Sums(
+            x.size, worst, float(np.square(x.reshape(-1)).sum()), float(np.square(difference.reshape(-1)).sum()), outputs
+        )
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    if signal == 0 or math.isinf(noise):
+        return -math.inf
+    return 10 * math.log10(signal / noise)

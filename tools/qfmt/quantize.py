@@ -100,10 +100,10 @@ def command(
     if plots and not is_report:
         raise click.UsageError("--plot is of --report")
     if is_report:
-        others = (dst, imatrix, calibration, damping)
-        if any(other is not None for other in others) or tensor_types or method != "rtn":
-            raise click.UsageError("--report takes SRC, --to, --rule, --include, --exclude and --plot alone")
-        compare(src, targets, rule, include, exclude, plots, force, as_json, max_memory, said)
+        others = (dst, imatrix, damping)
+        if any(other is not None for other in others) or tensor_types or allow_uncalibrated or method != "rtn":
+            raise click.UsageError("--report takes SRC, --to, --rule, --include, --exclude, --calibration and --plot alone")
+        compare(src, targets, rule, include, exclude, calibration, plots, force, as_json, max_memory, said)
         return
     if dst is None or len(targets) != 1:
         raise click.UsageError("DST and one --to TARGET are needed, or --report")
@@ -138,6 +138,7 @@ def compare(
     rule: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    calibration: Path | None,
     plots: tuple[Path, ...],
     force: bool,
     as_json: bool,
@@ -160,7 +161,7 @@ def compare(
         raise click.UsageError(str(err)) from err
     check_plots(plots, src, force)
     with progress_bars() as progress:
-        costs = survey(src, targets, rule, include, exclude, max_memory, progress, **said)
+        costs = survey(src, targets, rule, include, exclude, max_memory, progress, calibration=calibration, **said)
     draw(costs, plots)
     if as_json:
         print_json("quantize-report", facts(costs))
@@ -172,15 +173,20 @@ def print_choices(report: Report, errors: dict[str, ErrorReport]) -> None:
     """Print a line for every matrix: what it became, what that cost, and why."""
     from qconvert.report import explain
 
-    from qfmt.text import table
+    from qfmt.text import decibels, table
 
+    has_outputs = any(found.output_sqnr_db is not None for found in errors.values())
+    header = ("max abs", "rms", "SQNR dB", *(("output dB",) if has_outputs else ()), "bits/weight")
     rows = []
     for item in report.plan.items:
         if found := errors.get(item.name):
-            cost = (f"{found.max_abs:.3g}", f"{found.rms:.3g}", f"{found.sqnr_db:.2f}", f"{found.bits_per_weight:.3f}")
+            outputs = (decibels(found.output_sqnr_db),) if has_outputs else ()
+            sizes = (f"{found.max_abs:.3g}", f"{found.rms:.3g}", decibels(found.sqnr_db))
+            cost = (*sizes, *outputs, f"{found.bits_per_weight:.3f}")
         elif len(item.tensor.shape) < 2:
             continue
         else:
-            cost = ("", "", "", "")
+            cost = ("",) * len(header)
         rows.append((item.name, item.target, *cost, explain(item)))
-    table(("tensor", "to", "max abs", "rms", "SQNR dB", "bits/weight", "reason"), rows, right=(2, 3, 4, 5), whole=(6,))
+    right = tuple(range(2, 2 + len(header)))
+    table(("tensor", "to", *header, "reason"), rows, right=right, whole=(2 + len(header),))

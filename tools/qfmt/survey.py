@@ -11,7 +11,7 @@ import click
 from qconvert.destination import check_paths
 from qconvert.survey import Cost
 
-from qfmt.text import size, table
+from qfmt.text import decibels, size, table
 from qformat.errors import UsageError
 from qformat.file.hidden import Hidden, explain
 
@@ -31,17 +31,22 @@ def check_plots(paths: Sequence[Path], src: Path, force: bool) -> None:
 
 
 def print_costs(costs: Sequence[Cost]) -> None:
-    """Print a line for each target, then which tensors do not fit."""
+    """Print a line for each target, then which tensors do not fit; errors of outputs where any is known."""
     rows: list[tuple[object, ...]] = []
-    for cost in costs:
+    outputs = [cost.error.output_sqnr_db if cost.error is not None else None for cost in costs]
+    has_outputs = any(found is not None for found in outputs)
+    for cost, output in zip(costs, outputs, strict=True):
+        beside = (decibels(output),) if has_outputs else ()
         if cost.error is None or cost.worst_error is None:
-            rows.append((cost.target, "", "", "", "", "nothing was quantized", cost.n_quantized, size(cost.n_bytes)))
+            rows.append((cost.target, "", "", "", "", *beside, "nothing was quantized", cost.n_quantized, size(cost.n_bytes)))
             continue
-        worst = f"{cost.worst} ({cost.worst_error.sqnr_db:.2f} dB)"
-        error = f"{cost.error.bits_per_weight:.3f}", f"{cost.error.rms:.3g}", f"{cost.error.sqnr_db:.2f}"
-        rows.append((cost.target, cost.rule, *error, worst, cost.n_quantized, size(cost.n_bytes)))
-    header = ("target", "rule", "bits/weight", "RMS", "SQNR dB", "worst tensor", "tensors", "size")
-    table(header, rows, right=(2, 3, 4, 6, 7), whole=(5,))
+        worst = f"{cost.worst} ({decibels(cost.worst_error.sqnr_db)} dB)"
+        error = f"{cost.error.bits_per_weight:.3f}", f"{cost.error.rms:.3g}", decibels(cost.error.sqnr_db)
+        rows.append((cost.target, cost.rule, *error, *beside, worst, cost.n_quantized, size(cost.n_bytes)))
+    beside = ("output dB",) if has_outputs else ()
+    header = ("target", "rule", "bits/weight", "RMS", "SQNR dB", *beside, "worst tensor", "tensors", "size")
+    at = header.index("worst tensor")
+    table(header, rows, right=(*range(2, at), at + 1, at + 2), whole=(at,))
     for cost in costs:
         if cost.unfit:
             click.echo(

@@ -36,6 +36,11 @@ def count(n: int) -> str:
     return str(n)
 
 
+def decibels(value: float | None) -> str:
+    """Say a ratio in decibels; nothing where it is not known."""
+    return "" if value is None else f"{value:.2f}"
+
+
 def table(
     header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = (), whole: Sequence[int] = ()
 ) -> None:
