@@ -93,9 +93,8 @@ def measure(weights: NDArray[Any], decoded: NDArray[Any], hessian: NDArray[np.fl
         if hessian is not None:
             outputs = float(output_errors(x, hessian).sum()), float(output_errors(difference, hessian).sum())
         # Not a dot product: its order of summation, and so its last digits, would be up to the machine's BLAS.
-        return Sums(
-            x.size, worst, float(np.square(x.reshape(-1)).sum()), float(np.square(difference.reshape(-1)).sum()), outputs
-        )
+        signal, noise = (float(np.square(array.reshape(-1)).sum()) for array in (x, difference))
+        return Sums(x.size, worst, signal, noise, outputs)
 
 
 def _decibels(signal: float, noise: float) -> float:
