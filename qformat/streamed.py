@@ -108,9 +108,9 @@ def rows_of(tensor: PackedTensor, input_scale: bool, least: int = LEAST) -> Rows
     return _bound(tensor, chain, least)
 
 
-def codes_of(tensor: PackedTensor) -> Rows | None:
-    """Bind the codes of a tensor, and nothing else of it; None as for `rows_of`."""
-    return _bound(tensor, (), LEAST)
+def codes_of(tensor: PackedTensor, factor: Operand | None, least: int) -> Rows | None:
+    """Bind the codes of a tensor, and nothing else of it but an operand that they are multiplied by; None as for `rows_of`."""
+    return _bound(tensor, () if factor is None else ((Op.MUL, factor),), least)
 
 
 def _bound(tensor: PackedTensor, chain: tuple[tuple[Op, Operand], ...], least: int) -> Rows | None:

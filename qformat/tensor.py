@@ -17,6 +17,7 @@ from qformat.asked import asked_dtype, asked_out, asked_rows
 from qformat.decoding import TILE_WEIGHTS, decode_rows
 from qformat.errors import UsageError
 from qformat.evaluate import Operands
+from qformat.factors import IntegerRows, integer_rows
 from qformat.formats.form import Format, PartForm, matrix
 from qformat.products import Units, matmul, units_of
 from qformat.scheme import Op, Opaque, Plain, Ref, Scheme
@@ -56,6 +57,11 @@ class PackedTensor:
     def units(self) -> Units | None:
         """The units in which kernels multiply with the rows; None where they cannot."""
         return units_of(self)
+
+    @cached_property
+    def integers(self) -> IntegerRows:
+        """How kernels read the rows where these are multiplied by integers; of weights that have such products."""
+        return integer_rows(self)
 
     @property
     def n_weights(self) -> int:

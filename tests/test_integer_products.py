@@ -16,6 +16,7 @@ from qformat.formats.form import Format, PartForm, packed, parameter
 from qformat.formats.gptq import gptq
 from qformat.formats.integer import integer
 from qformat.formats.mx import MXFP4
+from qformat.kernels.cpu import has_byte_products
 from qformat.rules import resolve
 from qformat.scheme import Grid, Integers, Op, Param, Ref, Scheme, Step
 from qformat.tensor import from_array, from_values
@@ -251,6 +252,38 @@ def test_columns_need_fill_no_vectors_and_no_groups(n_cols: int) -> None:
     check(x, w, 64, 32)
 
 
+BLOCKS = {"int4": integer(4, 32), "q4_0": resolve("gguf:q4_0"), "mxfp4": MXFP4}
+
+
+@pytest.mark.usefixtures("by")
+@pytest.mark.parametrize("of_w", BLOCKS)
+@pytest.mark.parametrize("of_x", ["signed", "signed by groups", "unsigned with zero points", "mxfp4"])
+@pytest.mark.parametrize(
+    ("n_x", "shape"), [(1, (9, 256)), (2, (3, 768)), (3, (4, 512)), (4, (1, 1024)), (7, (5, 256))], ids=str
+)
+def test_any_number_of_rows_is_multiplied_with_blocks(n_x: int, shape: tuple[int, int], of_x: str, of_w: str) -> None:
+    form, run = X[of_x]
+
+    check(made(form, (n_x, shape[1]), 3), made(BLOCKS[of_w], shape, 4), run, 32)
+
+
+@pytest.mark.usefixtures("by")
+@pytest.mark.parametrize("code", [-128, 127])
+@pytest.mark.parametrize(("form", "codes"), [("int4", (-8, 7)), ("q4_0", (-8, 7)), ("mxfp4", (7, 15))])
+def test_the_greatest_products_of_blocks_are_exact(form: str, codes: tuple[int, int], code: int) -> None:
+    x = made(integer(8, "channel"), (3, 512), codes=code)
+    for each in codes:
+        check(x, made(BLOCKS[form], (3, 512), codes=each), 0, 32)
+
+
+@pytest.mark.skipif(not has_byte_products(), reason="a kernel for AVX2")
+@pytest.mark.parametrize("form", BLOCKS)
+def test_blocks_of_four_bits_are_multiplied_as_they_lie(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qformat.kernels.dots.add_up", None)
+
+    assert np.isfinite(integer_matmul(made(MXFP4, (2, 512), 3), made(BLOCKS[form], (3, 512), 4))).all()
+
+
 def test_nothing_times_nothing_is_nothing() -> None:
     x, w = made(integer(8, "channel"), (2, 0)), made(integer(8, "channel"), (3, 0))
 
@@ -301,26 +334,33 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 
 @pytest.mark.usefixtures("by")
+@pytest.mark.parametrize("n_blocks", [1, 8])
 @pytest.mark.parametrize(
     ("left", "right", "value"),
     [(0, 127, 2.0**-127), (0, 0, 0.0), (254, 254, np.inf), (1, 254, 2.0), (254, 0, 1.0), (255, 127, np.nan), (0, 255, np.nan)],
 )
-def test_exponents_of_mxfp4_are_added_without_leaving_the_range_in_between(left: int, right: int, value: float) -> None:
+def test_exponents_of_mxfp4_are_added_without_leaving_the_range_in_between(
+    left: int, right: int, value: float, n_blocks: int
+) -> None:
     """One product 1 * 1 at 2^(left - 127) * 2^(right - 127): 2^-254 rounds to 0, 2^254 is infinite, as float32."""
-    one = [2] + [0] * 31
+    one, rest = [2] + [0] * (32 * n_blocks - 1), [127] * (n_blocks - 1)
 
-    found = integer_matmul(mxfp4(one, [left]), mxfp4([one], [[right]]))
+    found = integer_matmul(mxfp4(one, [left, *rest]), mxfp4([one], [[right, *rest]]))
 
     assert str(found.tolist()) == str([value])  # the sign of 0 as well, and NaN
 
 
-def test_blocks_of_mxfp4_are_added_up_in_float32_from_the_first() -> None:
+@pytest.mark.usefixtures("by")
+@pytest.mark.parametrize("n", [4, 6, 14])
+def test_blocks_of_mxfp4_are_added_up_in_float32_from_the_first(n: int) -> None:
     """2^24 + 1 + 1 + ... stays 2^24: each 1 is half of float32's step there, a tie to even; the other way round they count."""
-    ones, large = [2] + [0] * 31, [127 + 24]
-    x = mxfp4([ones * 5], [[127] * 5])
-    w = mxfp4([ones * 5] * 2, [large + [127] * 4, [127] * 4 + large])
+    ones, large = ([2] + [0] * 31) * (n + 1), [127 + 24]
+    pad = [0] * (-len(ones) % 256)
+    x = mxfp4([ones + pad], [[127] * ((len(ones) + len(pad)) // 32)])
+    scales = [large + [127] * n, [127] * n + large]
+    w = mxfp4([ones + pad] * 2, [some + [127] * (len(pad) // 32) for some in scales])
 
-    assert integer_matmul(x, w).tolist() == [[2.0**24, 2.0**24 + 4]]
+    assert integer_matmul(x, w).tolist() == [[2.0**24, 2.0**24 + n]]
 
 
 @pytest.mark.parametrize("form", ["int8_channel", "uint8_g128", "mxfp4", "gguf:nvfp4", "gguf:q8_0", "int4_g32"])

@@ -41,6 +41,11 @@ def byte_shuffle() -> str:
     return "llvm.x86.ssse3.pshuf.b.128" if "ssse3" in features else ""
 
 
+def has_byte_products() -> bool:
+    """Tell whether AVX2 is there, with its products of bytes whose neighbours are added up in 16 bits."""
+    return "avx2" in _target()[1]
+
+
 def picks() -> int:
     """Count the values of 32 bits that one instruction picks by their numbers, of as many; 0 where there is none."""
     features = _target()[1]

@@ -30,7 +30,7 @@ def add_up(
     left   : (rows, groups), scales of each row, contiguous; right: (columns, groups), of each column
     step   : power of two that all are multiplied by
     out    : (rows, columns): total * (left * right * step) in float64, rounded to float32, the first group's added to +0, the
-             next one's to that in float32, and so on; contiguous
+             next one's to that in float32, and so on; any strides
     """
     _add_up(totals, left, right, step, out)
 

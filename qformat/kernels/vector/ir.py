@@ -13,6 +13,7 @@ from numba.core import cgutils
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
+F64 = ir.DoubleType()
 F16 = ir.HalfType()
 SIZE = 0x7FFFFFFF  # of a float32: all bits but the sign
 NOWHERE = 0  # a lane of a shuffle that nobody reads; LLVM finds out
