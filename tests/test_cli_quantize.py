@@ -214,7 +214,7 @@ def test_a_planar_target_takes_overrides_of_its_own(model: Path, tmp_path: Path,
     args = ("--tensor-type", "*attn*=int8", "--tensor-type", "token*=f16")
     found, _ = written(capsys, model, tmp_path / "a.qfmt", "--to", "qfmt:int4-g32", *args)
     names = ("blk.0.attn_q.weight", "token_embd.weight", "blk.0.ffn_gate_inp.weight")
-    assert [found[name][0] for name in names] == ["qfmt:int8-channel", "gguf:f16", "qfmt:int4-g32"]
+    assert [found[name][0] for name in names] == ["qfmt:int8-channel", "qfmt:f16", "qfmt:int4-g32"]
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,7 @@ def spelled(form: Format, container: str) -> str:
     """Name a format in target spelling, by the family that its layout belongs to."""
     if form.scheme.is_dense:
         short = {element: kind for kind, element in GGUF_DENSE.items()}
-        family = container if container != "qfmt" else "gguf" if form.name in short else "safetensors"
-        return f"{family}:{short.get(form.name, form.name)}"
+        return f"{container}:{short.get(form.name, form.name)}"
     if ":" in form.name or form.name in {dialect.name for dialect in DIALECTS}:  # of a dialect, it bears a target's name
         return form.name
     return spell(form, "gguf" if ggml.type_of(form) is not None else container)
