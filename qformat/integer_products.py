@@ -25,7 +25,7 @@ from qformat.units import LEAST
 MOST = (1 << 31) - 1  # that 32 bits hold
 FEW_ROWS = 4  # of activations: weights are read once
 AGAIN = 1 << 21  # weights that stay in the last cache, where more rows read them again
-SHARES = 4  # of a thread
+SHARES = 2  # of a thread: one that is late costs less than beginning more often
 HELD = 1 << 18  # integers that a share holds, and that stay in the caches until they are multiplied by scales
 
 # Writes values for rows [first, last) of weights: (rows of activations, rows of weights).
@@ -112,6 +112,7 @@ class _Product:
     sums    : of the integers of each row and group, where zero points of weights take them off
     vectors : what binds weights for vector kernels; None where these cannot read them
     holds   : whether the sums of all groups are held on the way to values
+    held    : scales and zero points of all rows of weights, where they are few: reading them row by row costs more
     """
 
     def __init__(self, x: PackedTensor, w: PackedTensor) -> None:
@@ -139,6 +140,7 @@ class _Product:
             self.x = np.concatenate([self.x, np.ones((1, n_cols), np.int16)])
         self.vectors: Rows | None = None
         self.holds = True
+        self.held: tuple[F32, NDArray[np.int64] | None] | None = None
 
     @property
     def in_place(self) -> bool:
@@ -153,6 +155,9 @@ class _Product:
             rows = self.weights.tensor.integers.codes
             if rows is not None and fits(rows.reading.unit, self.run, len(self.weights.table)):
                 self.vectors, self.x = rows, arranged(self.x)
+        n_rows = self.weights.tensor.n_rows
+        if n_rows * self.n_groups <= HELD:
+            self.held = self._params(0, n_rows)
         return self._write
 
     def by_blocks(self) -> Multiply | None:
@@ -186,10 +191,18 @@ class _Product:
 
         sums = self._dots(first, last)
         accumulators = sums[: self.n_rows]
-        corrections = self._corrections(sums[self.n_rows :], self.weights.zeros(first, last, self.run))
+        scales, zeros = self._params(first, last)
+        corrections = self._corrections(sums[self.n_rows :], zeros)
         totals = accumulators if corrections is None else accumulators + corrections
-        add_up(totals, self.scales, self.weights.scales(first, last, self.run), self.step, out)
+        add_up(totals, self.scales, scales, self.step, out)
         return accumulators, corrections
+
+    def _params(self, first: int, last: int) -> tuple[F32, NDArray[np.int64] | None]:
+        """Give scales and zero points of rows [first, last) of the weights."""
+        if self.held is None:
+            return self.weights.scales(first, last, self.run), self.weights.zeros(first, last, self.run)
+        scales, zeros = self.held
+        return scales[first:last], None if zeros is None else zeros[first:last]
 
     def _corrections(self, of_weights: NDArray[np.int32], zeros: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
         """Give what zero points add; `of_weights` are the sums of the weights' integers where x has zero points."""

@@ -42,7 +42,7 @@ from qformat.units import LEAST, Unit
 
 FEW = (4, 2, 1)  # rows of integers that a kernel takes, the most first
 HELD = 8  # sums of rows with rows that the registers hold
-EMITTED = 256  # codes, at most, of rows that are read side by side: compiling takes a time for each
+EMITTED = 512  # codes, at most, of rows that are read side by side: compiling takes a time for each
 PIECE = 16  # codes of a multiplication
 SUMS = PIECE // 2  # sums of neighbouring products, as vpmaddwd and its like give them
 TABLE = 16  # entries that are looked up at once
