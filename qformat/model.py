@@ -6,6 +6,7 @@ asked for; opening costs what reading names costs.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,14 +105,9 @@ class Model(Closing):
 
         Only that one is made: what names and values do not tell costs nothing for the others.
         """
-        kinds: dict[Hashable, list[str]] = {}
-        kind_of = self.kind_of
-        for name in names:
-            kind = kind_of(name)
-            if (members := kinds.get(kind)) is None:
-                kinds[kind] = [name]
-            else:
-                members.append(name)
+        names, kinds = tuple(names), defaultdict[Hashable, list[str]](list)
+        for name, kind in zip(names, map(self.kind_of, names), strict=True):
+            kinds[kind].append(name)
         return [(self[members[0]], members) for members in kinds.values()]
 
     def verify(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import compress, starmap
 from types import MappingProxyType
 from typing import Any
 
@@ -91,8 +92,9 @@ class GGUFFile(Closing):
     def paddings(self) -> tuple[Padding, ...]:
         """List the runs of padding that are not all zeros, in file order."""
         data = self._view(0, self.n_bytes)
-        gaps = self._header.gaps()
-        return tuple([Padding(start, view) for start, n_bytes in gaps if any(view := data[start : start + n_bytes])])
+        starts, stops = self._header.gaps()
+        views = list(map(data.__getitem__, map(slice, starts, stops)))  # in few calls, as there may be one for each tensor
+        return tuple(starmap(Padding, compress(zip(starts, views, strict=True), map(any, views))))
 
     def recipe(self) -> Recipe:
         """Give what is needed, beside the tensors' bytes, to write this very file again."""

@@ -69,14 +69,15 @@ class Header:
     data_start: int
     oddities: tuple[Oddity, ...]
 
-    def gaps(self) -> list[tuple[int, int]]:
-        """List the ranges after the header that no tensor owns, as (byte offset, n_bytes), empty ones left out."""
-        ranges, pos, last = [], self.data_start, self.n_bytes
+    def gaps(self) -> tuple[list[int], list[int]]:
+        """List where the ranges after the header that no tensor owns begin, and where they end; empty ones left out."""
+        starts, stops, pos, last = list[int](), list[int](), self.data_start, self.n_bytes
         for _, _, _, byte_offset, n_bytes in self.tensors.values():  # no tensor begins before the one before it ends
             if pos < byte_offset and pos < last:
-                ranges.append((pos, (byte_offset if byte_offset < last else last) - pos))
+                starts.append(pos)
+                stops.append(byte_offset if byte_offset < last else last)
             pos = byte_offset + n_bytes
-        return [*ranges, (pos, last - pos)] if pos < last else ranges
+        return ([*starts, pos], [*stops, last]) if pos < last else (starts, stops)
 
     def padded_end(self) -> int:
         """Give the length of the file with its last tensor padded, as ggml writes it; an opaque one owns its padding."""

@@ -143,7 +143,7 @@ def _pack(layout: str, owner: str, *numbers: int) -> bytes:
 
 def _paddings(recipe: Recipe, header: Header) -> list[tuple[int, int]]:
     """Check that the recipe's paddings are ranges that the header leaves to nobody, in the order of the file."""
-    found, gaps = recipe.facts.get("paddings"), dict(header.gaps())
+    found, gaps = recipe.facts.get("paddings"), dict(zip(*header.gaps(), strict=True))
     if not isinstance(found, list):
         raise FileError(f"found {type(found).__name__}, expected a list", field="paddings", found=found)
     paddings: list[tuple[int, int]] = []
@@ -151,7 +151,7 @@ def _paddings(recipe: Recipe, header: Header) -> list[tuple[int, int]]:
         if not (isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(part, int) for part in item)):
             raise FileError("found something else, expected [byte offset, n_bytes]", field="paddings", found=item)
         start, n_bytes = item
-        if gaps.get(start) != n_bytes or (paddings and start <= paddings[-1][0]):
+        if gaps.get(start) != start + n_bytes or (paddings and start <= paddings[-1][0]):
             message = f"{n_bytes} bytes, expected a gap between tensors, each once and in order"
             raise FileError(message, field="paddings", offset=start, found=item)
         paddings.append((start, n_bytes))
