@@ -11,7 +11,7 @@ import qconvert
 from qconvert import architectures, naming
 from qconvert.containers.gguf_types import STRING
 from qconvert.containers.gguf_values import key_value
-from qconvert.naming import as_wanted, renamed
+from qconvert.naming import as_wanted
 from qconvert.report import describe_item
 from qconvert.targets import find_target
 from qconvert.verdict import EXACT, ROUNDED, Verdict
@@ -132,10 +132,8 @@ def test_a_checkpoint_of_the_targets_own_family_is_not_renamed(tmp_path: Path, m
 
 @pytest.mark.parametrize(("family", "missing"), [("hf", "no 'general.architecture' says"), ("gguf", "no config.json says")])
 def test_names_that_cannot_be_had_are_refused_where_they_are_asked_for(source: Path, family: str, missing: str) -> None:
-    with qconvert.open(source) as model:
-        assert renamed(model, "own") == View(model)
-        with pytest.raises(NotExact, match=f"cannot go by {family} names: {missing}"):
-            renamed(model, family)
+    with qconvert.open(source) as model, pytest.raises(NotExact, match=f"cannot go by {family} names: {missing}"):
+        architectures.whole_view(model, family, with_tokenizer=False)
 
 
 @pytest.mark.parametrize(("text", "problem"), [(b"[]", "is no JSON object"), (b"{", "is not JSON")])

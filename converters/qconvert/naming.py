@@ -61,14 +61,6 @@ def family_wanted(target: Target, dst: Path | None) -> str:
     return "" if dst is not None and SUFFIXES.get(dst.suffix.lower()) else "hf"
 
 
-def renamed(model: Model, family: str) -> View:
-    """See a model by the names of a family, "hf" or "gguf"; by its own where these are "own".
-
-    Raises NotExact where it cannot be said by them.
-    """
-    return View(model) if family == OWN else architectures.whole_view(model, family, with_tokenizer=False)
-
-
 def runtime_of(target: Target, view: View) -> tuple[str, str]:
     """Name the runtime that will load what is written, or say why none will: one of the two is empty."""
     model = view.model
