@@ -35,7 +35,7 @@ matrix: $(MAIN)/models.stamp
 perplexity: $(MAIN)/models.stamp
 	@$(MAIN)/bin/python tools/perplexity.py
 
-# About ten minutes, and a gigabyte for files that go away.
+# About a quarter of an hour, and a gigabyte for files that go away.
 calibrated: $(ORACLES)/models.stamp
 	@$(ORACLES)/bin/python -W ignore tools/calibrated_perplexity.py
 

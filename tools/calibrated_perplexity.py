@@ -31,8 +31,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qformat
 
-N_RECORDED, N_READ, N_CHUNK = 2048, 2048, 512
+N_RECORDED, N_READ, N_CHUNK = 16384, 2048, 512
 LAYERS = "model.layers."
+NONE = "-"  # said of a rule where the method's own is meant
 BETTER = ("gptq", "gptq-ordered", "awq", "awq-weights")
 
 
@@ -46,7 +47,8 @@ class Case:
 
 
 CASES = (
-    *(Case("int4_g64", method) for method in ("rtn", "mse", "gptq", "awq")),
+    *(Case("int4_g64", method) for method in ("rtn", "mse", "gptq", "gptq-ordered", "awq")),
+    Case("int4_g64", "gptq", "mse"),
     *(Case(target, method) for target in ("nf4", "mxfp4") for method in ("rtn", "mse")),
 )
 
@@ -90,7 +92,7 @@ def run(model: torch.nn.Module, case: Case, calibration: Calibration, chunks: li
     for name, layer in layers:
         layer.weight.data = kept[name]
     bits, decibels = 8 * n_bytes / n_weights, 10 * math.log10(signal / noise)
-    return (case.target, case.method, case.rule or "", f"{bits:.3f}", f"{decibels:.2f}", f"{found:.3f}", f"{seconds:.0f}")
+    return (case.target, case.method, case.rule or NONE, f"{bits:.3f}", f"{decibels:.2f}", f"{found:.3f}", f"{seconds:.0f}")
 
 
 def main(cases: tuple[Case, ...]) -> int:
@@ -116,7 +118,7 @@ def main(cases: tuple[Case, ...]) -> int:
                 lines.append(run(model, case, calibration, read))
                 print(*lines[-1], file=sys.stderr, flush=True)
     print_table(("target", "method", "rule", "bits/weight", "output SQNR dB", "perplexity", "s"), lines)
-    plain = {line[0]: float(line[5]) for line in lines if line[1:3] == ("rtn", "")}
+    plain = {line[0]: float(line[5]) for line in lines if line[1:3] == ("rtn", NONE)}
     worse = [line for line in lines if line[1] in BETTER and float(line[5]) >= plain.get(line[0], math.inf)]
     print(f"\n{len(worse)} of {len(lines)} cases with calibration not better than round-to-nearest")
     return 1 if worse else 0
