@@ -18,7 +18,8 @@ from qformat.errors import UsageError, about
 F64 = NDArray[np.float64]
 
 SOURCES = ("float16", "bfloat16", "float32", "float64")
-AT_ONCE = 1 << 20  # numbers that are made float64, or looked at, at a time
+AT_ONCE = 1 << 20  # numbers that are made float64 at a time
+SEEN = 1 << 16  # that are looked at
 ASYMMETRY = 1e-4  # of sqrt(H[i, i] * H[j, j]): what sums in float32 may be off, for any number of samples
 
 
@@ -173,7 +174,7 @@ def finite_errors(errors: F64) -> F64:
 def _check_symmetric(hessian: F64) -> None:
     """Refuse numbers that are not finite, a negative diagonal, and halves that differ by more than rounding."""
     n_cols = len(hessian)
-    step = max(1, AT_ONCE // n_cols)
+    step = max(1, SEEN // n_cols)
     for first in range(0, n_cols, step):
         _check_numbers("hessian", hessian[first : first + step], first * n_cols)
     diagonal = hessian.diagonal()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -161,19 +161,17 @@ def spread(
     """
     size = threads or n_threads()
     rest = iter(items)
-    head = list(islice(rest, 2))
+    head = deque(islice(rest, 2))
     if len(head) < 2 or size <= 1 or getattr(_HERE, "is_worker", False):  # a single item keeps nobody else busy
-        yield from map(work, chain(head, rest))
+        yield from map(work, _emptied(head, rest))
         return
     crew, waiting, held = _POOL.of(size), deque[tuple[int, _Job[R]]](), 0
     try:
-        for item in chain(head, rest):
+        for item in _emptied(head, rest):
             taken = 0 if cost is None else cost(item)
             while waiting and (len(waiting) >= AHEAD * size or held + taken > most > 0):
-                freed, job = waiting[0]
-                result = job.take()
-                waiting.popleft()
-                held -= freed
+                result = waiting[0][1].take()
+                held -= waiting.popleft()[0]
                 yield result
             waiting.append((taken, _Job(partial(work, item))))
             crew.jobs.put(waiting[-1][1])
@@ -184,6 +182,13 @@ def spread(
             yield result
     finally:
         _end([job for _, job in waiting])
+
+
+def _emptied(head: deque[T], rest: Iterable[T]) -> Iterator[T]:
+    """Give what was looked at, then the rest, and keep none of it: what work is made of may be large."""
+    while head:
+        yield head.popleft()
+    yield from rest
 
 
 def _end(jobs: list[_Job[R]]) -> None:

@@ -1,6 +1,7 @@
 """`qfmt quantize` by methods: the same tensors as in Python, whatever threads and memory, and what is refused."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,46 @@ def test_neither_threads_nor_memory_change_the_file(tmp_path: Path, method: str,
     finally:
         qformat.set_threads(None)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_memory_counts_what_hessians_take(tmp_path: Path, method: str) -> None:
+    names, n_cols = [f"{number}.weight" for number in range(8)], 512
+    save_file({name: weights(2, n_cols) for name in names}, tmp_path / "m.safetensors")
+    qconvert.write_calibration(
+        tmp_path / "c.safetensors", dict.fromkeys(names, statistics(correlated(100, n_cols))), dtype="float32"
+    )
+    allowed, matrix = 1 << 24, 8 * n_cols * n_cols  # of eight tensors' matrices, 64 MiB if all are held, five times two fit
+
+    def peak(dst: Path) -> int:
+        tracemalloc.start()
+        quantize(
+            tmp_path / "m.safetensors", dst, "qfmt:int4-g64", method=method, calibration=tmp_path / "c.safetensors",
+            max_memory=allowed,
+        )  # fmt: skip
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(tmp_path / "warm.qfmt")
+    assert peak(tmp_path / "a.qfmt") < allowed - matrix  # LAPACK's own copy is not traced
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_hessian_that_is_too_large_for_the_memory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    n_cols, dst = 1024, tmp_path / "a.qfmt"
+    save_file({"w.weight": weights(2, n_cols)}, tmp_path / "m.safetensors")
+    known = calibration(tmp_path, {"w.weight": Statistics(np.eye(n_cols), np.ones(n_cols), 1)})
+    words = (tmp_path / "m.safetensors", dst, "--to", "qfmt:int4-g64", "--method", method, "--calibration", known)
+
+    line = refused(capsys, dst, *words, "--max-memory", "40MiB")
+
+    needed = 5 * 8 * n_cols * n_cols + 32 * n_cols
+    assert f"tensor 'w.weight': 1 rows of 1024 weights are one piece of work, beside {5 * 8 * n_cols * n_cols} bytes" in line
+    assert f"needs {needed} bytes of memory, {40 << 20} are allowed; give --max-memory 41MiB" in line
+    assert run(capsys, "quantize", *words, "--max-memory", "41MiB")[0] == 0
 
 
 def test_what_is_not_calibrated_is_refused_or_rounded(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from qformat.calibration import Statistics
 from qformat.errors import QFormatError, UsageError, about
 from qformat.formats import Format
 from qformat.methods import Method, Task
-from qformat.methods.method import SEEN_WEIGHTS, row_tiles
+from qformat.methods.method import HELD_MATRICES, KEPT_MATRICES, SEEN_WEIGHTS, row_tiles
 from qformat.rules.catalogue import find
 from qformat.rules.rule import Values
 from qformat.tensor import PackedTensor
@@ -39,6 +39,21 @@ class Calibrated:
     rule: str
     calibration: Calibration
     name: str
+
+    @property
+    def n_kept(self) -> int:
+        """Bytes that work on its rows holds beside them."""
+        return KEPT_MATRICES * self._matrix_bytes
+
+    @property
+    def n_held(self) -> int:
+        """Bytes that are held at most while it is made ready."""
+        return HELD_MATRICES * self._matrix_bytes
+
+    @property
+    def _matrix_bytes(self) -> int:
+        n_cols = self.calibration.columns[self.name]
+        return n_cols * n_cols * np.dtype(np.float64).itemsize
 
     def rounded(self, tensor: PackedTensor) -> Callable[[int, int], Values]:
         """Prepare a tensor, once; give what makes codes and parameters of rows [first, last).

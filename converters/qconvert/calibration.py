@@ -61,7 +61,7 @@ class Calibration(Closing, Mapping[str, Statistics]):
                     accumulator = Accumulator(self.columns[name])
                     accumulator.add(arrays[INPUTS])
                     return accumulator.statistics()
-                wide = [arrays[kind].astype(np.float64) for kind in (HESSIAN, MEAN_ABS)]
+                wide = [arrays[kind].astype(np.float64, copy=False) for kind in (HESSIAN, MEAN_ABS)]
                 samples = arrays[SAMPLES].reshape(-1) if SAMPLES in arrays else (0,)
                 return Statistics(wide[0], wide[1], int(samples[0]))
         except UsageError as err:

@@ -22,7 +22,7 @@ from qconvert.planning import make_plan, notices
 from qconvert.prove import prove
 from qconvert.receipt import Asked, identity, make_receipt, write_receipt
 from qconvert.report import Refused, Report, worse
-from qconvert.run import write_items
+from qconvert.run import held_by_methods, write_items
 from qconvert.sinks import open_sink
 from qconvert.targets import SAFETENSORS_DENSE, SUFFIXES, Target, find_target
 from qconvert.verdict import REQUANTIZE, ROUNDED, same_parts
@@ -219,10 +219,12 @@ def carry_out(
         made = advise(made, allow)
         refused = tuple(item for item in made.items if worse(item.verdict.verdict, allow))
         raise Refused(Report(made, refused, 0, time.monotonic() - started), model.path)
+    held = held_by_methods(made.items)
     for item in made.items:
         if not same_parts(item.tensor, item.form):
             with about(model.path, item.name):
-                check_memory(item.tensor, writing.max_memory, item.form)
+                check_memory(item.tensor, writing.max_memory, item.form, held)
+    max_memory = writing.max_memory - held
     check_space(dst, made.n_bytes)
     paths: list[Path] = []
     sealed: Hidden | None = None
@@ -235,11 +237,11 @@ def carry_out(
     sink = open_sink(dst, made, writing.compress, writing.limits, check)
     try:
         written_bytes = counted("write", made.n_bytes, writing.progress)
-        write_items(made.items, model.path, sink, writing.workers, writing.max_memory, written_bytes)
+        write_items(made.items, model.path, sink, writing.workers, max_memory, written_bytes)
         model.verify()  # now, for what was read was checked meanwhile, and need not be once more
         hidden = sink.finish()
         with opening.open(hidden, assume=made.assume, shapes=made.shapes) as written:
-            prove(made, written, counted("prove", model.n_bytes, writing.progress), writing.max_memory)
+            prove(made, written, counted("prove", model.n_bytes, writing.progress), max_memory)
             n_bytes, sealed = written.n_bytes, seal(made, written)
         sink.commit()
         if sealed is not None:

@@ -126,17 +126,19 @@ def unit_bytes(tensor: PackedTensor, rows: Rows, is_relaid: bool = False) -> int
     return sum(last - first for first, last in rows) * tensor.n_cols * (RELAID_BYTES if is_relaid else WORK_BYTES)
 
 
-def check_memory(tensor: PackedTensor, max_memory: int, form: Format | None = None) -> None:
+def check_memory(tensor: PackedTensor, max_memory: int, form: Format | None = None, n_held: int = 0) -> None:
     """Refuse a tensor of which the least that can be worked on by itself takes more memory than there may be.
 
-    form : of the target; without one, a row of the source is looked at
+    form   : of the target; without one, a row of the source is looked at
+    n_held : bytes that are held beside it
 
     Raises UsageError saying how much is needed.
     """
     seen = narrower(tensor, form)
     n_rows = 1 if form is None else row_step(form, seen.shape) * slabs(form, seen.shape)
-    needed = min(n_rows, max(1, seen.n_rows)) * seen.n_cols * WORK_BYTES
+    needed = min(n_rows, max(1, seen.n_rows)) * seen.n_cols * WORK_BYTES + n_held
     if needed > max_memory:
         what = f"{n_rows} rows of {seen.n_cols} weights are one piece of work"
+        what += f", beside {n_held} bytes for sums over inputs" if n_held else ""
         message = f"{what}: needs {needed} bytes of memory, {max_memory} are allowed; give --max-memory {-(-needed >> 20)}MiB"
         raise UsageError(message, expected=needed, found=max_memory)

@@ -115,6 +115,11 @@ def peak_memory(items: Sequence[Item], max_memory: int) -> int:
     return min(most, max_memory)
 
 
+def held_by_methods(items: Sequence[Item]) -> int:
+    """Give the bytes that methods hold at a time beside the rows in work, at most."""
+    return max((item.by.n_held for item in items if item.by is not None), default=0)
+
+
 def narrowed(item: Item) -> Item:
     """See the tensor of an item with rows that are short enough to be units; what is known of columns is of its own."""
     is_whole = item.importance is not None or item.by is not None
@@ -211,7 +216,8 @@ def sized_rows(item: Item, max_memory: int) -> Iterator[tuple[Rows, int]]:
     """Cut a narrowed item's rows into units: the rows of each, and the memory that it takes."""
     n_weights, is_relaid = None if item.by is None else ROUNDED_WEIGHTS, _relay(item) is not None
     for rows in row_ranges(item.tensor, item.form, max_memory, is_relaid, n_weights):
-        yield rows, unit_bytes(item.tensor, rows, is_relaid)
+        is_last = rows[-1][1] == item.tensor.n_rows  # until it is done, what the whole tensor is rounded by is held
+        yield rows, unit_bytes(item.tensor, rows, is_relaid) + (item.by.n_kept if item.by is not None and is_last else 0)
 
 
 def _sizes(item: Item, max_memory: int) -> Iterator[int]:

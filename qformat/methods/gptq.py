@@ -101,7 +101,7 @@ def prepare(damping: float, by_diagonal: bool, task: Task) -> Encode:
     simple = neighbours(task.form.scheme)
     size = columns_of(simple.params[0].group, n_cols)
     grouping = Grouping(size or n_cols, (by_diagonal and not is_indexed) or not size)
-    return partial(encode, Rounding(task, simple, task.rule, state, grouping, factor))
+    return partial(encode, Rounding(task.form, task.shape, simple, task.rule, state, grouping, factor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +118,16 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """All that rows of a tensor are rounded by.
+    """All that rows of a tensor are rounded by: a Hessian's factor, not itself.
 
+    form     : the target
+    shape    : of the tensor
     scheme   : the format's, groups that are listed taken for neighbours
     state    : extremes of the whole tensor where one scale covers it
     """
 
-    task: Task
+    form: Format
+    shape: tuple[int, ...]
     scheme: Scheme
     rule: Rule
     state: Extremes | None
@@ -144,7 +147,7 @@ class Rounding:
         for name, array in found.items():
             values = as_float32(array, self.scheme.param(name).dtype)
             way_out = "" if self.grouping.is_fixed else ", or more damping"
-            check_parameter(self.task.form, name, values, first, first + len(rows), way_out)
+            check_parameter(self.form, name, values, first, first + len(rows), way_out)
         return found
 
 
@@ -153,7 +156,7 @@ def encode(how: Rounding, rows: F32, first: int) -> Values:
 
     Raises UsageError for one that is not finite, or does not stay so, and NotExact as `Rounding.parameters` does.
     """
-    check_finite(rows, first * rows.shape[1], how.task.shape)
+    check_finite(rows, first * rows.shape[1], how.shape)
     with np.errstate(all="ignore"):  # what rules do at the ends of the number range is part of their definition
         return _rounded(how, rows, first)
 
@@ -205,10 +208,10 @@ def _blocks(n_cols: int, grouping: Grouping) -> Iterator[tuple[int, int]]:
 
 def _stored(how: Rounding, chosen: list[Values], fixed: Values | None, shape: tuple[int, int]) -> Values:
     """Give the parameters in the shapes that the format's groups have."""
-    params = how.task.form.scheme.params
+    scheme = how.form.scheme
     found: Values = {}
-    for param in params:
-        if param.name == index_of(how.task.form.scheme):
+    for param in scheme.params:
+        if param.name == index_of(scheme):
             index = np.empty(shape[1], numpy_dtype(param.dtype))
             index[how.factor.order] = np.arange(shape[1]) // how.grouping.size
             found[param.name] = index

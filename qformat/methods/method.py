@@ -24,6 +24,10 @@ F32 = NDArray[np.float32]
 SEEN_WEIGHTS = 1 << 18  # that a search looks at together; results depend on it in their last bits, so it is fixed
 ROUNDED_WEIGHTS = 1 << 21  # that are rounded together: enough that what a column costs by itself is little
 
+# Of K x K float64, for the inputs of K columns: what units in work hold; and what is held while a tensor is made ready, by the
+# units before as well: the Hessian, a copy in order, LAPACK's own, the factor.
+KEPT_MATRICES, HELD_MATRICES = 1, 5
+
 # From rows of the tensor, (n, K) float32, and the number of the first, to codes and parameters of these rows. A pure function,
 # by any thread: the same rows give the same bits, whatever rows come with them.
 Encode = Callable[[F32, int], Values]
