@@ -89,6 +89,35 @@ def test_a_large_transpose_is_numpys(lines: int, width: int) -> None:
     assert out.tobytes() == np.ascontiguousarray(elements.transpose(1, 0, 2)).tobytes()
 
 
+@pytest.mark.parametrize("past", [1, 8, 40])
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_a_transpose_of_lines_that_begin_anywhere_is_numpys(width: int, past: int) -> None:
+    room = aligned((past + 320 * 1024,), np.dtype(np.uint8))[past:]
+    room[:] = np.random.default_rng(3).integers(0, 256, room.size, dtype=np.uint8)
+    elements = room.reshape(320, -1, width)
+    out = np.empty((elements.shape[1], 320 * width), np.uint8)
+
+    transpose([room.reshape(320, -1)], [out], Way(width), 0, elements.shape[1], False)
+
+    assert out.tobytes() == np.ascontiguousarray(elements.transpose(1, 0, 2)).tobytes()
+
+
+@pytest.mark.parametrize("past", [8, 16, 40])
+@pytest.mark.parametrize("way", ["words as rows", "rows as words", "columns as rows", "rows as columns"])
+def test_parts_that_begin_anywhere_are_laid_out_as_others(way: str, past: int) -> None:
+    source, target = WAYS[way]
+    tensor = made(source, (1184, 1024))
+    rooms = {part.form.role: np.zeros(past + part.source.n_bytes, np.uint8)[past:] for part in tensor.parts}
+    for part in tensor.parts:
+        rooms[part.form.role][:] = part.source.read(0, part.source.n_bytes)
+    sources: dict[str, qformat.arrays.ByteSource] = {role: qformat.arrays.Memory(data) for role, data in rooms.items()}
+    elsewhere = qformat.tensor.assemble(source, (1184, 1024), sources)
+
+    found = laid_out(elsewhere, target)
+
+    assert values_of(found, 0, 1184) == values_of(tensor, 0, 1184)
+
+
 @pytest.mark.parametrize("way", ["words as rows", "rows as words", "columns as rows", "rows as columns"])
 def test_what_is_written_past_the_caches_is_the_same(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QFORMAT_THREADS", "2")

@@ -1,9 +1,9 @@
 """Transposes matrices of small elements, a cache line of each line at a time.
 
-A tile is copied together first, so that each line of the source is met once however far apart lines are. It is transposed
-within the cache, and each line of the result is written as a whole, past the caches where asked: lines of a result lie pages
-apart, so that few of them fit a cache. On the way in or out codes that share a byte across lines are brought together, or
-parted. Knows elements by their bytes alone.
+Lines of a tile are copied together first, so that each cache line of the source is met once however far apart lines are, and
+asked for a tile ahead. They are transposed within the cache, and each line of the result is written in runs of several cache
+lines, past the caches where asked: lines of a result lie pages apart, so that few of them fit a cache. On the way in or out
+codes that share a byte across lines are brought together, or parted. Knows elements by their bytes alone.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 from qformat.arrays import aligned
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.vector.decode import CACHED, finish
-from qformat.kernels.vector.emit import place
-from qformat.kernels.vector.ir import I8, I64, Value, ask_for, loader, moved, pick, store, vector
+from qformat.kernels.vector.fields import Load
+from qformat.kernels.vector.ir import I8, I64, Value, ask_for, join, moved, pick, store, vector
 from qformat.kernels.vector.transcode import emit_move
 from qformat.units import Move
 
 LINE = 64  # bytes
+RUN = 256  # bytes of a line of the result that are written together: memory is slow to begin elsewhere
 VECTOR = 16
+BATCH = 32  # lines that are copied together at a time
 WIDTHS = (1, 2, 4, 8)
 
 # What a key stands for: numba hands an intrinsic literals alone.
@@ -53,8 +55,8 @@ class Way:
 
     @property
     def n_lines(self) -> int:
-        """Lines of a tile: as many as fill a cache line of the result."""
-        return lcm(LINE // self.width * max(1, len(self.parted)), *(move.n_weights for move in self.parted))
+        """Lines of a tile, whole batches: as many as fill a run of the result."""
+        return lcm(RUN // self.width * max(1, len(self.parted)), *(move.n_weights for move in self.parted))
 
     @property
     def n_elements(self) -> int:
@@ -77,62 +79,81 @@ def transpose(
     (step,), (to_step,) = {source.strides[0] for source in sources}, {out.strides[0] for out in outs}
     starts, to_starts = tuple(source.ctypes.data for source in sources), tuple(out.ctypes.data for out in outs)
     streams = is_kept and sum(out.nbytes for out in outs) >= CACHED and not any(at % LINE for at in (to_step, *to_starts))
-    n_bytes = way.n_lines * way.n_elements * way.width
-    room = aligned((2 * n_bytes + way.n_lines * LINE,), np.dtype(np.uint8))
-    _kernel(way, streams)(starts, step, len(sources[0]), to_starts, to_step, first, last, room.ctypes.data)
+    n_sources, unit = len(sources), 1 if way.joined is None else way.joined.n_weights
+    past = starts[0] % LINE * n_sources // way.width // unit * unit  # tiles begin where cache lines do, not where lines do
+    begin = first - (first + past) % way.n_elements
+    n_bytes = BATCH * (n_sources * LINE + way.n_elements * way.width) + (way.n_elements + 1) * way.n_lines * way.width
+    room = aligned((n_bytes,), np.dtype(np.uint8))
+    kernel = _kernel(way, streams)
+    kernel(starts, step, len(sources[0]), to_starts, to_step, (begin, first, last), room.ctypes.data)
 
 
 @lru_cache(maxsize=64)
 def _kernel(way: Way, streams: bool) -> Kernel:
-    side, across, width, piece = way.n_lines, way.n_elements, way.width, VECTOR // way.width
+    side, across, width, batch = way.n_lines, way.n_elements, way.width, BATCH
     key, to_key = _kept(() if way.joined is None else (way.joined,)), _kept(way.parted)
-    unit = 0 if way.joined is None else way.joined.n_weights
-    to_unit, n_outs = way.parted[0].n_weights if way.parted else 0, max(1, len(way.parted))
-    order, n_sources = way.order, 0 if way.joined is None else len(way.joined.sources)
-    row, held = across * width, side * width
-    run_bytes = held // n_outs
+    unit, n_sources = (0, 1) if way.joined is None else (way.joined.n_weights, len(way.joined.sources))
+    to_unit, n_outs = way.parted[0].n_weights if way.parted else 1, max(1, len(way.parted))
+    order, row, held = np.array(way.order), across * width, side * width
+    run_bytes, lanes = held // n_outs, VECTOR // width
+    n_asked = 2 * VECTOR * VECTOR // (width * LINE * n_sources)  # lines for each that is transposed
 
-    def run(starts, step, n_lines, to_starts, to_step, first, last, tile):  # type: ignore[no-untyped-def]  # compiled
-        turned = tile + side * row
+    def run(starts, step, n_lines, to_starts, to_step, elements_of, tile):  # type: ignore[no-untyped-def]  # compiled
+        begin, first, last = elements_of
+        joined = tile + batch * n_sources * LINE if unit else tile
+        turned = joined + batch * row
         parts = turned + across * held
         for line in range(0, n_lines, side):
             lines = min(side, n_lines - line)
-            for element in range(first, last, across):
-                elements = min(across, last - element)
-                stood = -(-lines // to_unit) * to_unit if to_unit else lines
-                for i in range(stood):
-                    at = line + (i - i % to_unit + order[i % to_unit] if to_unit else i)
-                    if at >= n_lines:
-                        continue
-                    here, there = starts[0] + at * step + element * width, tile + i * row
-                    if unit:
+            stood, complete = -(-lines // to_unit) * to_unit, lines // to_unit * to_unit
+            for block in range(begin, last, across):
+                element = max(block, first)
+                elements = min(block + across, last) - element
+                is_whole = element + across <= last
+                for near in range(0, stood, batch):
+                    for i in range(min(batch, stood - near)):
+                        one = near + i
+                        if n_outs > 1:
+                            one += order[np.uintp(one % to_unit)] - one % to_unit
+                        at = (line + one) * step + element * width // n_sources
                         for k in range(n_sources):
-                            _ask_for(starts[k] + at * step + (element + across) // n_sources)  # type: ignore[call-arg]  # likewise
-                        for number in range(element // unit, (element + elements) // unit):
-                            _join(key, starts, step, there - element, at, number)  # type: ignore[call-arg]  # numba gives the first
-                    elif elements == across:
-                        _copy(row, here, there, False)  # type: ignore[call-arg]  # likewise
-                    else:
-                        for j in range(elements):
-                            _copy(width, here + j * width, there + j * width, False)  # type: ignore[call-arg]  # likewise
-                for i in range(0, elements, piece):
-                    for j in range(0, stood, piece):
-                        here, there = tile + j * row + i * width, turned + i * held + j * width
-                        _transpose(width, here, row, there, held)  # type: ignore[call-arg]  # likewise
+                            there = tile + (i * n_sources + k) * LINE
+                            if is_whole and near + batch <= complete:
+                                _copy(LINE, starts[k] + at, there, False)  # type: ignore[call-arg]  # numba gives the first
+                            elif one < lines:
+                                for j in range(elements * width // n_sources):
+                                    _copy(1, starts[k] + at + j, there + j, False)  # type: ignore[call-arg]  # likewise
+                    if unit:
+                        for i in range(batch):
+                            for number in range(elements // unit):
+                                _join(key, tile + i * n_sources * LINE, joined + i * row, number)  # type: ignore[call-arg]  # likewise
+                    asked = line + near
+                    for i in range(0, batch, 2 * lanes):
+                        for j in range(0, elements, lanes):
+                            for ahead in range(asked, asked + n_asked):
+                                for k in range(n_sources):
+                                    _ask_for(starts[k] + ahead * step + (block + across) * width // n_sources)  # type: ignore[call-arg]  # likewise
+                            asked += n_asked
+                            here, there = joined + i * row + j * width, turned + j * held + (near + i) * width
+                            _transpose(width, here, row, there, held)  # type: ignore[call-arg]  # likewise
                 n_bytes = lines * width // n_outs
                 for i in range(elements):
-                    here, at = turned + i * held, element + (i - i % unit + order[i % unit] if unit else i)
-                    if to_unit:
-                        for number in range(-(-lines // to_unit)):
+                    here, at = turned + i * held, element + i
+                    if unit:
+                        at += order[np.uintp(i % unit)] - i % unit
+                    if n_outs > 1:
+                        for number in range(stood // to_unit):
                             _part(to_key, here, parts, run_bytes, number)  # type: ignore[call-arg]  # likewise
                         here = parts
                     for k in range(n_outs):
-                        one = here + k * run_bytes
-                        there = to_starts[k] + at * to_step + line // side * run_bytes
+                        one, there = here + k * run_bytes, to_starts[k] + at * to_step + line // side * run_bytes
                         if n_bytes == run_bytes:
                             _copy(run_bytes, one, there, streams)  # type: ignore[call-arg]  # likewise
                         else:
-                            for j in range(n_bytes):
+                            n_whole = n_bytes // LINE * LINE
+                            for j in range(0, n_whole, LINE):
+                                _copy(LINE, one + j, there + j, streams)  # type: ignore[call-arg]  # likewise
+                            for j in range(n_whole, n_bytes):
                                 _copy(1, one + j, there + j, False)  # type: ignore[call-arg]  # likewise
         finish()  # type: ignore[call-arg]  # likewise
 
@@ -147,18 +168,18 @@ def _kept(moves: tuple[Move, ...]) -> str:
 
 
 @intrinsic(prefer_literal=True)
-def _join(typing, key, starts, step, to, line, number):  # type: ignore[no-untyped-def]  # numba's own interface
-    """Make a unit of bytes of as many lines as share one."""
+def _join(typing, key, at, to, number):  # type: ignore[no-untyped-def]  # numba's own interface
+    """Make a unit of bytes of as many lines as share one, which lie behind one another, a cache line of each."""
     moves = _JOBS[key.literal_value]
 
     def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _, starts, step, to, line, number = args
+        _, at, to, number = args
         for move in moves:
-            at = [place(b, source, b.extract_value(starts, i), step, line, number) for i, source in enumerate(move.sources)]
-            emit_move(b, move, loader(b, at), at, [_placed(b, to, number, move.n_weights)])
+            here = [moved(b, _placed(b, at, number, source.n_bytes), i * LINE) for i, source in enumerate(move.sources)]
+            emit_move(b, move, _reader(b, here), here, [_placed(b, to, number, move.n_weights)])
         return context.get_dummy_value()
 
-    return types.void(key, starts, step, to, line, number), generate
+    return types.void(key, at, to, number), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -168,18 +189,21 @@ def _part(typing, key, at, to, step, number):  # type: ignore[no-untyped-def]  #
 
     def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
         _, at, to, step, number = args
-
-        def read(source: int, first: int, n_bytes: int) -> Value:  # of memory that is written time and again
-            return b.load(b.inttoptr(moved(b, here, first), vector(I8, n_bytes).as_pointer()), align=1)
-
         for move in moves:
             (source,), (target,) = move.sources, move.targets
-            here, there = _placed(b, at, number, source.n_bytes), _placed(b, to, number, target.n_bytes)
-            emit_move(b, move, read, [here], [there])
+            here, there = [_placed(b, at, number, source.n_bytes)], [_placed(b, to, number, target.n_bytes)]
+            emit_move(b, move, _reader(b, here), here, there)
             to = b.add(to, step)
         return context.get_dummy_value()
 
     return types.void(key, at, to, step, number), generate
+
+
+def _reader(b: ir.IRBuilder, at: Sequence[Value]) -> Load:
+    """Give what loads bytes from these places, of memory that is written time and again."""
+    return lambda source, first, n_bytes: b.load(
+        b.inttoptr(moved(b, at[source], first), vector(I8, n_bytes).as_pointer()), align=1
+    )
 
 
 @intrinsic
@@ -205,16 +229,16 @@ def _copy(typing, n_bytes, source, to, streams):  # type: ignore[no-untyped-def]
 
 @intrinsic(prefer_literal=True)
 def _transpose(typing, width, source, step, to, to_step):  # type: ignore[no-untyped-def]  # numba's own interface
-    """Transpose as many elements as a vector holds, of as many lines, out of the tile that was copied together."""
+    """Transpose as many elements as a vector holds, of twice as many lines, out of the tile that was copied together."""
     n, kind = VECTOR // width.literal_value, ir.IntType(8 * width.literal_value)
 
     def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
         _, at, step, to, to_step = args
         lines = []
-        for _ in range(n):
+        for _ in range(2 * n):
             lines.append(b.load(b.inttoptr(at, vector(kind, n).as_pointer()), align=1))
             at = b.add(at, step)
-        for line in _transposed(b, lines):
+        for line in _transposed(b, [join(b, pair) for pair in zip(lines[:n], lines[n:], strict=True)]):
             store(b, line, to, 1, False)
             to = b.add(to, to_step)
         return context.get_dummy_value()
@@ -228,9 +252,9 @@ def _placed(b: ir.IRBuilder, start: Value, number: Value, n_bytes: int) -> Value
 
 
 def _transposed(b: ir.IRBuilder, lines: list[Value]) -> list[Value]:
-    """Transpose as many vectors as each has elements, by interleaving the first half with the second, time and again."""
+    """Transpose both halves of vectors, as many as a half has elements, by interleaving the first of them with the last."""
     n = len(lines)
-    low = [lane for i in range(n // 2) for lane in (i, n + i)]
+    low = [half + lane for half in (0, n) for i in range(n // 2) for lane in (i, 2 * n + i)]
     high = [lane + n // 2 for lane in low]
     for _ in range(n.bit_length() - 1):
         pairs = zip(lines[: n // 2], lines[n // 2 :], strict=True)
