@@ -1,18 +1,21 @@
 """Takes rows of a tensor from one packed form to another, codes and values as they are: no floats, and no code by itself.
 
-Parts that run down the columns are seen row by row, and laid down from there. What no unit holds (a parameter of a whole row,
-packed zero points) is packed by itself. Whether the result means the same is the caller's to know.
+Parts that run down the columns are seen row by row, and laid down from there. A packed parameter in a part of its own is laid
+out as the codes of a smaller tensor are. What no unit holds (a parameter of a whole row) is packed by itself. Whether the
+result means the same is the caller's to know.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qformat.arrays import Part, aligned, read_all
 from qformat.formats.form import Format, PartForm
+from qformat.layout import CODES, Bits, Layout
 from qformat.moves import Side, move_of
-from qformat.scheme import Grid, Indexed, Scheme, Table
+from qformat.scheme import Grid, Indexed, Integers, Scheme, Table
 from qformat.streamed import row_bytes
 from qformat.tensor import PackedTensor, pack_part
 from qformat.units import Move
@@ -39,6 +42,8 @@ class Relay:
         seen = upright(tensor)
         self.is_alike = _is_alike(move)
         self.turns = [turn_of(part) for part in form.parts]
+        beside = ((part.role, _smaller(tensor, form, part)) for part in form.parts if part.role not in roles)
+        self.beside = {role: relay for role, relay in beside if relay is not None}
         self.parts = tuple(next(part for part in seen.parts if part.form.role == role) for role in froms)
 
     def make(self, first: int, last: int) -> dict[str, NDArray[np.uint8]]:
@@ -73,6 +78,8 @@ class Relay:
         if part.role in made:
             data = made[part.role]
             return data if turn is None else turn.laid(data, last - first).reshape(-1)
+        if part.role in self.beside:
+            return self.beside[part.role].make(first, last)[part.role]
         shared = _is_shared(part, self.form.scheme)
         n_rows = self.tensor.n_rows if shared else last - first
         held = {name: self.tensor.param(name, *(() if shared else (first, last))) for name in part.layout.holds}
@@ -99,6 +106,34 @@ def relay_of(tensor: PackedTensor, form: Format) -> Relay | None:
     beside = [part for part in form.parts if part.role not in found[2]]
     known = all(part.layout.holds and (_is_shared(part, form.scheme) or _has_rows(part, form.scheme)) for part in beside)
     return Relay(tensor, form, *found) if known else None
+
+
+def _smaller(tensor: PackedTensor, form: Format, part: PartForm) -> Relay | None:
+    """See a packed parameter as the codes of a tensor that has a column for each group of weights.
+
+    None where rows share a value, groups differ, or a part of either holds something else than values in planes.
+    """
+    held = next((held for held in tensor.parts if held.form.layout.holds == part.layout.holds), None)
+    groups = {scheme.param(name).group for scheme in (tensor.scheme, form.scheme) for name in part.layout.holds}
+    group = groups.pop() if len(groups) == 1 else None
+    if held is None or held.swapped or not isinstance(group, Grid) or group.rows != 1:
+        return None
+    one, other = _as_codes(held.form), _as_codes(part)
+    if one is None or other is None:
+        return None
+    shape = tensor.n_rows, group.counts(tensor.n_rows, tensor.n_cols)[1]
+    seen = PackedTensor(shape, one.scheme, (Part(one.parts[0], one.parts[0].bind(shape), held.source),))
+    return relay_of(seen, other)
+
+
+def _as_codes(part: PartForm) -> Format | None:
+    """See a part that holds one field of packed integers, and nothing else, as codes by themselves."""
+    layout = part.layout
+    if len(layout.parts) != 1 or not isinstance(field := layout.parts[0], Bits) or field.dtype or layout.unpacker:
+        return None
+    codes = Layout(layout.name, field.count, layout.n_bytes, (replace(field, holds=CODES),))
+    scheme = Scheme(layout.name, Integers(field.low, field.high))
+    return Format(layout.name, scheme, (PartForm(part.role, codes, part.tiling),))
 
 
 def _is_alike(move: Move) -> bool:

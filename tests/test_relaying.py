@@ -138,6 +138,17 @@ def test_codes_and_parameters_are_the_same_elsewhere(source: Format, target: For
     assert values_of(found, 0, 96) == values_of(tensor, 0, 96)
 
 
+@pytest.mark.parametrize("way", ["words as rows", "rows as words", "columns as rows", "rows as columns", "columns as words"])
+def test_packed_zero_points_are_laid_out_as_codes_are(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = WAYS[way]
+    tensor = made(source, (96, 8192))  # 64 groups
+    expected = values_of(tensor, 0, 96)
+
+    monkeypatch.setattr("qformat.relaying.pack_part", None)  # which makes an array of them
+
+    assert values_of(laid_out(tensor, target), 0, 96) == expected
+
+
 @every_way
 def test_rows_are_laid_out_by_themselves(source: Format, target: Format) -> None:
     tensor = made(source, (128, 1024))
