@@ -167,6 +167,23 @@ def test_a_verdict_by_parameters_alone_is_that_of_every_value(
     assert repr(by_parameters) == repr(judge(tensor, target))  # NaN is not equal to itself
 
 
+@pytest.mark.parametrize("scale", [0.5, np.nan, np.inf, -0.0])
+@pytest.mark.parametrize("target", [gguf.Q4_0, gguf.Q8_0, find("int8_g32")], ids=lambda form: form.name)
+def test_a_verdict_by_declarations_alone_is_that_of_every_value(
+    monkeypatch: pytest.MonkeyPatch, target: Format, scale: float
+) -> None:
+    codes, held = RNG.integers(-8, 8, SHAPE).astype(np.int8), scales(4)
+    held[3, 1] = scale
+    tensor = from_values(find("int4_g32"), SHAPE, {"codes": codes, "scales": held})
+    monkeypatch.setattr("qconvert.verdict.SURE_WEIGHTS", SHAPE[1])  # the scale is not among the first to be looked at
+    by_declarations, looked = judge(tensor, target), []
+    monkeypatch.setattr(Recast, "is_unchanged", lambda *rows: looked.append(rows) is not None)
+
+    assert repr(by_declarations) == repr(judge(tensor, target))
+    assert len(looked) == SHAPE[0] - 1
+    assert by_declarations.verdict == (REFUSED if np.isnan(scale) else EXACT)
+
+
 def in_float32(form: Format) -> Format:
     """Give a format of integers with scales of that type."""
     param = replace(form.scheme.params[0], dtype="float32")
