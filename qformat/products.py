@@ -1,8 +1,8 @@
 """Multiplies packed weights with float activations: which kernel, how much at a time, over how many threads.
 
-A few rows of activations are multiplied with weights as these are decoded, in registers. For more of them, and for weights that
-vector kernels do not read, a tile of rows is decoded to float32, which stays in the cache. The whole matrix never exists. Must
-not know what any format looks like.
+A few rows of activations are multiplied with weights as these are decoded, in registers: row by row, or down the columns where
+stored words run over rows. For more of them, and for weights that vector kernels do not read, a tile of rows is decoded to
+float32, which stays in the cache. The whole matrix never exists. Must not know what any format looks like.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _multiply(x: NDArray[Any], packed: PackedTensor, first: int, last: int) -> F
     n_all, workers = (last - first) * packed.n_cols, n_threads()
     if n_all * n_x < 2 * SHARED_WEIGHTS:
         workers = 1
-    else:
+    if workers > 1:
         n_weights = min(n_weights, max(SHARED_WEIGHTS // n_x, -(-n_all // (2 * workers))))
 
     def work(rows: tuple[int, int]) -> None:
@@ -128,6 +128,10 @@ def _multiplier(x: NDArray[Any], n_x: int, packed: PackedTensor) -> tuple[Multip
 
     if not has_vectors():
         return _by_numpy(_padded(x, n_x, packed.n_cols), packed), TILE_WEIGHTS
+    columns = packed.columns
+    if columns is not None and n_x <= columns.most:
+        factors = _padded(x, n_x, packed.n_cols)
+        return lambda first, last, out: columns.multiply(factors, first, last, out), MOST_WEIGHTS
     units = packed.units if n_x <= FEW_ROWS else None
     if units is None:
         return _of_tiles(_padded(x, n_x, -(-packed.n_cols // LEAST) * LEAST), packed), TILE_WEIGHTS

@@ -25,6 +25,8 @@ from qformat.scheme import Op, Opaque, Plain, Ref, Scheme
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from qformat.columns import Columns
 else:
     from qformat.deferred import np
 
@@ -57,6 +59,13 @@ class PackedTensor:
     def units(self) -> Units | None:
         """The units in which kernels multiply with the rows; None where they cannot."""
         return units_of(self)
+
+    @cached_property
+    def columns(self) -> Columns | None:
+        """How kernels multiply with words that run over rows; None where none do."""
+        from qformat.columns import columns_of
+
+        return columns_of(self)
 
     @cached_property
     def integers(self) -> IntegerRows:

@@ -14,8 +14,9 @@ from test_kernels import random_bytes
 import qformat
 from qformat import formats
 from qformat.arrays import Memory
-from qformat.formats import Format, fp8_block
+from qformat.formats import Format, awq, fp8_block
 from qformat.formats.form import with_input_scale
+from qformat.formats.gptq import gptq
 from qformat.layout import Bits, Field
 from qformat.tensor import PackedTensor, assemble, from_array
 
@@ -28,6 +29,15 @@ SOME = ("q4_k", "mxfp4", "int4_g128", "int3_g64", "int8_channel")
 
 IN_REGISTERS = (*formats.GGUF, *(BY_NAME[name] for name in (*PLANAR, *SOME[2:])))
 IN_TILES = (*(form for form in formats.PLANAR if form not in IN_REGISTERS), *formats.DIALECTS)
+
+DOWN = {
+    "gptq 4 bits": gptq("v2", 4, 128),
+    "gptq 8 bits": gptq("v2", 8, 128),
+    "gptq 2 bits": gptq("v2", 2, 64, "bfloat16"),
+    "gptq by row": gptq("v2", 4, 0),
+    "awq": awq.gemm(128),
+    "awq by row": awq.gemm(0),
+}
 
 some_formats = pytest.mark.parametrize("name", SOME)
 
@@ -85,6 +95,47 @@ def test_tiles_of_weights_are_multiplied_within_the_bound(form: Format) -> None:
     tensor, x = made(form, (5, N_COLS)), activations(17, N_COLS)
 
     assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize())
+
+
+@pytest.mark.parametrize("n_x", [1, 2, 3, 4, 7, 16])
+@pytest.mark.parametrize("form", DOWN.values(), ids=DOWN)
+def test_words_that_run_over_rows_are_multiplied_within_the_bound(form: Format, n_x: int) -> None:
+    tensor, x = made(form, (128, 1024)), activations(n_x, 1024)
+
+    assert tensor.columns is not None
+    assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize())
+
+
+@pytest.mark.parametrize("n_x", [1, 4])
+@pytest.mark.parametrize("form", DOWN.values(), ids=DOWN)
+def test_some_rows_of_words_that_run_over_rows_are_those_of_all(form: Format, n_x: int) -> None:
+    tensor, x = made(form, (192, 1024)), activations(n_x, 1024)
+    whole = qformat.matmul(x, tensor)
+
+    for first, last in ((0, 1), (63, 130), (64, 128), (191, 192)):
+        assert qformat.matmul(x, tensor, rows=slice(first, last)).tobytes() == whole[:, first:last].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(24, 1024), (128, 256), (120, 1024)], ids=str)
+@pytest.mark.parametrize("form", DOWN.values(), ids=DOWN)
+def test_words_that_fill_no_vectors_are_turned(form: Format, shape: tuple[int, int]) -> None:
+    tensor, x = made(form, shape), activations(3, shape[1])
+
+    assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize())
+
+
+def test_infinite_scales_of_words_that_run_over_rows_meet_the_sum() -> None:
+    scales = np.full((64, 8), 0.5, np.float16)
+    scales[1, 0], scales[2, 7] = np.inf, np.nan
+    tensor = made(DOWN["gptq 4 bits"], (64, 1024), codes=9, zeros=8, scales=scales)
+    x = np.ones((2, 1024), np.float32)
+    x[1, 5] = 0
+
+    found = qformat.matmul(x, tensor)
+
+    assert found[:, 0].tolist() == [512, 511.5]
+    assert found[0, 1] == np.inf
+    assert np.isnan([found[1, 1], found[0, 2], found[1, 2]]).all()
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float8_e4m3fn"])
@@ -152,9 +203,9 @@ def test_activations_and_results_may_lie_anywhere(n_x: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize("n_x", [1, 4, 19])
-@pytest.mark.parametrize("form", [BY_NAME["q4_k"], fp8_block.DIALECT[0]], ids=lambda form: form.name)
+@pytest.mark.parametrize("form", [BY_NAME["q4_k"], fp8_block.DIALECT[0], DOWN["awq"]], ids=lambda form: form.name)
 def test_the_number_of_threads_changes_no_bit(form: Format, n_x: int, n: int, threads: Callable[[int | None], None]) -> None:
-    tensor, x = made(form, (2611, N_COLS)), activations(n_x, N_COLS)
+    tensor, x = made(form, (2624, N_COLS)), activations(n_x, N_COLS)
     threads(1)
     expected = qformat.matmul(x, tensor)
     threads(n)

@@ -110,8 +110,7 @@ class Emitter:
 
     def apply(self, op: Op, left: Value, right: Value) -> Value:
         """Emit one float32 operation."""
-        word = {Op.MUL: self.b.fmul, Op.ADD: self.b.fadd, Op.SUB: self.b.fsub, Op.DIV: self.b.fdiv}[op]
-        return word(left, right)
+        return apply(self.b, op, left, right)
 
     def write(self, found: Value, address: Value) -> None:
         """Store 32 weights."""
@@ -120,6 +119,12 @@ class Emitter:
         elif self.target.dtype == "bfloat16":
             found = values.to_bfloat16(self.b, found)
         store(self.b, found, address, self.target.alignment, self.target.streaming)
+
+
+def apply(b: ir.IRBuilder, op: Op, left: Value, right: Value) -> Value:
+    """Emit one operation on floats."""
+    word = {Op.MUL: b.fmul, Op.ADD: b.fadd, Op.SUB: b.fsub, Op.DIV: b.fdiv}[op]
+    return word(left, right)
 
 
 def place(b: ir.IRBuilder, source: Source, start: Value, step: Value, row: Value, unit: Value) -> Value:

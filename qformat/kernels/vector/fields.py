@@ -34,10 +34,11 @@ def chosen(b: ir.IRBuilder, load: Load, field: Packed, numbers: Sequence[int]) -
     found = planes[0]
     for plane in planes[1:]:
         found = b.or_(found, plane)
-    return _signed(b, field, found)
+    return signed(b, field, found)
 
 
-def _signed(b: ir.IRBuilder, field: Packed, raw: Value) -> Value:
+def signed(b: ir.IRBuilder, field: Packed, raw: Value) -> Value:
+    """Give the integers that stored fields stand for, in lanes of any width."""
     n, kind = raw.type.count, raw.type.element
     half = 1 << (field.width - 1) if field.signed else 0
     if half:
