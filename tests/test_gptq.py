@@ -327,6 +327,29 @@ def test_a_hessian_that_does_not_fit_is_refused(hessian: F64, words: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["rtn", "mse", "gptq", "awq"])
+@pytest.mark.parametrize("target", ["gguf:q4_0", "gguf:q4_1", "gguf:q8_0", "gguf:iq4_nl", "gguf:q4_k", "gguf:nvfp4"])
+def test_weights_beyond_the_scales_of_a_format_are_refused_by_every_method(target: str, method: str) -> None:
+    if target in ("gguf:q4_k", "gguf:nvfp4") and method in ("mse", "gptq"):
+        pytest.skip("none of this method's targets")
+    known = {"calibration": of_hessian(np.eye(256))} if method in ("gptq", "awq") else {}
+    large = weights(3, 256)
+    large[1] *= np.float32(1e35)
+
+    if target == "gguf:nvfp4":  # whose second scale is float32
+        assert np.isfinite(quantize(large, target, method=method, **known).dequantize()).all()
+        return
+    with pytest.raises(NotExact, match=f"expected weights that {target[5:]}.* can hold"):
+        quantize(large, target, method=method, **known)
+
+
+def test_the_largest_weights_that_scales_hold_are_quantized() -> None:
+    most = np.full((1, 32), 8 * 65504, np.float32)  # q4_0's scale is the extreme over -8
+    assert quantize(most, "gguf:q4_0").dequantize().tolist() == most.tolist()
+    with pytest.raises(NotExact, match="scales of -inf in rows 0 to 0"):
+        quantize(most * 1.01, "gguf:q4_0")
+
+
 @pytest.mark.parametrize("damping", [-0.1, np.nan, np.inf])
 def test_a_damping_that_is_none_is_refused(damping: float) -> None:
     with pytest.raises(UsageError, match=r"damping .*expected a finite number of at least 0"):

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from qconvert.calibrated import Calibrated
 from qconvert.imatrix import Entry
-from qformat.arrays import Memory
 from qformat.formats import Format
 from qformat.rules import encode, encode_parts, importance_of_rows, prepare
 from qformat.rules.catalogue import find
-from qformat.rules.encoding import check_parameter
 from qformat.rules.fused import fuse
+from qformat.rules.soundness import check_parameter
 from qformat.scheme import Flat, Plain
-from qformat.tensor import PackedTensor, assemble
+from qformat.tensor import PackedTensor
 
 
 class Requantizer:
@@ -56,11 +55,7 @@ class Requantizer:
         assert self.fused is not None  # who calls has looked
         rows, n_cols = slice(first, last), self.tensor.n_cols
         given = self.tensor.codes(rows) if isinstance(self.tensor.scheme.alphabet, Plain) else self.tensor.dequantize(rows=rows)
-        made = encode_parts(given, self.fused, self.chosen, first * n_cols, self.tensor.shape)
-        packed = assemble(self.form, given.shape, {role: Memory(data) for role, data in made.items()})
-        for param in self.form.scheme.params:
-            check(self.form, param.name, packed.param(param.name), first, last)
-        return made
+        return encode_parts(given, self.fused, self.chosen, first * n_cols, self.tensor.shape, must_hold=True)
 
 
 def by_method(tensor: PackedTensor, form: Format, by: Calibrated) -> Callable[[int, int], dict[str, NDArray[Any]]]:

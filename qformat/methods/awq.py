@@ -31,6 +31,7 @@ from qformat.methods.method import Encode, Method, Task, check_columns, columns_
 from qformat.methods.scaling import Scaling, best_cuts, lost, rounded, scaling
 from qformat.rules import catalogue, encoding
 from qformat.rules.rule import Values
+from qformat.rules.soundness import check_finite
 from qformat.scheme import Flat
 from qformat.threads import spread
 
@@ -76,7 +77,7 @@ def prepare(by_weights: bool, task: Task) -> Encode:
 
 def encode(task: Task, how: Scaling, rows: F32, first: int) -> Values:
     """Round rows of a tensor, (n, K) float32, the first of which has this number. Raises UsageError for one not finite."""
-    encoding.check_finite(rows, first * rows.shape[1], task.shape)
+    check_finite(rows, first * rows.shape[1], task.shape)
     cuts = None if how.cuts is None else how.cuts[first : first + len(rows)]
     return {**rounded(task, how, rows, cuts), "pre_quant_scale": how.back[None]}
 

@@ -42,11 +42,11 @@ from qformat.kernels.subtract import subtract_product
 from qformat.methods.hessian import DAMPING, Factor, check_damping, factorise
 from qformat.methods.indexed import index_of, neighbours
 from qformat.methods.method import Encode, Method, Task, check_columns, columns_of
-from qformat.rules.encoding import check_finite, check_parameter
 from qformat.rules.encoding import prepare as extremes_of
 from qformat.rules.groups import Extremes
 from qformat.rules.nearest import codes_of, values_of
 from qformat.rules.rule import Rule, Values
+from qformat.rules.soundness import check_finite, check_parameter
 from qformat.scheme import Integers, Levels, Scheme
 
 F32 = NDArray[np.float32]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from qformat.calibration import Statistics
 from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix
-from qformat.rules.encoding import check_dtype
 from qformat.rules.rule import Rule, Values
+from qformat.rules.soundness import check_dtype
 from qformat.scheme import Flat, Grid, Group
 
 F32 = NDArray[np.float32]

@@ -17,6 +17,7 @@ from qformat.methods.method import ROUNDED_WEIGHTS, Method, check_columns, row_t
 from qformat.rules import encoding
 from qformat.rules.catalogue import find as find_rule
 from qformat.rules.rule import Rule
+from qformat.rules.soundness import check_parameters
 from qformat.scheme import Grid, Table
 from qformat.tensor import PackedTensor, from_values
 from qformat.threads import spread
@@ -47,7 +48,7 @@ def quantize(
     Raises UsageError for an unknown target, rule or method, another dtype, columns that do not fill the target's blocks,
     importance or calibration of another width, calibration that is not of one tensor, a method without the calibration it
     needs, with what it has no use for or that the target is not for, a Hessian that is not positive definite, and a weight that
-    is NaN or infinite; NotExact where GPTQ finds weights too large for the parameters of the target.
+    is NaN or infinite; NotExact for weights too large for the parameters of the target.
 
     >>> quantize(np.array([[0.5, -1.2, 3.7, -0.3, 2.1]], np.float32), "int4_channel", "symmetric-full").codes().tolist()
     [[1, -3, 7, -1, 5]]
@@ -63,7 +64,7 @@ def quantize(
                 raise UsageError(f"method {how.name}: calibration and importance, expected one of both", field="calibration")
             check_columns(calibration, array.shape[-1] if array.ndim else 1)
             importance = calibration.importance
-        return encoding.quantize(array, form, chosen.name, importance)
+        return encoding.quantize(array, form, chosen.name, importance, must_hold=True)
     if calibration is None:
         raise UsageError(f"method {how.name} needs calibration, none was given", field="calibration")
     if importance is not None:
@@ -100,4 +101,5 @@ def _by_rows(array: NDArray[Any], form: Format, rule: Rule, how: Method, calibra
         is_shared = isinstance(param.group, Table) or (isinstance(param.group, Grid) and param.group.rows == 0)
         each = [tile[param.name] for tile in made]
         values[param.name] = each[0] if is_shared else np.concatenate(each)
-    return from_values(stored, tuple(map(int, array.shape)), values, array.dtype.name, rule.name)
+    packed = from_values(stored, tuple(map(int, array.shape)), values, array.dtype.name, rule.name)
+    return check_parameters(packed, stored)

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from qformat import formats
 from qformat.arrays import Memory
-from qformat.coding import SOURCES
 from qformat.decoding import TILE_WEIGHTS
-from qformat.errors import NotExact, UsageError
+from qformat.errors import UsageError
 from qformat.formats.form import Format, matrix
 from qformat.rules.catalogue import find
 from qformat.rules.fused import Fused, fuse
 from qformat.rules.groups import Extremes, extremes, split
 from qformat.rules.rule import Rule, Values
+from qformat.rules.soundness import check_dtype, check_finite, check_parameters, surely_holds
 from qformat.scheme import Flat, Grid
 from qformat.tensor import PackedTensor, assemble, from_values, pack_part, pack_parts
 from qformat.threads import n_threads, spread
@@ -35,7 +35,11 @@ SHARES = 4  # of a thread: few, because each time somebody has to be waked, and 
 
 
 def quantize(
-    array: NDArray[Any], target: str | Format, rule: str | None = None, importance: NDArray[np.float32] | None = None
+    array: NDArray[Any],
+    target: str | Format,
+    rule: str | None = None,
+    importance: NDArray[np.float32] | None = None,
+    must_hold: bool = False,
 ) -> PackedTensor:
     """Quantize float weights to a packed format.
 
@@ -44,10 +48,11 @@ def quantize(
     rule       : one of `rules(format)`; the format's default if absent
     importance : float32 [K], how much an error in each column counts; [E, K] for a stack of E matrices; what a rule has no
                  use for is ignored
+    must_hold  : refuse parameters that are not finite; else ggml's rules give them as ggml does
     returns    : tensor of the same shape, the rule's name in `rule`
 
     Raises UsageError for an unknown target or rule, another dtype, columns that do not fill the target's blocks, importance
-    of another width, and a weight that is NaN or infinite.
+    of another width, and a weight that is NaN or infinite; NotExact for weights too large for the format, if it must hold them.
 
     >>> quantize(np.array([[0.5, -1.2, 3.7, -0.3, 2.1]], np.float32), "int4_channel", "symmetric-full").codes().tolist()
     [[1, -3, 7, -1, 5]]
@@ -61,7 +66,7 @@ def quantize(
     n_cols = array.size if is_one else matrix(shape)[1]
     fused = None if counts and chosen.weighted else fuse(form, chosen, n_cols, array.dtype.name, in_place=True, is_whole=is_one)
     if fused is not None and array.size >= fused.n_least:
-        parts = encode_parts(array, fused, chosen)
+        parts = encode_parts(array, fused, chosen, must_hold=must_hold)
         return assemble(form, shape, {role: Memory(data) for role, data in parts.items()}, array.dtype.name, rule=chosen.name)
     state = prepare(form, (tile for _, tile in _tiles(array, form)))
 
@@ -75,13 +80,15 @@ def quantize(
 
     if _is_rows_of_blocks(form):  # the bytes of tiles are those of the whole, and threads pack as well
         data = np.concatenate(list(spread(pack_tile, _tiles(array, form))))
-        return assemble(form, shape, {form.parts[0].role: Memory(data)}, array.dtype.name, rule=chosen.name)
+        packed = assemble(form, shape, {form.parts[0].role: Memory(data)}, array.dtype.name, rule=chosen.name)
+        return check_parameters(packed, form) if must_hold else packed
     made = list(spread(encode_tile, _tiles(array, form)))
     whole = {name: np.concatenate([tile[name] for tile in made]) for name in made[0] if name != "codes"}
     whole["codes"] = np.concatenate([tile["codes"].reshape(-1) for tile in made]).reshape(shape)
     if state is not None:
         whole |= {name: made[0][name] for name in made[0] if name != "codes"}
-    return from_values(form, shape, whole, array.dtype.name, chosen.name)
+    packed = from_values(form, shape, whole, array.dtype.name, chosen.name)
+    return check_parameters(packed, form) if must_hold else packed
 
 
 def encode(
@@ -123,7 +130,12 @@ def encode(
 
 
 def encode_parts(
-    array: NDArray[Any], fused: Fused, rule: Rule, first: int = 0, named: tuple[int, ...] | None = None
+    array: NDArray[Any],
+    fused: Fused,
+    rule: Rule,
+    first: int = 0,
+    named: tuple[int, ...] | None = None,
+    must_hold: bool = False,
 ) -> dict[str, NDArray[np.uint8]]:
     """Quantize a tensor, or rows of one, to the stored bytes of each part, by all threads.
 
@@ -131,7 +143,7 @@ def encode_parts(
     first : number of the first weight in the tensor, to name one that is not finite
     named : shape of the tensor, likewise; that of the array if absent
 
-    Raises UsageError for a weight that is NaN or infinite.
+    Raises UsageError for a weight that is NaN or infinite, and NotExact as `quantize` does.
     """
     shape = tuple(int(n) for n in array.shape)
     named = named or shape
@@ -141,18 +153,19 @@ def encode_parts(
     arrays = fused.room(shape)
     whole = array.size // fused.n_least * fused.n_least
 
-    def encode_tile(low: int) -> None:
+    def encode_tile(low: int) -> float:
         high = min(whole, low + step)
         tile = lines[:, low:high] if is_flat else lines[low // n_cols : high // n_cols]
         tile = np.ascontiguousarray(tile, tile.dtype.newbyteorder("="))
-        if not np.isfinite(fused.encode(tile, low, arrays)):
+        largest = fused.encode(tile, low, arrays)
+        if not np.isfinite(largest):
             check_finite(tile.astype(np.float32), first + low, named)
+        return largest
 
     least = fused.n_least if is_flat else n_cols
     together = max(AT_ONCE, whole // (SHARES * n_threads())) if lines.flags.c_contiguous else AT_ONCE
     step = max(1, together // least) * least
-    for _ in spread(encode_tile, range(0, whole, step)):
-        pass
+    largest = max(spread(encode_tile, range(0, whole, step)), default=0.0)
     parts = fused.parts(shape, arrays)
     if whole < array.size:  # a short last group
         rest = lines[:, whole:].astype(np.float32)
@@ -161,6 +174,9 @@ def encode_parts(
             values = rule.encode(rest, form.scheme, None)
         for role, data in pack_parts(form, rest.shape, values).items():
             parts[role][form.part_bytes((1, whole))[role] :] = data
+        largest = max(largest, float(np.abs(rest).max()))
+    if must_hold and not surely_holds(form, largest):
+        check_parameters(assemble(form, shape, {role: Memory(data) for role, data in parts.items()}), form, first // n_cols)
     return parts
 
 
@@ -264,36 +280,3 @@ def _check_columns(form: Format, n_cols: int) -> None:
         if len(part.layout.holds) > 1 and block and n_cols % block:
             message = f"{n_cols} columns, expected a multiple of {block} ({part.layout.name} block)"
             raise UsageError(message, field="shape", found=n_cols, expected=block)
-
-
-def check_dtype(array: NDArray[Any]) -> None:
-    """Raise UsageError for weights of a type that nothing quantizes."""
-    if array.dtype.name not in SOURCES:
-        message = f"weights are {array.dtype.name}, expected float32, float16 or bfloat16"
-        raise UsageError(message, field="dtype", found=array.dtype.name, expected=SOURCES)
-
-
-def check_parameter(form: Format, name: str, values: NDArray[Any], first: int, last: int, way_out: str = "") -> None:
-    """Raise NotExact for floats that a parameter of rows [first, last) came to and that are not finite."""
-    if not np.isfinite(values).all():
-        value = float(values[~np.isfinite(values)][0])
-        message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {form.name} can hold{way_out}"
-        raise NotExact(message, field=name, found=value)
-
-
-def check_finite(rows: F32, first: int, shape: tuple[int, ...]) -> None:
-    """Raise UsageError for a weight that is NaN or infinite, by its index in a tensor of this shape.
-
-    first : number of the first weight in the tensor
-    """
-    bad = ~np.isfinite(rows)
-    if not bad.any():
-        return
-    at = int(np.flatnonzero(bad)[0])
-    place, rest = [], first + at
-    for n in reversed(shape[1:]):
-        place.append(rest % n)
-        rest //= n
-    index = [rest, *reversed(place)][: max(1, len(shape))]
-    value = float(rows.reshape(-1)[at])
-    raise UsageError(f"weight {index} is {value}, expected a finite number", field="weights", found=value, expected="finite")
