@@ -5,9 +5,11 @@ import doctest
 import numpy as np
 import pytest
 
+import qformat
 import qformat.pack
 from qformat import formats
 from qformat.errors import UsageError
+from qformat.kernels.compiled import n_kernels
 from qformat.pack import pack, unpack
 from qformat.warm import warm
 
@@ -63,6 +65,21 @@ def test_blocks_of_another_shape_or_dtype_are_refused(blocks: np.ndarray) -> Non
 def test_a_layout_without_bit_planes_is_refused() -> None:
     with pytest.raises(UsageError, match=r"layout 'float16' holds no codes in bit planes"):
         unpack(np.zeros((1, 2), np.uint8), formats.dense.dense("float16").parts[0].layout)
+
+
+def test_products_and_methods_are_warm() -> None:
+    form, inputs = formats.find("int4_g128"), np.random.default_rng(1).standard_normal((300, 512))
+    warm([form])
+    before = n_kernels()
+
+    weights = inputs[:40].astype(np.float32)
+    known = qformat.calibrate([{"w": inputs}])["w"]
+    packed = [qformat.quantize(weights, form, method=how, calibration=known) for how in ("gptq", "awq")]
+    for n_rows in (1, 2, 3, 5, 16, 17):
+        qformat.matmul(weights[:n_rows], packed[0])
+        qformat.integer_matmul(qformat.quantize(weights[:n_rows], form), packed[0])
+
+    assert n_kernels() == before
 
 
 def test_warming_up_twice_makes_no_kernel_twice() -> None:
