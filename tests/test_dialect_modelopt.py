@@ -11,11 +11,14 @@ import qconvert
 from conftest import VECTORS
 from handmade_checkpoint import arrays, checkpoint, stored
 from numpy.typing import NDArray
+from qconvert.exact import Recast
 
 import qformat
 from qformat.errors import FileError, NotExact, QFormatError
-from qformat.formats import mx, nf4
-from qformat.tensor import from_values
+from qformat.formats import find, mx, nf4
+from qformat.formats.modelopt import w4a16
+from qformat.methods.awq import carried
+from qformat.tensor import PackedTensor, from_values
 
 FOLDER = VECTORS / "hf" / "modelopt"
 VARIANTS = sorted(path.parent.name for path in FOLDER.glob("*/model.safetensors"))
@@ -285,3 +288,43 @@ def test_stacks_and_odd_rows_have_no_place(shape: tuple[int, ...], tmp_path: Pat
 
     with pytest.raises(NotExact, match=f"modelopt:mxfp4 holds no packed mxfp4 of shape .*{shape[-1]}"):
         qconvert.convert(tmp_path / "a.qfmt", tmp_path / "b", to="modelopt:mxfp4")
+
+
+def awq_packed(back: NDArray[np.float32]) -> PackedTensor:
+    """Make symmetric int4 in groups of 32 with these scales of columns."""
+    form = carried(find("int4_g32"), len(back))
+    codes = RNG.integers(-7, 8, (4, len(back))).astype(np.int8)
+    scales = RNG.uniform(0.5, 2, (4, len(back) // 32)).astype(np.float16)
+    return from_values(form, (4, len(back)), {"codes": codes, "scales": scales, "pre_quant_scale": back[None]})
+
+
+def test_a_scale_of_columns_goes_where_there_is_a_place_for_it(tmp_path: Path) -> None:
+    packed = awq_packed(RNG.uniform(0.1, 9, 64).astype(np.float32))
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": packed})
+
+    report = qconvert.convert(tmp_path / "a.qfmt", tmp_path / "out", "modelopt:w4a16-awq")
+
+    assert [item.verdict.verdict for item in report.plan.items] == ["exact"]
+    stored = arrays(tmp_path / "out" / "model.safetensors")
+    assert stored["m.pre_quant_scale"].tobytes() == packed.param("pre_quant_scale").tobytes()
+    expected = packed.codes() * np.repeat(packed.param("scales").astype(np.float32), 32, axis=1)
+    with qconvert.open(tmp_path / "out") as model:
+        assert model["m.weight"].dequantize().tobytes() == (expected * packed.param("pre_quant_scale")).tobytes()
+
+
+@pytest.mark.parametrize("to", ["gptq:v2", "awq", "gguf:q4_0", "mlx:f32", "compressed-tensors:pack", "hqq", "qfmt:int8-g32"])
+def test_a_scale_of_columns_is_refused_where_there_is_none(tmp_path: Path, to: str) -> None:
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": awq_packed(RNG.uniform(0.1, 9, 64).astype(np.float32))})
+    with pytest.raises(NotExact, match="scales columns by pre_quant_scale"):
+        qconvert.convert(tmp_path / "a.qfmt", tmp_path / "out", to)
+
+
+def test_a_scale_of_columns_changes_its_type_exactly_or_not_at_all() -> None:
+    fits, does_not = np.full(64, 0.5, np.float32), np.full(64, 0.5, np.float32)
+    does_not[5] = 0.1
+    form = w4a16(32, "float16", "float16")
+    found = Recast(awq_packed(fits), form).derive(0, 4).values["pre_quant_scale"]
+    assert (found.dtype, found.tolist()) == (np.float16, [[0.5] * 64])
+    with pytest.raises(NotExact, match=r"scale 0\.10000000149011612 of column 5 is no float16") as caught:
+        Recast(awq_packed(does_not), form)
+    assert (caught.value.field, caught.value.index) == ("pre_quant_scale", 5)

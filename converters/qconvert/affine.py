@@ -33,8 +33,11 @@ class Affine:
     bias: tuple[Op, Operand] | None
 
 
-def read_affine(scheme: Scheme) -> Affine | None:
-    """Read a scheme's steps as zero, scale and bias in this order; None where they are anything else."""
+def read_affine(scheme: Scheme, is_scaled: bool = False) -> Affine | None:
+    """Read a scheme's steps as zero, scale and bias in this order; None where they are anything else.
+
+    is_scaled : pass over a scale of columns that comes after them; else that is anything else
+    """
     steps = list(scheme.steps)
     zero = steps.pop(0).operand if steps and steps[0].op is Op.SUB else None
     scale: Operand = ONE
@@ -42,7 +45,7 @@ def read_affine(scheme: Scheme) -> Affine | None:
         step = steps.pop(0)
         scale = step.operand if step.op is Op.MUL and scale == ONE else Apply(step.op, scale, step.operand)
     bias = (steps[0].op, steps.pop(0).operand) if steps else None
-    if steps or scheme.input_scale or not isinstance(scheme.alphabet, Integers | Levels | Stored):
+    if steps or (scheme.input_scale and not is_scaled) or not isinstance(scheme.alphabet, Integers | Levels | Stored):
         return None
     return Affine(zero, scale, bias)
 

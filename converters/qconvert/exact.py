@@ -7,13 +7,17 @@ Which weights share a value is `grouping`'s, what becomes of codes `recoding`'s,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from qconvert.affine import Affine, not_whole, read_affine, zero_of
 from qconvert.grouping import Grouping
 from qconvert.keeping import Derived, Keeper
 from qconvert.recoding import Recoding
 from qconvert.relaid import is_kept
+from qconvert.represent import represent
 from qconvert.tensor_scale import TensorScale
 from qformat.errors import NotExact
 from qformat.evaluate import F32, as_float32
@@ -31,7 +35,9 @@ class Recast:
 
     def __init__(self, tensor: PackedTensor, form: Format) -> None:
         """Find the way from the declarations; numbers of whole tensors from the values."""
-        source, target = _affine(tensor.scheme), _affine(form.scheme)
+        self.columns = _scale_of_columns(tensor, form)
+        is_scaled = bool(self.columns)
+        source, target = _affine(tensor.scheme, is_scaled), _affine(form.scheme, is_scaled)
         zero = source.zero or source.scale  # what a parameter is made of that the source has not
         self.tensor, self.form, self.source = tensor, form, source
         self.scale = Keeper("scale", form, target.scale, source.scale)
@@ -39,7 +45,7 @@ class Recast:
         self.bias = Keeper("bias", form, target.bias[1], source.bias[1] if source.bias else zero) if target.bias else None
         self.is_subtracted = target.bias is not None and target.bias[0] is Op.SUB
         shared = {keeper.shared for keeper in (self.scale, self.zero, self.bias) if keeper is not None}
-        self.groups = Grouping(tensor, form, frozenset(shared - {""}))
+        self.groups = Grouping(tensor, form, frozenset(shared.union(self.columns) - {""}))
         self.recoding = Recoding(_alphabet(tensor), form.scheme.alphabet, form.name, bool(self.zero or self.bias))
         self.of_tensor = None
         if self.scale.shared and not self.scale.is_integer:
@@ -66,7 +72,9 @@ class Recast:
         if not self.is_sure or not is_kept(self.tensor.scheme, self.form.scheme):
             return False
         low, high = self.groups.lines(first, last)
-        return not any(np.isnan(self.groups.operands.by_row(param.name, low, high)[0]).any() for param in self.tensor.scheme.params)
+        return not any(
+            np.isnan(self.groups.operands.by_row(param.name, low, high)[0]).any() for param in self.tensor.scheme.params
+        )
 
     def derive(self, first: int, last: int, rounding: bool = False, codes: bool = True) -> Derived:
         """Give the target's codes and parameters for rows [first, last), which begin and, but at the end, end a group.
@@ -94,6 +102,7 @@ class Recast:
             by_weight = None if subtracted is None else groups.by_weight(subtracted, held.shape)
             found.values["codes"] = self.recoding.apply(held, by_weight, first * self.tensor.n_cols)
         found.reasons.insert(0, self.recoding.reason(subtracted is not None))
+        found.values |= self.columns
         if groups.by_index and groups.index is not None:
             found.values[groups.index.index] = self.tensor.param(groups.index.index)
         return found
@@ -151,9 +160,27 @@ class Recast:
         return np.float32(0) - bias if self.is_subtracted else bias
 
 
-def _affine(scheme: Scheme) -> Affine:
+def _scale_of_columns(tensor: PackedTensor, form: Format) -> dict[str, NDArray[Any]]:
+    """Give the scale of columns as a format keeps it, by its name; nothing where tensor and format have not both one.
+
+    Raises NotExact for an element that its type there cannot hold: it is multiplied last, and none may round.
+    """
+    own, theirs = tensor.scheme.input_scale, form.scheme.input_scale
+    if not own or not theirs:
+        return {}
+    values = as_float32(tensor.param(own), tensor.scheme.param(own).dtype)
+    stored, back = represent(values, form.scheme.param(theirs).dtype)
+    wrong = np.flatnonzero((back != values) & ~np.isnan(values))
+    if wrong.size:
+        at, dtype = int(wrong[0]), form.scheme.param(theirs).dtype
+        value = float(values.reshape(-1)[at])
+        raise NotExact(f"scale {value} of column {at} is no {dtype}", field=own, index=at, found=value, expected=dtype)
+    return {theirs: stored}
+
+
+def _affine(scheme: Scheme, is_scaled: bool) -> Affine:
     """Read a scheme as zero, scale and bias. Raises NotExact for one that is anything else."""
-    found = read_affine(scheme)
+    found = read_affine(scheme, is_scaled)
     if found is None:
         why = f"scales columns by {scheme.input_scale}" if scheme.input_scale else "is no form of code, scale and zero"
         raise NotExact(f"{scheme.name} {why}", field=scheme.input_scale or "scheme")
