@@ -1,9 +1,10 @@
 """Transposes matrices of small elements, a cache line of each line at a time.
 
-Lines of a tile are copied together first, so that each cache line of the source is met once however far apart lines are, and
-asked for a tile ahead. They are transposed within the cache, and each line of the result is written in runs of several cache
-lines, past the caches where asked: lines of a result lie pages apart, so that few of them fit a cache. On the way in or out
-codes that share a byte across lines are brought together, or parted. Knows elements by their bytes alone.
+Lines of a tile are copied together first, so that each cache line of the source is met once however far apart lines are; those
+of the next tile are asked for while this one is written. They are transposed within the cache, and each line of the result is
+written in runs of several cache lines, past the caches where asked: lines of a result lie pages apart, so that few of them fit
+a cache. On the way in or out codes that share a byte across lines are brought together, or parted. Knows elements by their
+bytes alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from qformat.kernels.vector.transcode import emit_move
 from qformat.units import Move
 
 LINE = 64  # bytes
-RUN = 256  # bytes of a line of the result that are written together: memory is slow to begin elsewhere
+RUN = 512  # bytes of a line of the result that are written together, at most: memory is slow to begin elsewhere
+TILE = 1 << 15  # bytes that are transposed together, at most
 VECTOR = 16
 BATCH = 32  # lines that are copied together at a time
 WIDTHS = (1, 2, 4, 8)
@@ -55,8 +57,10 @@ class Way:
 
     @property
     def n_lines(self) -> int:
-        """Lines of a tile, whole batches: as many as fill a run of the result."""
-        return lcm(RUN // self.width * max(1, len(self.parted)), *(move.n_weights for move in self.parted))
+        """Lines of a tile, whole batches and units: as many as fill runs of the result."""
+        n_outs = max(1, len(self.parted))
+        n_bytes = min(RUN * n_outs, max(LINE * n_outs, TILE // self.n_elements))
+        return lcm(n_bytes // self.width, BATCH, *(move.n_weights for move in self.parted))
 
     @property
     def n_elements(self) -> int:
@@ -96,7 +100,6 @@ def _kernel(way: Way, streams: bool) -> Kernel:
     to_unit, n_outs = way.parted[0].n_weights if way.parted else 1, max(1, len(way.parted))
     order, row, held = np.array(way.order), across * width, side * width
     run_bytes, lanes = held // n_outs, VECTOR // width
-    n_asked = 2 * VECTOR * VECTOR // (width * LINE * n_sources)  # lines for each that is transposed
 
     def run(starts, step, n_lines, to_starts, to_step, elements_of, tile):  # type: ignore[no-untyped-def]  # compiled
         begin, first, last = elements_of
@@ -127,17 +130,15 @@ def _kernel(way: Way, streams: bool) -> Kernel:
                         for i in range(batch):
                             for number in range(elements // unit):
                                 _join(key, tile + i * n_sources * LINE, joined + i * row, number)  # type: ignore[call-arg]  # likewise
-                    asked = line + near
                     for i in range(0, batch, 2 * lanes):
                         for j in range(0, elements, lanes):
-                            for ahead in range(asked, asked + n_asked):
-                                for k in range(n_sources):
-                                    _ask_for(starts[k] + ahead * step + (block + across) * width // n_sources)  # type: ignore[call-arg]  # likewise
-                            asked += n_asked
                             here, there = joined + i * row + j * width, turned + j * held + (near + i) * width
                             _transpose(width, here, row, there, held)  # type: ignore[call-arg]  # likewise
                 n_bytes = lines * width // n_outs
                 for i in range(elements):
+                    for ahead in range(line + i * side // across, line + (i + 1) * side // across):
+                        for k in range(n_sources):
+                            _ask_for(starts[k] + ahead * step + (block + across) * width // n_sources)  # type: ignore[call-arg]  # likewise
                     here, at = turned + i * held, element + i
                     if unit:
                         at += order[np.uintp(i % unit)] - i % unit
