@@ -69,6 +69,25 @@ def test_tensors_are_those_of_the_library(
         assert written["norm.weight"].dequantize().tobytes() == WEIGHTS["norm.weight"].tobytes()
 
 
+@pytest.mark.parametrize("target", ["int4-g64", "mxfp4", "nf4"])
+def test_gptq_takes_scales_that_are_searched(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    dst = tmp_path / "a.qfmt"
+    options = ("--method", "gptq", "--rule", "mse", "--calibration", calibration(tmp_path))
+
+    code, said, err = run_json(capsys, "quantize", model, dst, "--to", f"qfmt:{target}", *options)
+
+    assert (code, err, said["rule"], said["method"]) == (0, "", "mse", "gptq")
+    with qformat.open(dst) as written:
+        for name, known in KNOWN.items():
+            lost = output_error(WEIGHTS[name] - written[name].dequantize().astype(np.float64), known.hessian)
+            plain = qformat.quantize(WEIGHTS[name], target, method="gptq", calibration=known).dequantize()
+            searched = qformat.quantize(WEIGHTS[name], target, "mse").dequantize()
+            for other in (plain, searched):  # of these inputs both are worse by a quarter at least in sum
+                assert lost < output_error(WEIGHTS[name] - other.astype(np.float64), known.hessian)
+
+
 @pytest.mark.parametrize("method", ["gptq", "gptq-ordered"])
 def test_the_damping_is_the_one_that_is_given(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
@@ -264,6 +283,12 @@ def test_options_that_mean_nothing_together(
     ("target", "suffix", "method", "words"),
     [
         ("gguf:q4_0", "gguf", "awq", "'a.weight' field 'pre_quant_scale': GGUF has no place for the pre_quant_scale of awq"),
+        (
+            "gguf:q4_k_m",
+            "gguf",
+            "gptq",
+            "'a.weight' field 'method': gptq cannot round to 'q4_k', which has two levels of scales",
+        ),
         ("gguf:q4_k", "gguf", "gptq", "'a.weight' field 'method': gptq cannot round to 'q4_k', which has two levels of scales"),
     ],
 )

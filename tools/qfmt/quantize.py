@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     "--to", "targets", type=mixed_type, multiple=True, metavar="TARGET",
     help="e.g. qfmt:mxfp4, qfmt:int4-g128, gguf:q4_k, or a mix: gguf:q4_k_m. Several with --report.",
 )  # fmt: skip
-@click.option("--rule", metavar="NAME", help="How scales and codes are chosen; by default the target's own rule.")
+@click.option(
+    "--rule", metavar="NAME", help="How scales and codes are chosen, by any --method: mse searches; else the target's own rule."
+)
 @click.option("--include", multiple=True, metavar="GLOB", help="Quantize only tensors of these names, in SRC or in DST.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave tensors of these names, in SRC or in DST, as they are.")
 @click.option(
