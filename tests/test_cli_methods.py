@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import qconvert
+from blake3 import blake3
 from command import run, run_json
 from made_inputs import F32, correlated, output_error, statistics, weights
 from qconvert.quantizing import quantize
@@ -212,6 +213,30 @@ def test_what_is_not_calibrated_is_refused_or_rounded(model: Path, tmp_path: Pat
     with qformat.open(dst) as written:
         nearest = qformat.quantize(WEIGHTS["b.weight"], "int4_g64").dequantize()
         assert written["b.weight"].dequantize().tobytes() == nearest.tobytes()
+
+
+@pytest.mark.parametrize("target", ["qfmt:int4-g64", "gguf:q8_0"])
+@pytest.mark.parametrize("source", ["m.safetensors", "m.gguf"])
+def test_a_file_says_by_what_it_was_quantized(model: Path, tmp_path: Path, target: str, source: str) -> None:
+    dst, known = tmp_path / f"a.{target[:4]}", calibration(tmp_path, {"a.weight": KNOWN["a.weight"]})
+    if source.endswith("gguf"):
+        qconvert.convert(model, tmp_path / source, "gguf:f32")
+
+    quantize(tmp_path / source, dst, target, method="gptq", calibration=known, allow_uncalibrated=True, damping=0.25)
+
+    with qconvert.open(dst) as written:
+        said = {key: value for key, value in written.metadata.items() if key.startswith("quantize.")}
+        assert said == {
+            "quantize.method": "gptq", "quantize.damping": "0.25", "quantize.calibration.file": "c.safetensors",
+            "quantize.calibration.blake3": blake3(known.read_bytes()).hexdigest(), "quantize.uncalibrated": "b.weight",
+        }  # fmt: skip
+        assert written.verify() == dst.suffix.endswith("qfmt")
+
+
+def test_rules_alone_leave_nothing_to_say(model: Path, tmp_path: Path) -> None:
+    quantize(model, tmp_path / "a.qfmt", "qfmt:int4-g64", rule="mse")
+    with qformat.open(tmp_path / "a.qfmt") as written:
+        assert (written["a.weight"].rule, dict(written.metadata)) == ("mse", {})
 
 
 def test_a_gguf_is_made_by_gptq_from_names_of_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

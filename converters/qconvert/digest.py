@@ -61,6 +61,13 @@ def digest_all(digests: Mapping[str, bytes]) -> bytes:
     return hasher.digest()
 
 
+def digest_file(path: Path) -> str:
+    """Give the BLAKE3 of a file's bytes, in hexadecimal."""
+    hasher = blake3()
+    hasher.update_mmap(path)
+    return hasher.hexdigest()
+
+
 def element_of(tensor: PackedTensor) -> str:
     """Name the element type in which the values of a tensor are defined: one of `RAW`, else float32."""
     alphabet = tensor.scheme.alphabet

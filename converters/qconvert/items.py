@@ -80,7 +80,7 @@ class Plan:
     """All tensors of a conversion, in the source's order.
 
     view       : the source, by the names that its tensors are to have
-    key_values : what a GGUF file is to say in place of key-values of the same keys
+    key_values : what a GGUF or `.qfmt` file is to say in place of key-values of the same keys
     """
 
     target: Target

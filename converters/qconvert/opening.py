@@ -89,7 +89,8 @@ def open_qfmt(path: Path, verify: bool) -> Model:
 
     def read_metadata() -> Mapping[str, Any]:
         header = gguf_header(model)
-        return plain() if header is None else {key: pair.value for key, pair in header.key_values.items()}
+        own = plain()  # of one from GGUF, what was said of it since
+        return own if header is None else {**{key: pair.value for key, pair in header.key_values.items()}, **own}
 
     model.read_metadata = read_metadata
     return model

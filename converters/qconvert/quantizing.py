@@ -23,8 +23,9 @@ from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.conversion import Progress, Writing, carry_out, check_early
 from qconvert.cutting import MAX_MEMORY
+from qconvert.digest import digest_file
 from qconvert.imatrix import Imatrix, read_imatrix
-from qconvert.items import Plan
+from qconvert.items import Item, Plan
 from qconvert.mixes import Choice, choose, fall_back, file_type_of
 from qconvert.naming import AUTO, as_wanted
 from qconvert.planning import MIN_MATRIX_RANK, matches, traced
@@ -38,6 +39,7 @@ from qconvert.words import read_override
 from qformat.errors import FileError, QFormatError, UsageError, show
 from qformat.fold import narrower, refold
 from qformat.formats import Format
+from qformat.methods import RTN
 from qformat.methods.quantizing import rule_of
 from qformat.rules import ErrorReport, Sums, measure
 from qformat.rules.catalogue import find as find_rule
@@ -164,8 +166,10 @@ def plan_quantize(view: View, wish: Wish) -> Plan:
         if not any(matches(view.names_of(name), glob) for name in types):
             message = f"no tensor to quantize matches '{glob}', of {len(types)}; a glob covers the whole name: '*attn_v*'"
             raise UsageError(message, path=model.path, found=glob)
-    says = wish.target.container == "gguf" and any(item.rule for item in items)
-    return Plan(wish.target, tuple(items), view, said_by_file(wish) if says else ())
+    if not any(item.rule for item in items):
+        return Plan(wish.target, tuple(items), view)
+    of_runtime = said_by_file(wish) if wish.target.container == "gguf" else ()
+    return Plan(wish.target, tuple(items), view, (*of_runtime, *said_by_method(wish, items)))
 
 
 def choose_types(view: View, wish: Wish) -> dict[str, tuple[Format, str]]:
@@ -205,6 +209,25 @@ def said_by_file(wish: Wish) -> tuple[KeyValue, ...]:
         if imatrix.n_chunks:
             pairs.append(key_value("quantize.imatrix.chunks_count", UINT32, imatrix.n_chunks))
     return tuple(pairs)
+
+
+def said_by_method(wish: Wish, items: Sequence[Item]) -> tuple[KeyValue, ...]:
+    """Give the key-values that say by which method and calibration a file was quantized; none for rules alone.
+
+    Tensors of which nothing was known are there by name, one in a line.
+    """
+    method, calibration = wish.method, wish.calibration
+    if method is RTN:
+        return ()
+    said = {"quantize.method": method.name}
+    if method.damping is not None:
+        said["quantize.damping"] = repr(method.damping)
+    if calibration is not None:
+        said["quantize.calibration.file"] = calibration.path.name
+        said["quantize.calibration.blake3"] = digest_file(calibration.path)
+        unknown = [item.name for item in items if item.rule and item.by is None and item.importance is None]
+        said |= {"quantize.uncalibrated": "\n".join(unknown)} if unknown else {}
+    return tuple(key_value(key, STRING, text) for key, text in said.items())
 
 
 def said_of(made: Plan, wish: Wish) -> Iterator[str]:

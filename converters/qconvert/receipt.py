@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from qconvert import opening
 from qconvert.containers.strict_json import finite, parse_json
-from qconvert.digest import digest_all, digest_named
+from qconvert.digest import digest_all, digest_file, digest_named
 from qconvert.items import Plan
 from qconvert.naming import as_wanted
 from qconvert.planning import make_plan, notices
@@ -213,9 +213,7 @@ def fingerprint(model: Model, is_whole: bool = True) -> dict[str, Any]:
     """
     files = []
     for path in model.files or (model.path,):
-        hasher = blake3()
-        hasher.update_mmap(path)
-        files.append({"n_bytes": path.stat().st_size, "blake3": hasher.hexdigest()})
+        files.append({"n_bytes": path.stat().st_size, "blake3": digest_file(path)})
     return {
         "container": model.container,
         "files": files,
