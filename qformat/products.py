@@ -33,7 +33,7 @@ else:
 Multiply = Callable[[int, int, "F32"], None]
 
 FLOATS = ("float32", "float16", "bfloat16")
-TOGETHER = 4  # rows of activations that are multiplied at a time
+TOGETHER = 4  # rows of activations that are multiplied at a time; twice as many where decoding takes long
 FEW_ROWS = 16  # of them: for more, decoding a row once costs less than decoding it for every four
 WIDE = 128  # weights of a unit, where rows are whole ones: registers are full of codes, and loops cost less
 MOST_WEIGHTS = 1 << 25  # that are bound at a time: of some, the bytes are turned first
@@ -154,19 +154,23 @@ def units_of(packed: PackedTensor) -> Units | None:
 def _of_units(x: NDArray[Any], n_x: int, units: Units) -> Multiply:
     """Multiply with weights in registers."""
     from qformat.kernels.vector.product import multiplier
+    from qformat.kernels.vector.unordered import takes_long
 
     rows, n_weights = units.rows, units.unit.n_weights
     ordered = np.asarray(x, np.float32).reshape(len(x), rows.n_units, n_weights)[:, :, units.order]
     factors = _padded(ordered.reshape(x.shape), n_x, x.shape[1])
-    cuts = [slice(at, at + TOGETHER) for at in range(0, n_x, TOGETHER)]
-    size = len(factors[cuts[0]])
-    if size not in units.multiply:
-        units.multiply[size] = multiplier(units.unit, size)
-    multiply = units.multiply[size]
+    sizes = (2 * TOGETHER, TOGETHER, 2, 1) if takes_long(units.unit) else (TOGETHER, 2, 1)
+    cuts, at = [], 0
+    while at < n_x:
+        size = next(size for size in sizes if size <= n_x - at)
+        if size not in units.multiply:
+            units.multiply[size] = multiplier(units.unit, size)
+        cuts.append((units.multiply[size], slice(at, at + size)))
+        at += size
 
     def run(first: int, last: int, out: F32) -> None:
         bound, number, _held = rows.bind(first, last)
-        for cut in cuts:
+        for multiply, cut in cuts:
             multiply(bound, number, rows.n_units, factors[cut], out[cut])
 
     return run

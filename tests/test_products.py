@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -14,10 +15,12 @@ from test_kernels import random_bytes
 import qformat
 from qformat import formats
 from qformat.arrays import Memory
+from qformat.bits import values
 from qformat.formats import Format, awq, fp8_block
 from qformat.formats.form import with_input_scale
 from qformat.formats.gptq import gptq
 from qformat.layout import Bits, Field
+from qformat.scheme import Levels
 from qformat.tensor import PackedTensor, assemble, from_array
 
 RNG = np.random.default_rng(11)
@@ -136,6 +139,55 @@ def test_infinite_scales_of_words_that_run_over_rows_meet_the_sum() -> None:
     assert found[:, 0].tolist() == [512, 511.5]
     assert found[0, 1] == np.inf
     assert np.isnan([found[1, 1], found[0, 2], found[1, 2]]).all()
+
+
+NARROW = [form for form in formats.DIALECTS if len(getattr(form.scheme.alphabet, "levels", ())) > 16]
+
+
+@pytest.mark.parametrize("form", NARROW, ids=lambda form: form.name)
+def test_every_code_of_narrow_floats_is_multiplied_as_it_is_decoded(form: Format) -> None:
+    levels = np.array(form.scheme.alphabet.levels)
+    codes = np.arange(3 * N_COLS).reshape(3, N_COLS) % len(levels)
+    codes[:2] = np.where(np.isfinite(levels[codes[:2]]), codes[:2], 5)  # NaN in the last row alone
+    tensor = made(form, codes.shape, codes=codes.astype(np.uint8))
+    weights, one = tensor.dequantize(), np.zeros((1, N_COLS), np.float32)
+
+    is_finite = np.isfinite(weights).all(axis=1)
+    for column in range(256):
+        one[:] = 0
+        one[0, column] = 1
+        found = qformat.matmul(one, tensor)[0]
+
+        assert is_finite[:2].all()
+        assert (found[is_finite] == weights[is_finite, column]).all()
+        assert np.isnan(found[~is_finite]).all()  # NaN times 0
+
+
+@pytest.mark.parametrize("dtype", ["float8_e5m2", "float8_e4m3fn", "float8_e4m3fnuz", "float6_e3m2fn", "float6_e2m3fn"])
+def test_one_column_of_narrow_floats_gives_every_one_of_them(dtype: str) -> None:
+    levels = np.array(values(dtype), np.float32)
+    form = next(form for form in NARROW if len(form.scheme.alphabet.levels) == len(levels))
+    form = replace(form, scheme=replace(form.scheme, alphabet=Levels(dtype, tuple(map(float, levels)))))
+    codes = np.full((len(levels), N_COLS), 1, np.uint8)
+    codes[:, 37] = np.arange(len(levels))
+    tensor = made(form, codes.shape, codes=codes)
+    column = tensor.dequantize()[:, 37]
+    one = np.eye(1, N_COLS, 37, dtype=np.float32)
+
+    found = qformat.matmul(one, tensor)[0]
+
+    assert np.array_equal(found, column, equal_nan=True)
+    assert np.array_equal(np.isnan(levels), np.isnan(found))
+
+
+@pytest.mark.parametrize("n_codes", [64, 256])
+def test_levels_that_are_no_narrow_floats_are_looked_up(n_codes: int) -> None:
+    levels = RNG.standard_normal(n_codes).astype(np.float32)
+    form = next(form for form in NARROW if len(form.scheme.alphabet.levels) == n_codes)
+    form = replace(form, scheme=replace(form.scheme, alphabet=Levels("any", tuple(map(float, levels)))))
+    tensor, x = made(form, (3, N_COLS)), activations(2, N_COLS)
+
+    assert_within_the_bound(qformat.matmul(x, tensor), x, tensor.dequantize())
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float8_e4m3fn"])

@@ -47,7 +47,7 @@ class Shape:
     n_sums: int
 
 
-OF_UNITS = {1: Shape(1, 1, 4), 2: Shape(2, 1, 2), 4: Shape(4, 1, 2)}
+OF_UNITS = {1: Shape(1, 1, 4), 2: Shape(2, 1, 2), 4: Shape(4, 1, 2), 8: Shape(8, 1, 1)}
 OF_FLOATS = {1: Shape(1, 1, 4), 2: Shape(2, 4, 1), 4: Shape(4, 3, 1)}
 
 
@@ -56,7 +56,7 @@ Multiply = Callable[[Bound, int, int, NDArray[np.float32], NDArray[np.float32]],
 
 
 def multiplier(unit: Unit, n_x: int) -> Multiply:
-    """Give what adds to an array the products of rows of units with `n_x` rows of activations, 1, 2 or 4.
+    """Give what adds to an array the products of rows of units with `n_x` rows of activations, 1, 2, 4 or 8.
 
     Addresses are to stay readable meanwhile for all rows and units; rows are numbered as for `decode`. Activations are in the
     order that `order_of` tells, the elements of a row one after the other; the array has any strides: (n_x, rows of units).

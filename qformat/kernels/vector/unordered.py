@@ -7,15 +7,17 @@ lays the other factor in the order that `order_of` tells.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from llvmlite import ir
 
 from qformat.kernels.vector.fields import Load, chosen
 from qformat.kernels.vector.grids import Read, reader
-from qformat.kernels.vector.ir import F32, I32, Value, cut, entries, join, look_up, pick, splat, vector
+from qformat.kernels.vector.ir import F32, I32, Value, call, cut, entries, join, look_up, pick, splat, vector
 from qformat.units import LEAST, Packed, Unit
 
 LANES = 8  # floats of a vector
@@ -43,6 +45,11 @@ def order_of(unit: Unit) -> tuple[int, ...]:
     return tuple(stored[first + lane] for first in range(0, unit.n_weights, LEAST) for lane in lanes)
 
 
+def takes_long(unit: Unit) -> bool:
+    """Tell whether decoding takes longer than several products: codes of grids, digits or several planes, many levels."""
+    return not isinstance(unit.codes, Packed) or len(unit.codes.planes) > 1 or len(unit.levels) > FEW
+
+
 def codes_of(b: ir.IRBuilder, load: Load, unit: Unit, address: Callable[[int], Value]) -> Read:
     """Give what reads the codes of a unit as they lie; the arguments as those of `grids.reader`."""
     codes = unit.codes
@@ -61,6 +68,9 @@ def floats_of(
     """
     if not unit.levels:
         return _of_integers(b, codes, unit.codes.low < 0)
+    narrow = _narrow(unit.levels)
+    if narrow is not None:
+        return [narrow.floats(b, word) for word in _tops(b, codes, narrow.width)]
     if len(unit.levels) > FEW:
         return cut(b, entries(b, table(struct.unpack(f"<{len(unit.levels) // 4}f", unit.levels)), F32, codes), LANES)
     tables, zero = _tables(unit.levels), ir.Constant(codes.type, None)
@@ -86,7 +96,7 @@ def _as_stored(unit: Unit) -> Sequence[int]:
 def _lanes(levels: bytes) -> Sequence[int]:
     """Give the code that each of 32 floats is of."""
     n = LEAST // LANES
-    if not levels:
+    if not levels or _narrow(levels) is not None:
         return [n * i + k for k in range(n) for i in range(LANES)]
     if len(levels) > FEW:
         return range(LEAST)
@@ -97,12 +107,72 @@ def _lanes(levels: bytes) -> Sequence[int]:
 
 
 def _of_integers(b: ir.IRBuilder, codes: Value, signed: bool) -> Sequence[Value]:
-    words, top = b.bitcast(codes, vector(I32, LANES)), splat(I32, 24, LANES)
-    found = []
-    for up in (24, 16, 8, 0):
-        moved = b.shl(words, splat(I32, up, LANES)) if up else words
-        found.append((b.ashr if signed else b.lshr)(moved, top))
+    top = splat(I32, 24, LANES)
+    found = [(b.ashr if signed else b.lshr)(word, top) for word in _tops(b, codes, BYTE)]
     return [(b.sitofp if signed else b.uitofp)(word, vector(F32, LANES)) for word in found]
+
+
+def _tops(b: ir.IRBuilder, codes: Value, width: int) -> Sequence[Value]:
+    """Bring codes of so many bits to the top of words, others below them."""
+    words, ups = b.bitcast(codes, vector(I32, LANES)), [up + BYTE - width for up in (24, 16, 8, 0)]
+    return [b.shl(words, splat(I32, up, LANES)) if up else words for up in ups]
+
+
+@dataclass(frozen=True, slots=True)
+class _Narrow:
+    """Levels that are the floats of fewer bits: sign, exponent, mantissa, subnormals too.
+
+    width, exponent : bits of a code, and of its exponent
+    factor          : of the float32 with the same fields
+    others          : codes without their sign that stand for something else, infinity or NaN
+    """
+
+    width: int
+    exponent: int
+    factor: float
+    others: tuple[tuple[int, float], ...]
+
+    def floats(self, b: ir.IRBuilder, words: Value) -> Value:
+        """Make float32 of codes at the top of words."""
+        sign = b.and_(words, splat(I32, 1 << 31, LANES))
+        size = b.and_(words, splat(I32, ((1 << (self.width - 1)) - 1) << (32 - self.width), LANES))
+        above = b.or_(size, splat(I32, 1 << 31, LANES))  # an exponent of its own, for subnormal float32 take long to multiply
+        normal = b.bitcast(b.lshr(above, splat(I32, 8 - self.exponent, LANES)), vector(F32, LANES))
+        least = 2.0 ** ((1 << self.exponent) - 126)  # normal; below it, a mantissa begins with 0
+        twice = call(b, "llvm.fmuladd", [normal, splat(F32, 2.0, LANES), splat(F32, -least, LANES)])
+        found = b.select(b.fcmp_ordered("<", normal, twice), normal, twice)
+        signed = b.bitcast(b.or_(b.bitcast(found, size.type), sign), found.type)
+        found = b.fmul(signed, splat(F32, self.factor / 2.0 ** (1 << self.exponent), LANES))
+        for code, value in self.others:
+            bits = splat(I32, struct.unpack("<I", struct.pack("<f", value))[0], LANES)
+            other = b.bitcast(b.or_(bits, sign), found.type)
+            found = b.select(b.icmp_unsigned("==", size, splat(I32, code << (32 - self.width), LANES)), other, found)
+        return found
+
+
+@lru_cache(maxsize=64)
+def _narrow(levels: bytes) -> _Narrow | None:
+    """Find which floats of fewer bits levels are, of those too many to be looked up in registers; None: none."""
+    values = struct.unpack(f"<{len(levels) // 4}f", levels)
+    half, width = len(values) // 2, len(values).bit_length() - 1
+    if len(levels) <= FEW or len(values) != 1 << width or width > BYTE:
+        return None
+    others = tuple((code, value) for code, value in enumerate(values[:half]) if not math.isfinite(value))
+    for exponent in range(2, width - 1):
+        mantissa = width - 1 - exponent
+        patterns = struct.unpack(f"<{half}f", struct.pack(f"<{half}I", *(code << (23 - mantissa) for code in range(half))))
+        factor = values[1 << mantissa] / patterns[1 << mantissa]
+        pairs = zip(values[:half], patterns, strict=True)
+        if all(value == factor * pattern or not math.isfinite(value) for value, pattern in pairs) and _are_signed(values):
+            return _Narrow(width, exponent, factor, others)
+    return None
+
+
+def _are_signed(values: Sequence[float]) -> bool:
+    """Tell whether the upper half of all values is the lower one, negated."""
+    half = len(values) // 2
+    pairs = zip(values[:half], values[half:], strict=True)
+    return all(struct.pack("<f", -one) == struct.pack("<f", other) or (one != one and other != other) for one, other in pairs)
 
 
 def _tables(levels: bytes) -> Sequence[bytes]:
