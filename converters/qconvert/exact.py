@@ -68,7 +68,7 @@ class Recast:
         return fits and len(steps) == 2 and all(step.op is Op.MUL and isinstance(step.operand, Ref) for step in steps)
 
     def is_unchanged(self, first: int, last: int) -> bool:
-        """Tell whether it is sure that all of rows [first, last) means there what it means as it is stored, by a look for NaN."""
+        """Tell whether rows [first, last) surely mean there what they mean as they are stored, by a look for NaN."""
         if not self.is_sure or not is_kept(self.tensor.scheme, self.form.scheme):
             return False
         low, high = self.groups.lines(first, last)

@@ -12,6 +12,7 @@ from qconvert.targets import Target
 from qformat.errors import UsageError
 from qformat.formats import Format
 from qformat.methods import RTN, Method, find
+from qformat.methods.quantizing import check_rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,7 @@ def check_method(
     for, and where it cannot be without calibration.
     """
     found = find(method, damping)
-    if found.rule and rule not in (None, found.rule):
-        raise UsageError(f"method {method} rounds by rule '{found.rule}', not by '{rule}'", field="rule", found=rule)
+    check_rule(found, rule)
     if found.prepare is not None and not has_calibration:
         raise UsageError(f"method {method} needs a file of calibration", field="calibration")
     if has_calibration and found.prepare is None and not found.weighs:

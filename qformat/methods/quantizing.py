@@ -79,10 +79,15 @@ def rule_of(method: Method, form: Format, name: str | None = None) -> Rule:
 
     Raises UsageError for a rule that the format has not, or that the method does not round by.
     """
+    check_rule(method, name)
+    return find_rule(replace(form, scheme=neighbours(form.scheme)), name or method.rule or None)
+
+
+def check_rule(method: Method, name: str | None) -> None:
+    """Raise UsageError for a rule that a method does not round by, whatever the format."""
     if method.rule and name not in (None, method.rule):
         message = f"method {method.name} rounds by rule '{method.rule}', not by '{name}'"
         raise UsageError(message, field="rule", found=name, expected=method.rule)
-    return find_rule(replace(form, scheme=neighbours(form.scheme)), name or method.rule or None)
 
 
 def _by_rows(array: NDArray[Any], form: Format, rule: Rule, how: Method, calibration: Statistics) -> PackedTensor:
