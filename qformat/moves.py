@@ -23,9 +23,10 @@ Side = tuple[Scheme, tuple[PartForm, ...]]
 
 
 @lru_cache(maxsize=256)
-def move_of(one: Side, other: Side, n_cols: int) -> tuple[Move, tuple[str, ...], tuple[str, ...]] | None:
+def move_of(one: Side, other: Side, n_cols: int, least: int = LEAST) -> tuple[Move, tuple[str, ...], tuple[str, ...]] | None:
     """Derive how rows of `n_cols` columns go from one form to another.
 
+    least  : weights that a unit is a multiple of, itself a multiple of 32
     returns: the move, the roles of its sources, those of its targets; a parameter that has a part of its own and no place in
              a unit is not among them. None where no unit holds the codes of both, or a target has bytes that nothing fills
     """
@@ -33,7 +34,7 @@ def move_of(one: Side, other: Side, n_cols: int) -> tuple[Move, tuple[str, ...],
     if not is_stored(here) or not is_stored(there) or there.layout.codes is None:
         return None
     groups = {param.name: param.group for param in other[0].params if any(param.name in part.layout.holds for part in other[1])}
-    n_weights = lcm(here.layout.n_weights, there.layout.n_weights, LEAST)
+    n_weights = lcm(here.layout.n_weights, there.layout.n_weights, least)
     for group in groups.values():
         wider = lcm(n_weights, group.n_weights if isinstance(group, Flat) else group.cols if isinstance(group, Grid) else 1)
         n_weights = wider if 0 < wider <= WIDE and n_cols % wider == 0 else n_weights

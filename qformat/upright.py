@@ -37,6 +37,7 @@ else:
 WIDTHS = (1, 2, 4, 8)  # bytes of words that are transposed
 NO_SCHEME = Scheme("codes", Integers(0, 255))
 BYTE = 8  # bits
+PARTED = 128  # bytes, at least, that are parted at a time: whole vectors of each result
 SHARED_BYTES = 1 << 21  # of a result, from which on a thread is worth its start
 BYTES = PartForm(CODES, packed("uint8", BYTE, CODES), ROWS)
 
@@ -181,7 +182,7 @@ def _parting(stored: PartForm) -> Way:
     """Give the way that takes each field out of bytes into blocks of a line of its own; opposite of `_joining`."""
     from qformat.kernels.vector.transpose import Way
 
-    move, _ = _moves(BYTES, stored, _step(stored.layout))
+    move, _ = _moves(BYTES, stored, math.lcm(_step(stored.layout), PARTED))
     width, order = move.to.width, _as_stored(move.to)
     to = replace(move.to, planes=_in_order(move.to, order), minus=0, signed=False)
     fields = [Places(width, 0, tuple(BYTE * j + width * i for j in range(move.n_weights))) for i in range(BYTE // width)]
@@ -200,7 +201,7 @@ def _in_order(fields: Packed, order: tuple[int, ...]) -> tuple[Places, ...]:
 
 def _moves(one: PartForm, other: PartForm, n_cols: int) -> tuple[Move, Packed]:
     """Make the move of codes from one part to another, and the fields that it reads."""
-    found = move_of((NO_SCHEME, (one,)), (NO_SCHEME, (other,)), n_cols)
+    found = move_of((NO_SCHEME, (one,)), (NO_SCHEME, (other,)), n_cols, n_cols)
     assert found is not None  # codes that fill their blocks, and bytes
     assert isinstance(found[0].codes, Packed)  # likewise
     return found[0], found[0].codes
