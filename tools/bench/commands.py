@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 BYTE_CODE = tempfile.TemporaryDirectory(prefix="qformat-bench-byte-code-")
 FORBIDDEN = "PYTHONDONTWRITEBYTECODE"
 
