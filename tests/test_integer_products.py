@@ -16,7 +16,7 @@ from qformat.formats.form import Format, PartForm, packed, parameter
 from qformat.formats.gptq import gptq
 from qformat.formats.integer import integer
 from qformat.formats.mx import MXFP4
-from qformat.kernels.cpu import has_byte_products
+from qformat.kernels.cpu import has_byte_products, has_vectors
 from qformat.rules import resolve
 from qformat.scheme import Grid, Integers, Op, Param, Ref, Scheme, Step
 from qformat.tensor import from_array, from_values
@@ -276,7 +276,7 @@ def test_the_greatest_products_of_blocks_are_exact(form: str, codes: tuple[int, 
         check(x, made(BLOCKS[form], (3, 512), codes=each), 0, 32)
 
 
-@pytest.mark.skipif(not has_byte_products(), reason="a kernel for AVX2")
+@pytest.mark.skipif(not (has_vectors() and has_byte_products()), reason="a kernel for AVX2")
 @pytest.mark.parametrize("form", BLOCKS)
 def test_blocks_of_four_bits_are_multiplied_as_they_lie(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qformat.kernels.dots.add_up", None)
