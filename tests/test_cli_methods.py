@@ -233,6 +233,20 @@ def test_a_file_says_by_what_it_was_quantized(model: Path, tmp_path: Path, targe
         assert written.verify() == dst.suffix.endswith("qfmt")
 
 
+@pytest.mark.parametrize("end", ["qfmt", "gguf"])
+def test_what_was_said_of_quantizing_before_is_not_said_again(model: Path, tmp_path: Path, end: str) -> None:
+    before, again = tmp_path / f"before.{end}", tmp_path / f"again.{end}"
+    target, only = {"qfmt": ("qfmt:int4-g64", "a.weight"), "gguf": ("gguf:q8_0", "a.weight")}[end]
+    known = calibration(tmp_path, {"a.weight": KNOWN["a.weight"]})
+    quantize(model, before, target, method="gptq", calibration=known, include=[only])
+
+    quantize(before, again, target, include=["b.weight"])
+
+    with qconvert.open(before) as one, qconvert.open(again) as other:
+        assert "quantize.method" in one.metadata
+        assert not [key for key in other.metadata if key.startswith("quantize.")]
+
+
 def test_rules_alone_leave_nothing_to_say(model: Path, tmp_path: Path) -> None:
     quantize(model, tmp_path / "a.qfmt", "qfmt:int4-g64", rule="mse")
     with qformat.open(tmp_path / "a.qfmt") as written:

@@ -22,6 +22,10 @@ from qformat.scheme import Opaque
 from qformat.store import part_bytes
 from qformat.tensor import PackedTensor, format_of
 
+# How keys begin that say how a file's tensors were quantized, and nothing of the model.
+# Source: ggml-org/llama.cpp: tools/quantize/quantize.cpp (LLM_KV_QUANTIZE_IMATRIX_*); gguf-py/gguf/constants.py.
+OF_QUANTIZING = ("quantize.", "general.quantized_by")
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -81,12 +85,14 @@ class Plan:
 
     view       : the source, by the names that its tensors are to have
     key_values : what a GGUF or `.qfmt` file is to say in place of key-values of the same keys
+    unsaid     : how the source's keys begin of which the file is to say nothing
     """
 
     target: Target
     items: tuple[Item, ...]
     view: View
     key_values: tuple[KeyValue, ...] = ()
+    unsaid: tuple[str, ...] = ()
 
     @property
     def assume(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from qconvert.architectures.rewriting import FLOAT32, WIDENED, widened
 from qconvert.containers.gguf_split import without_split
 from qconvert.containers.gguf_values import KeyValue
 from qconvert.dialects.dialect import PACKING_FILES, PACKING_KEYS
+from qconvert.items import OF_QUANTIZING
 from qconvert.opening import gguf_header
 from qconvert.views import Origin, View
 from qformat.bits import DTYPES
@@ -31,9 +32,6 @@ from qformat.tensor import PackedTensor
 MODEL_TYPE = "model_type"
 FILE_TYPE = "general.file_type"
 MAY_DIFFER = ("context_length", "vocab_size")  # how far it is used; how many rows, which the shapes tell
-# What a GGUF file says of how its tensors were quantized, not of the model.
-# Source: ggml-org/llama.cpp: tools/quantize/quantize.cpp (LLM_KV_QUANTIZE_IMATRIX_*); gguf-py/gguf/constants.py.
-OF_QUANTIZING = ("quantize.", "general.quantized_by")
 
 
 @dataclass(frozen=True, slots=True)

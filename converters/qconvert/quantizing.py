@@ -25,7 +25,7 @@ from qconvert.conversion import Progress, Writing, carry_out, check_early
 from qconvert.cutting import MAX_MEMORY
 from qconvert.digest import digest_file
 from qconvert.imatrix import Imatrix, read_imatrix
-from qconvert.items import Item, Plan
+from qconvert.items import OF_QUANTIZING, Item, Plan
 from qconvert.mixes import Choice, choose, fall_back, file_type_of
 from qconvert.naming import AUTO, as_wanted
 from qconvert.planning import MIN_MATRIX_RANK, matches, traced
@@ -169,7 +169,7 @@ def plan_quantize(view: View, wish: Wish) -> Plan:
     if not any(item.rule for item in items):
         return Plan(wish.target, tuple(items), view)
     of_runtime = said_by_file(wish) if wish.target.container == "gguf" else ()
-    return Plan(wish.target, tuple(items), view, (*of_runtime, *said_by_method(wish, items)))
+    return Plan(wish.target, tuple(items), view, (*of_runtime, *said_by_method(wish, items)), OF_QUANTIZING)
 
 
 def choose_types(view: View, wish: Wish) -> dict[str, tuple[Format, str]]:

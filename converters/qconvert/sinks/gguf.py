@@ -44,7 +44,7 @@ def gguf_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path, Col
     groups = [[tensor for _, tensor in held] for held in divided]
     names = part_names(path, len(groups)) if limits.are_set else ()
     unchanged = plan.is_unchanged and not plan.key_values
-    old = {pair.key: pair for pair in (*pairs_of(model), *plan.view.key_values)}
+    old = {pair.key: pair for pair in (*pairs_of(model), *plan.view.key_values) if not pair.key.startswith(plan.unsaid)}
     said = {pair.key: pair for pair in plan.key_values}
     pairs = list((old | ({} if unchanged else file_type(old, items)) | said).values())
     plans = plan_parts(pairs, groups) if names else [plan_one(model, pairs, groups[0], unchanged)]

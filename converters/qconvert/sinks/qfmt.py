@@ -20,7 +20,7 @@ def qfmt_sink(path: Path, plan: Plan, compress: str) -> Writer:
         assets[store.HEADER_ASSET] = recipe.header
     metadata: dict[str, Typed] = {}
     if recipe is None or recipe.facts["container"] != "gguf":
-        metadata = {key: store.typed(value) for key, value in model.metadata.items()}
+        metadata = {key: store.typed(value) for key, value in model.metadata.items() if not key.startswith(plan.unsaid)}
     metadata |= {pair.key: store.typed(pair.value) for pair in plan.key_values}
     facts = None if recipe is None else recipe.facts
     return Writer(path, specs, metadata=metadata, assets=assets, recipe=facts, compress=compress)
