@@ -17,9 +17,7 @@ from qformat.asked import asked_dtype, asked_out, asked_rows
 from qformat.decoding import TILE_WEIGHTS, decode_rows
 from qformat.errors import UsageError
 from qformat.evaluate import Operands
-from qformat.factors import IntegerRows, integer_rows
 from qformat.formats.form import Format, PartForm, matrix
-from qformat.products import Units, matmul, units_of
 from qformat.scheme import Op, Opaque, Plain, Ref, Scheme
 
 if TYPE_CHECKING:
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qformat.columns import Columns
+    from qformat.factors import IntegerRows
+    from qformat.products import Units
 else:
     from qformat.deferred import np
 
@@ -58,18 +58,20 @@ class PackedTensor:
     @cached_property
     def units(self) -> Units | None:
         """The units in which kernels multiply with the rows; None where they cannot."""
+        from qformat.products import units_of  # here: whoever lists tensors multiplies none
+
         return units_of(self)
 
     @cached_property
     def columns(self) -> Columns | None:
         """How kernels multiply with words that run over rows; None where none do."""
         from qformat.columns import columns_of
-
         return columns_of(self)
 
     @cached_property
     def integers(self) -> IntegerRows:
         """How kernels read the rows where these are multiplied by integers; of weights that have such products."""
+        from qformat.factors import integer_rows
         return integer_rows(self)
 
     @property
@@ -187,6 +189,7 @@ class PackedTensor:
         """
         if np.ndim(x) > 2:
             raise UsageError(f"activations have {np.ndim(x)} axes, expected 1 or 2", field="x", found=np.ndim(x), expected=2)
+        from qformat.products import matmul
         return np.asarray(matmul(np.asarray(x).T, self).T, order="C")
 
     def __rmatmul__(self, x: Any) -> NDArray[np.float32]:
