@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from qformat.columns import Columns
-    from qformat.factors import IntegerRows
-    from qformat.products import Units
+    from qformat import columns as words
+    from qformat import factors, products
 else:
-    from qformat.deferred import np
+    from qformat.deferred import Deferred, np
+
+    # Whoever lists tensors multiplies none.
+    factors, products, words = (Deferred(f"qformat.{name}") for name in ("factors", "products", "columns"))
 
 MOST_BOUNDS = 1024  # of one format
 
@@ -56,23 +58,19 @@ class PackedTensor:
         return Format(self.scheme.name, self.scheme, tuple(part.form for part in self.parts), self.rule)
 
     @cached_property
-    def units(self) -> Units | None:
+    def units(self) -> products.Units | None:
         """The units in which kernels multiply with the rows; None where they cannot."""
-        from qformat.products import units_of  # here: whoever lists tensors multiplies none
-
-        return units_of(self)
+        return products.units_of(self)
 
     @cached_property
-    def columns(self) -> Columns | None:
+    def columns(self) -> words.Columns | None:
         """How kernels multiply with words that run over rows; None where none do."""
-        from qformat.columns import columns_of
-        return columns_of(self)
+        return words.columns_of(self)
 
     @cached_property
-    def integers(self) -> IntegerRows:
+    def integers(self) -> factors.IntegerRows:
         """How kernels read the rows where these are multiplied by integers; of weights that have such products."""
-        from qformat.factors import integer_rows
-        return integer_rows(self)
+        return factors.integer_rows(self)
 
     @property
     def n_weights(self) -> int:
@@ -189,8 +187,7 @@ class PackedTensor:
         """
         if np.ndim(x) > 2:
             raise UsageError(f"activations have {np.ndim(x)} axes, expected 1 or 2", field="x", found=np.ndim(x), expected=2)
-        from qformat.products import matmul
-        return np.asarray(matmul(np.asarray(x).T, self).T, order="C")
+        return np.asarray(products.matmul(np.asarray(x).T, self).T, order="C")
 
     def __rmatmul__(self, x: Any) -> NDArray[np.float32]:
         """Refuse what would multiply with the rows of weights instead of their columns."""
