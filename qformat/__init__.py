@@ -52,3 +52,8 @@ __getattr__ = homes(
         "threads": ("n_threads", "set_threads"),
     },
 )
+
+
+def __dir__() -> list[str]:
+    """Name what there is, loaded or not: what completion shows."""
+    return sorted({*globals(), *__all__})

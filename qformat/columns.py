@@ -79,9 +79,11 @@ class Columns:
             turn, layout, group = turn_of(part.form), part.form.layout, tensor.scheme.param(operand.name).group
             field = layout.part(operand.name)
             if turn and turn.width == layout.n_bytes and isinstance(field, Field) and isinstance(group, Grid):
-                data = read_all(part.source, 0, part.source.n_bytes).view(numpy_dtype(field.dtype))
-                stored = data.reshape(-1, part.bound.padded[0])[:, first:last]  # as lanes lie: turning it twice takes longer
-                return as_float32(stored, field.dtype), group.cols or n_cols
+                dtype = numpy_dtype(field.dtype)
+                if group.rows == 1 and dtype.itemsize == layout.n_bytes:  # and nothing lies beside it
+                    data = read_all(part.source, 0, part.source.n_bytes).view(dtype)
+                    stored = data.reshape(-1, part.bound.padded[0])[:, first:last]  # as lanes lie: turning twice takes longer
+                    return as_float32(stored, field.dtype), group.cols or n_cols
         values, run = Operands(tensor.scheme, n_cols, tensor.param).operand(operand, first, last)
         return np.broadcast_to(values, (last - first, values.shape[1])).T, min(run, n_cols)
 

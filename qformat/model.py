@@ -57,7 +57,8 @@ class Model(Closing):
     packed_by  : which of them a tensor follows, by its name, where it is one of several arrays or ecosystems
     oddities   : what a check should report; lazy as well
     n_bytes    : size on disk
-    check_digests : checks every byte of the file, padding included; None where the container has no digests
+    check_digests : checks every byte of the file, padding included, told whether also what was checked when it was read; None
+                    where the container has no digests
     files      : those that hold the weights; empty where `path` alone does
     beside     : those that lie beside the weights and belong to the checkpoint: configs, an index, a tokenizer's
     kind_of    : what tensors share, by name, that differ in name, place and values alone; each by itself if absent
@@ -74,7 +75,7 @@ class Model(Closing):
     assets: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
     read_recipe: Callable[[], Recipe | None] = lambda: None
     read_oddities: Callable[[], Sequence[Oddity]] = tuple
-    check_digests: Callable[[], None] | None = None
+    check_digests: Callable[[bool], None] | None = None
     files: Sequence[Path] = ()
     beside: Sequence[Path] = ()
     packed_by: Mapping[str, str] = field(default_factory=dict)
@@ -110,15 +111,16 @@ class Model(Closing):
             kinds[kind].append(name)
         return [(self[members[0]], members) for members in kinds.values()]
 
-    def verify(self) -> bool:
+    def verify(self, anew: bool = True) -> bool:
         """Check every byte that a digest covers, padding included.
 
+        anew    : also what was checked when it was read
         returns: whether the container has digests
 
         Raises FileError at the first byte that is wrong.
         """
         if self.check_digests is not None:
-            self.check_digests()
+            self.check_digests(anew)
         return self.check_digests is not None
 
     def keys(self) -> Sequence[str]:

@@ -85,6 +85,8 @@ def _reading(
     n_weights = lcm(form.layout.n_weights, least) if stored else least
     if not n_cols or n_cols % n_weights or n_weights > MOST:
         return None
+    if isinstance(scheme.alphabet, Integers) and not scheme.alphabet.are_bytes:
+        return None
     longer = lcm(n_weights, *(_reach(scheme, part) for part in parts)) if stored else n_weights
     if n_cols % longer == 0 and longer <= MANY:
         n_weights = longer

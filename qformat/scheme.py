@@ -143,6 +143,11 @@ class Integers:
     low: int
     high: int
 
+    @property
+    def are_bytes(self) -> bool:
+        """Whether a byte holds every code, a signed one where any is negative."""
+        return self.low >= -128 and self.high <= (127 if self.low < 0 else 255)
+
 
 @dataclass(frozen=True, slots=True)
 class Levels:

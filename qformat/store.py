@@ -61,7 +61,7 @@ def open(path: str | Path, verify: bool = True) -> Model:
         close=file.close,
         assets={name: partial(file.asset, name) for name in file.assets if name != HEADER_ASSET},
         read_recipe=lambda: read_recipe(file),
-        check_digests=file.verify,
+        check_digests=lambda anew: file.verify(anew=anew),
         kind_of=file.form_of,
     )
 

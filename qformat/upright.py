@@ -135,7 +135,7 @@ def turn_of(form: PartForm) -> Turn | None:
         return None
     if layout.n_bytes * 8 != layout.n_weights * layout.codes.width or layout.holds != (CODES,):
         return None
-    if BYTE % layout.codes.width:
+    if BYTE % layout.codes.width or layout.n_weights & (layout.n_weights - 1):  # tiles are sized in powers of two
         return None
     codes = packed(layout.name, layout.codes.width, CODES, minus=layout.codes.minus, signed=layout.codes.signed)
     return Turn(replace(form, tiling=ROWS), PartForm(form.role, codes, ROWS), 0)

@@ -227,7 +227,8 @@ def test_a_file_says_by_what_it_was_quantized(model: Path, tmp_path: Path, targe
     with qconvert.open(dst) as written:
         said = {key: value for key, value in written.metadata.items() if key.startswith("quantize.")}
         assert said == {
-            "quantize.method": "gptq", "quantize.damping": "0.25", "quantize.calibration.file": "c.safetensors",
+            "quantize.method": "gptq", "quantize.rule": "symmetric" if target.startswith("qfmt") else "ggml",
+            "quantize.damping": "0.25", "quantize.calibration.file": "c.safetensors",
             "quantize.calibration.blake3": blake3(known.read_bytes()).hexdigest(), "quantize.uncalibrated": "b.weight",
         }  # fmt: skip
         assert written.verify() == dst.suffix.endswith("qfmt")

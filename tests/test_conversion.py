@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import qconvert
+from blake3 import blake3
 from qconvert import conversion, destination, sinks
 from qconvert.conversion import dequantize
 from qconvert.digest import digest_tensor
@@ -291,3 +292,31 @@ def test_bits_that_no_value_depends_on_are_kept_or_said_to_go(tmp_path: Path) ->
         {"exact": 1},
         ("'w': bits that no value depends on are not kept",),
     )
+
+
+def test_what_is_read_of_a_source_is_digested_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = np.random.default_rng(3).standard_normal((512, 2048)).astype(np.float32)
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": qformat.quantize(weights, "gguf:q8_0")})
+    digested = list[int]()
+    monkeypatch.setattr("qformat.file.table.blake3", lambda data: digested.append(len(data)) or blake3(data))
+
+    qconvert.convert(tmp_path / "a.qfmt", tmp_path / "a.gguf")
+
+    n_bytes = weights.size // 32 * 34
+    assert n_bytes < sum(digested) < n_bytes + 4096  # the chunks, and their records
+    digested.clear()
+    with qformat.open(tmp_path / "a.qfmt") as model:
+        model["m.weight"].dequantize()
+        model.verify()
+    assert sum(digested) > 2 * n_bytes
+
+
+def test_what_was_said_of_quantizing_goes_where_weights_are_quantized_anew(tmp_path: Path) -> None:
+    weights = np.random.default_rng(4).standard_normal((8, 256)).astype(np.float32)
+    said = {"quantize.method": "gptq", "general.name": "m"}
+    qformat.save(tmp_path / "a.qfmt", {"m.weight": qformat.quantize(weights, "int4_g32")}, metadata=said)
+    for to, left in ((None, said), ("gguf:q2_k", {"general.name": "m"})):
+        dst = tmp_path / ("again.qfmt" if to is None else "again.gguf")
+        qconvert.convert(tmp_path / "a.qfmt", dst, to, allow="requantize")
+        with qconvert.open(dst) as model:
+            assert {key: value for key, value in model.metadata.items() if key in said} == left

@@ -429,3 +429,13 @@ def test_an_array_of_floats_is_no_side_of_a_product() -> None:
     w = qformat.quantize(np.ones((2, 32), np.float32), "int8_channel")
     with pytest.raises(UsageError, match="activations are ndarray, expected a PackedTensor"):
         integer_matmul(np.ones((1, 32), np.float32), w)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("group", "n_cols"), [(128, 192), (128, 64), (64, 160), (256, 384), (128, 576)])
+@pytest.mark.parametrize("is_of_x", [False, True])
+def test_a_last_group_may_be_short(group: int, n_cols: int, is_of_x: bool) -> None:
+    x_group = group if is_of_x else "channel"
+    x, w = made(integer(8, x_group, zero=True), (3, n_cols), 3), made(integer(8, group, zero=True), (11, n_cols), 4)
+
+    check(x, w, group if is_of_x else 0, group)
+    check(x, made(integer(4, group, signed=False, zero=True), (11, n_cols), 5), group if is_of_x else 0, group)

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from test_kernels import random_bytes
 
 import qformat
-from qformat import formats
+from qformat import formats, reference
 from qformat.arrays import Memory
 from qformat.bits import values
-from qformat.formats import Format, awq, fp8_block
-from qformat.formats.form import with_input_scale
+from qformat.formats import Format, PartForm, awq, fp8_block
+from qformat.formats.form import parameter, with_input_scale
 from qformat.formats.gptq import gptq
-from qformat.layout import Bits, Field
-from qformat.scheme import Levels
+from qformat.layout import Bits, Field, Layout, Plane
+from qformat.scheme import Grid, Integers, Levels, Op, Param, Ref, Scheme, Step
 from qformat.tensor import PackedTensor, assemble, from_array
+from qformat.tiling import Tiling
 
 RNG = np.random.default_rng(11)
 ROUNDING = 2.0**-24
@@ -389,3 +390,46 @@ def test_the_sides_the_wrong_way_round_are_refused() -> None:
     packed = qformat.quantize(np.ones((2, 32), np.float32), "int8_channel")
     with pytest.raises(qformat.UsageError, match=r"matmul\(x, packed\)"):
         qformat.matmul(packed, np.ones(32, np.float32))  # type: ignore[arg-type]
+
+
+WORDS_DOWN = Tiling("kb w*4 n | k -> n (kb k)")  # words of four bits down the columns, as GPTQ's
+NIBBLES = PartForm("codes", Layout("nibbles", 8, 4, (Bits("q", (Plane(0, 4, word=4),), 8, holds="codes"),)), WORDS_DOWN)
+SCALE, MINIMUM = Field("d", 0, "float16", holds="scales"), Field("m", 2, "float16", holds="minima")
+GROUPS = {
+    "padding behind": (Layout("two", 0, 4, (SCALE, Field("p", 2, "uint16"))), "g n | i -> n (g i)", Grid(1, 128)),
+    "padding before": (
+        Layout("two", 0, 4, (Field("p", 0, "uint16"), replace(SCALE, at=2))),
+        "g n | i -> n (g i)",
+        Grid(1, 128),
+    ),
+    "two of a row": (Layout("two", 0, 4, (replace(SCALE, count=2),)), "gb n | g -> n (gb g)", Grid(1, 128)),
+    "two together": (Layout("two", 0, 4, (SCALE, MINIMUM)), "g n | i -> n (g i)", Grid(1, 128)),
+    "of two rows": (Layout("one", 0, 2, (SCALE,)), "g n | i -> n (g i)", Grid(2, 128)),
+    "of all rows": (Layout("one", 0, 2, (SCALE,)), "g n | i -> n (g i)", Grid(0, 128)),
+}
+
+
+@pytest.mark.parametrize(("layout", "order", "group"), GROUPS.values(), ids=GROUPS)
+def test_scales_that_lie_otherwise_than_words_do_are_read_as_the_reference_reads_them(
+    layout: Layout, order: str, group: Grid
+) -> None:
+    names = [field.holds for field in layout.parts if field.holds]
+    steps = (Step(Op.MUL, Ref("scales")), *(Step(Op.ADD, Ref(name)) for name in names[1:]))
+    scheme = Scheme("words", Integers(0, 15), tuple(Param(name, "float16", group) for name in names), steps)
+    form = Format("words", scheme, (NIBBLES, PartForm("scales", layout, Tiling(order))))
+    tensor = made(form, (64, 1024))
+    assert tensor.columns is not None
+    for n_x in (1, 3, 17):
+        x = activations(n_x, 1024)
+        assert_within_the_bound(qformat.matmul(x, tensor), x, reference.decode(tensor))
+
+
+@pytest.mark.parametrize(("bits", "count", "n_bytes"), [(9, 8, 9), (12, 2, 3), (16, 2, 4)])
+def test_codes_wider_than_a_byte_are_decoded_and_multiplied(bits: int, count: int, n_bytes: int) -> None:
+    codes = PartForm("codes", Layout("wide", count, n_bytes, (Bits("q", (Plane(0, bits),), count, holds="codes"),)))
+    scales = Param("scales", "float16", Grid(1, 128))
+    scheme = Scheme("wide", Integers(0, (1 << bits) - 1), (scales,), (Step(Op.MUL, Ref("scales")),))
+    tensor, x = made(Format("wide", scheme, (codes, parameter(scales, 2))), (8, 256)), activations(2, 256)
+
+    assert tensor.dequantize().tobytes() == reference.decode(tensor).tobytes()
+    assert_within_the_bound(qformat.matmul(x, tensor), x, reference.decode(tensor))

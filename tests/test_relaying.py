@@ -14,12 +14,16 @@ from qconvert.run import units
 import qformat
 from qformat import reference
 from qformat.arrays import aligned
-from qformat.formats import Format, awq, gguf, gptq, hqq, integer, mx
+from qformat.formats import Format, PartForm, awq, gguf, gptq, hqq, integer, mx
+from qformat.formats.form import parameter
 from qformat.kernels import cpu
 from qformat.kernels.vector.decode import CACHED
 from qformat.kernels.vector.transpose import Way, transpose
+from qformat.layout import Bits, Layout, Plane
 from qformat.relaying import relay_of
+from qformat.scheme import Grid, Integers, Op, Param, Ref, Scheme, Step
 from qformat.tensor import PackedTensor
+from qformat.tiling import Tiling
 from qformat.upright import turn_of, upright
 
 pytestmark = pytest.mark.skipif(not cpu.has_vectors(), reason="vector forms are compiled, or not at all")
@@ -229,3 +233,13 @@ def test_units_hold_what_is_packed_from_codes(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("qconvert.run.relaid", lambda tensor, form: None)
 
     assert b"".join(made_anew) == b"".join(piece.data.tobytes() for unit in units(0, item) for piece in unit.make())
+
+
+def test_words_of_24_codes_of_a_column_are_read_as_the_reference_reads_them() -> None:
+    words = Layout("words", 24, 12, (Bits("q", (Plane(0, 4),), 24, holds="codes"),))
+    scales = Param("scales", "float16", Grid(1, 128))
+    scheme = Scheme("words", Integers(0, 15), (scales,), (Step(Op.MUL, Ref("scales")),))
+    parts = (PartForm("codes", words, Tiling("k nb | n -> (nb n) k")), parameter(scales, 2))
+    tensor = made(Format("words", scheme, parts), (768, 256))
+
+    assert upright(tensor).dequantize().tobytes() == reference.decode(tensor).tobytes()

@@ -38,3 +38,8 @@ __getattr__ = homes(
         "report": ("Report",),
     },
 )
+
+
+def __dir__() -> list[str]:
+    """Name what there is, loaded or not: what completion shows."""
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,8 @@ until a weight is asked for, and inputs are summed up some rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -111,7 +112,7 @@ def write_calibration(
     _write(Path(path), {name: found.n_cols for name, found in statistics.items()}, statistics.__getitem__, dtype)
 
 
-def merge_calibration(paths: Sequence[str | Path], dst: str | Path, dtype: str = "float64", force: bool = False) -> None:
+def merge_calibration(paths: Iterable[str | Path], dst: str | Path, dtype: str = "float64", force: bool = False) -> None:
     """Write a file of the sums over all samples of several; a weight need not be in all of them.
 
     dtype, force : as `write_calibration` has them
@@ -120,10 +121,10 @@ def merge_calibration(paths: Sequence[str | Path], dst: str | Path, dtype: str =
     is named twice, a weight with other columns in another file, one of which only some files say the number of samples, and as
     `write_calibration` does.
     """
-    _check_files(paths)
-    check_paths(map(Path, paths), Path(dst), force)
+    sources = _check_files(paths)
+    check_paths(map(Path, sources), Path(dst), force)
     with ExitStack() as stack:
-        files = [stack.enter_context(open_calibration(path)) for path in paths]
+        files = [stack.enter_context(open_calibration(path)) for path in sources]
         columns: dict[str, int] = {}
         for file in files:
             for name, n_cols in file.columns.items():
@@ -133,16 +134,22 @@ def merge_calibration(paths: Sequence[str | Path], dst: str | Path, dtype: str =
         _write(Path(dst), columns, partial(_merged, files), dtype)
 
 
-def _check_files(paths: Sequence[str | Path]) -> None:
-    """Refuse what is no list of files, and one whose samples would count twice."""
-    if isinstance(paths, str | Path) or not paths:
-        found = f"'{paths}'" if isinstance(paths, str | Path) else "no files"
+def _check_files(paths: Iterable[str | Path]) -> list[str | Path]:
+    """Give the files of a list; refuse what is none, and one of which samples would count twice."""
+    found = f"'{paths}'" if isinstance(paths, str | Path) else "no files"
+    sources = [] if isinstance(paths, str | Path) else list(paths)
+    if not sources:
         message = f"{found}, expected a list of files of calibration"
         raise UsageError(message, field="paths", found=found)
-    real = [Path(path).resolve() for path in paths]
-    for number, path in enumerate(real):
-        if path in real[:number]:
-            raise UsageError("named twice, and its samples would count twice", path=paths[number], field="paths")
+    for number, path in enumerate(sources):
+        if any(_is_one_file(path, other) for other in sources[:number]):
+            raise UsageError("named twice, and its samples would count twice", path=path, field="paths")
+    return sources
+
+
+def _is_one_file(one: str | Path, other: str | Path) -> bool:
+    """Tell whether two paths lead to one file, by whatever links; what is not there is refused when it is opened."""
+    return os.path.samefile(one, other) if os.path.exists(one) and os.path.exists(other) else Path(one) == Path(other)
 
 
 def _merged(files: Sequence[Calibration], name: str) -> Statistics:

@@ -238,7 +238,7 @@ def carry_out(
     try:
         written_bytes = counted("write", made.n_bytes, writing.progress)
         write_items(made.items, model.path, sink, writing.workers, max_memory, written_bytes)
-        model.verify()  # now, for what was read was checked meanwhile, and need not be once more
+        model.verify(anew=False)  # what was read was checked meanwhile
         hidden = sink.finish()
         with opening.open(hidden, assume=made.assume, shapes=made.shapes) as written:
             prove(made, written, counted("prove", model.n_bytes, writing.progress), max_memory)

@@ -14,7 +14,7 @@ import numpy as np
 
 from qconvert.dialects import ggml
 from qconvert.dialects.dialect import Written
-from qconvert.items import Item, Plan
+from qconvert.items import OF_QUANTIZING, Item, Plan
 from qconvert.naming import NO_RUNTIME
 from qconvert.targets import WIDER, Target
 from qconvert.verdict import (
@@ -63,7 +63,8 @@ def make_plan(view: View, target: Target, progress: Callable[[int], None] | None
             items.append(traced(item, view))
         if progress is not None:
             progress(tensor.n_bytes)
-    return Plan(target, tuple(items), view)
+    is_quantized = any(item.verdict.verdict == REQUANTIZE for item in items)
+    return Plan(target, tuple(items), view, unsaid=OF_QUANTIZING if is_quantized else ())
 
 
 def settle(name: str, tensor: PackedTensor, target: Target, dialect: str = "", ask: Judge = judge) -> Item:

@@ -214,18 +214,23 @@ def said_by_file(wish: Wish) -> tuple[KeyValue, ...]:
 def said_by_method(wish: Wish, items: Sequence[Item]) -> tuple[KeyValue, ...]:
     """Give the key-values that say by which method and calibration a file was quantized; none for rules alone.
 
-    Tensors of which nothing was known are there by name, one in a line.
+    Tensors of which nothing was known are there by name, one in a line, as are those that it is said of, if others are packed.
     """
     method, calibration = wish.method, wish.calibration
     if method is RTN:
         return ()
-    said = {"quantize.method": method.name}
+    said = {"quantize.method": method.name, "quantize.rule": ", ".join(dict.fromkeys(item.rule for item in items if item.rule))}
+    made = [item.name for item in items if item.rule]
+    if len(made) < sum(bool(item.rule) or not item.tensor.scheme.is_dense for item in items):  # others were packed before
+        said["quantize.tensors"] = "\n".join(made)
     if method.damping is not None:
         said["quantize.damping"] = repr(method.damping)
     if calibration is not None:
         said["quantize.calibration.file"] = calibration.path.name
         said["quantize.calibration.blake3"] = digest_file(calibration.path)
         unknown = [item.name for item in items if item.rule and item.by is None and item.importance is None]
+        if len(unknown) == sum(bool(item.rule) for item in items):
+            raise UsageError("has no calibration for any of the tensors", path=calibration.path, field="calibration")
         said |= {"quantize.uncalibrated": "\n".join(unknown)} if unknown else {}
     return tuple(key_value(key, STRING, text) for key, text in said.items())
 

@@ -57,6 +57,7 @@ class Cost:
     worst       : the quantized tensor of the least signal-to-noise ratio; empty where there is none
     worst_error : its error
     n_quantized : tensors that are quantized
+    n_known     : those of them whose inputs calibration tells
     unfit       : names of those that stay as they are because the format cannot take them
     n_bytes     : of all tensors, headers and padding aside
     """
@@ -67,6 +68,7 @@ class Cost:
     worst: str
     worst_error: ErrorReport | None
     n_quantized: int
+    n_known: int
     unfit: tuple[str, ...]
     n_bytes: int
 
@@ -142,6 +144,7 @@ def cost_of(model: Model, wish: Wish, max_memory: int = MAX_MEMORY, calibration:
         worst,
         errors.get(worst),
         len(errors),
+        sum(error.output_sqnr_db is not None for error in errors.values()),
         tuple(item.name for item in unfit),
         made.n_bytes - sum(item.n_bytes - item.tensor.n_bytes for item in unfit),
     )

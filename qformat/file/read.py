@@ -206,16 +206,17 @@ class File(Closing):
             self.tables[entry.number] = table
         return table
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Check every byte of the file, whatever was read before.
+    def verify(self, progress: Callable[[int, int], None] | None = None, anew: bool = True) -> None:
+        """Check every byte of the file.
 
         progress: called with bytes done and bytes in all
+        anew    : also what was checked when it was read
 
         Raises FileError that names tensor, part, chunk and offset of what is wrong first.
         """
         with self.placed():
             read_index(self.data)
-            verify_file(self, progress)
+            verify_file(self, progress, anew)
 
     @contextmanager
     def placed(self) -> Iterator[None]:

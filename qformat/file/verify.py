@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 BATCH_BYTES, BATCH_CHECKS = 1 << 22, 256
 
 
-def verify_file(file: File, progress: Callable[[int, int], None] | None) -> None:
+def verify_file(file: File, progress: Callable[[int, int], None] | None, anew: bool = True) -> None:
     """Check documents, names, chunk records, chunks and padding, whatever `File` was told to leave out.
+
+    anew : also what was checked when it was read
 
     Raises FileError for what is wrong first.
     """
     _ = file.metadata, file.recipe
-    with closing(spread(run_checks, batched(checks(file)))) as done:
+    with closing(spread(run_checks, batched(checks(file, anew)))) as done:
         for end in done:
             if progress:
                 progress(end, len(file.data))
@@ -46,13 +48,13 @@ class Check(NamedTuple):
     end: int
 
 
-def checks(file: File) -> Iterator[Check]:
+def checks(file: File, anew: bool) -> Iterator[Check]:
     """Give all checks from front to back; each may be made by any thread."""
     entries = [*file.tensors.values(), *file.assets.values()]
     planes = [(entry, part, plane) for entry in entries for part in entry.parts for plane in part.planes]
     # Empty planes share their place with the one behind them: the longer one comes last.
     planes.sort(key=lambda each: (each[2].byte_offset, each[2].stored_bytes))
-    end, tables = HEADER_BYTES, dict[int, Table]()
+    end, tables = HEADER_BYTES, dict[int, Table]() if anew or not file.is_checked else dict(file.tables)
     for entry, part, plane in planes:
         yield Check(partial(check_padding, file.data, end, plane.byte_offset), 0, plane.byte_offset)
         read = partial(check_table, file.data, file.header, file.index, entry, verify=True)

@@ -129,7 +129,7 @@ def fold(
 
 def by_inputs(statistics: Statistics) -> list[F64]:
     """Give mean|x|^a of every column, for each exponent but 0."""
-    return [_normal(_bounded(statistics.mean_abs) ** a) for a in EXPONENTS[1:]]
+    return [_normal(_bounded(statistics.mean_abs) ** a) for a in EXPONENTS if a]
 
 
 def by_both(task: Task) -> list[F64]:

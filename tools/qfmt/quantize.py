@@ -102,9 +102,11 @@ def command(
     if plots and not is_report:
         raise click.UsageError("--plot is of --report")
     if is_report:
-        others = (dst, imatrix, damping)
-        if any(other is not None for other in others) or tensor_types or allow_uncalibrated or method != "rtn":
-            raise click.UsageError("--report takes SRC, --to, --rule, --include, --exclude, --calibration and --plot alone")
+        others = (dst, imatrix, damping, split_max_size, split_max_tensors)
+        chosen = tensor_types or allow_uncalibrated or (method, names, compress) != ("rtn", "auto", "none")
+        if chosen or any(other is not None for other in others):
+            said_alone = "SRC, --to, --rule, --include, --exclude, --calibration, --plot and how to read and to show"
+            raise click.UsageError(f"--report takes {said_alone} alone")
         compare(src, targets, rule, include, exclude, calibration, plots, force, as_json, max_memory, said)
         return
     if dst is None or len(targets) != 1:

@@ -48,6 +48,10 @@ def print_costs(costs: Sequence[Cost]) -> None:
     at = header.index("worst tensor")
     table(header, rows, right=(*range(2, at), at + 1, at + 2), whole=(at,))
     for cost in costs:
+        if 0 < cost.n_known < cost.n_quantized:
+            click.echo(
+                f"{cost.target}: output dB is of the {cost.n_known} of {cost.n_quantized} tensors that calibration knows"
+            )
         if cost.unfit:
             click.echo(
                 f"{cost.target}: {len(cost.unfit)} tensors stay as they are, rows of '{cost.unfit[0]}' are no whole blocks"

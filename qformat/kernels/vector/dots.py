@@ -130,7 +130,7 @@ def _kernel(job: Job) -> Kernel:
     groups, beside = job.groups, job.n_rows
 
     def run(starts, steps, first, n_rows, n_all, n_units, x, out, step):  # type: ignore[no-untyped-def]  # compiled
-        row_bytes = WORD * groups * (n_all // n_units)
+        row_bytes = WORD * groups * (-(-n_all // n_units))
         for row in range(0, n_rows, beside):
             _rows(key, starts, steps, first + row, n_all, n_units, x, out + row * row_bytes, row_bytes, step)  # type: ignore[call-arg]  # numba gives the first
 
@@ -181,7 +181,8 @@ class _Rows:
             if self.job.groups == 1:
                 for place_of in kept:
                     b.store(splat(I32, 0, SUMS), place_of)
-                with cgutils.for_range(b, self.n_units) as loop:
+                left = b.sub(self.n_all, begin)  # a row may end before its last group does
+                with cgutils.for_range(b, b.select(b.icmp_signed("<", left, self.n_units), left, self.n_units)) as loop:
                     (found,) = self.groups(b.add(begin, loop.index), [b.load(place_of) for place_of in kept])
                     for place_of, one in zip(kept, found, strict=True):
                         b.store(one, place_of)

@@ -59,7 +59,7 @@ class Way:
     def n_lines(self) -> int:
         """Lines of a tile, whole batches and units: as many as fill runs of the result."""
         n_outs = max(1, len(self.parted))
-        n_bytes = min(RUN * n_outs, max(LINE * n_outs, TILE // self.n_elements))
+        n_bytes = LINE * n_outs * min(RUN // LINE, max(1, TILE // self.n_elements // (LINE * n_outs)))
         return lcm(n_bytes // self.width, BATCH, *(move.n_weights for move in self.parted))
 
     @property
