@@ -8,7 +8,10 @@ ORACLES := .venv-oracles
 BUILT_FROM := pyproject.toml
 PLAIN_TESTS := tests/test_kernels.py
 
-.PHONY: demo test check lint matrix perplexity calibrated bench bench-growth bench-memory oracles clean
+LINTS := lint-style lint-types lint-tables lint-plain
+PEERS := $(patsubst tests/oracles/test_%.py,oracles-%,$(wildcard tests/oracles/test_*.py))
+
+.PHONY: $(LINTS) $(PEERS) demo test check lint matrix perplexity calibrated bench bench-growth bench-memory oracles clean
 
 demo: $(MAIN)/demo.stamp
 	@$(MAIN)/bin/python tools/demo.py
@@ -20,11 +23,22 @@ test: $(MAIN)/models.stamp
 # Lines per module, imports and layers are tests: tests/test_modules.py, tests/test_imports.py.
 check: lint test
 
-lint: $(MAIN)/models.stamp
+# With --jobs as many of these run at a time.
+lint: $(LINTS)
+
+$(LINTS): $(MAIN)/models.stamp
+
+lint-style:
 	$(MAIN)/bin/ruff check .
 	$(MAIN)/bin/ruff format --check .
+
+lint-types:
 	$(MAIN)/bin/mypy
+
+lint-tables:
 	$(MAIN)/bin/python tools/spec_tables.py --check
+
+lint-plain:
 	NUMBA_DISABLE_JIT=1 $(MAIN)/bin/python -m pytest $(PLAIN_TESTS)
 
 # Minutes: every packed format is planned for every packed target.
@@ -55,8 +69,10 @@ bench-memory: $(ORACLES)/models.stamp
 	@$(BENCH) bench.memory $(GIGABYTES)
 
 # One process for each peer: some change global state when imported. Their own warnings are not listed; ours stay errors.
-oracles: $(ORACLES)/models.stamp
-	@set -e; for peer in tests/oracles/test_*.py; do echo "$$peer"; $(ORACLES)/bin/python -m pytest --disable-warnings $$peer; done
+oracles: $(PEERS)
+
+$(PEERS): oracles-%: $(ORACLES)/models.stamp
+	@echo "tests/oracles/test_$*.py"; $(ORACLES)/bin/python -m pytest --disable-warnings tests/oracles/test_$*.py
 
 clean:
 	rm -rf $(MAIN) $(ORACLES)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING
 
+from qformat.affine import not_whole, read_affine
 from qformat.errors import UsageError
 from qformat.evaluate import F32, Operands, common_run, operand_run
-from qformat.scheme import Alphabet, Apply, Const, Indexed, Integers, Levels, Op, Operand, Strided
+from qformat.scheme import Alphabet, Indexed, Integers, Levels, Operand, Strided
 from qformat.units import LEAST, Packed
 
 if TYPE_CHECKING:
@@ -27,13 +28,10 @@ else:
     from qformat.deferred import np
 
 LARGEST = 255  # integer that kernels multiply, either way
-LARGEST_ZERO = 1 << 16
 HALVINGS = 8  # of a step at which the levels of an alphabet are looked for as integers
 WIDE = 2 * LEAST  # codes of a unit, where rows are whole ones: a line of the cache of integers of a byte
 NIBBLE = 4  # bits
 SIDE = 8 * LEAST  # codes of a unit of blocks side by side
-
-ONE = Const(1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +41,13 @@ class IntegerRows:
     codes  : its codes alone
     blocks : its codes, and its scale as the one step
     fields : integer that each stored field of a code of `blocks` stands for
+    sums   : of the integers of all rows and groups, (1, rows, groups), by the columns of a group: those that were asked for
     """
 
     codes: Rows | None
     blocks: Rows | None
     fields: tuple[int, ...]
+    sums: dict[int, NDArray[np.int32]] = field(default_factory=dict)
 
 
 class Factor:
@@ -55,14 +55,11 @@ class Factor:
 
     def __init__(self, tensor: PackedTensor, which: str) -> None:
         self.tensor, self.which = tensor, which
-        scheme, steps = tensor.scheme, list(tensor.scheme.steps)
+        scheme, affine = tensor.scheme, read_affine(tensor.scheme, is_scaled=True)
         self.table, self.step = integers_of(scheme.alphabet, self._refuse)
-        self.zero = steps.pop(0).operand if steps and steps[0].op is Op.SUB else None
-        self.scale: Operand = ONE
-        for step in steps:
-            if step.op not in (Op.MUL, Op.DIV):
-                raise self._refuse("a bias is added to its values")
-            self.scale = step.operand if step.op is Op.MUL and self.scale == ONE else Apply(step.op, self.scale, step.operand)
+        if affine is None or affine.bias is not None:
+            raise self._refuse("a bias is added to its values")
+        self.zero, self.scale = affine.zero, affine.scale
         if scheme.input_scale:
             raise self._refuse("every column has a scale of its own")
         if self.zero is not None and self.table:
@@ -108,7 +105,7 @@ class Factor:
         if self.zero is None:
             return None
         found = self._spread(self.zero, first, last, run)
-        if not ((np.rint(found) == found) & (np.abs(found) <= LARGEST_ZERO)).all():
+        if not_whole(found).any():
             raise self._refuse("not all of its zero points are integers")
         return found.astype(np.int64)
 

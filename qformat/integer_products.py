@@ -108,11 +108,13 @@ def integer_product(x: PackedTensor, w: PackedTensor) -> IntegerProduct:
 class _Product:
     """What all rows of weights are multiplied with.
 
-    x       : (rows of activations, K) int16, and a row of ones where sums of weights are wanted
+    x       : (rows of activations, K) int16, and a row of ones where sums of weights are wanted that are too many to keep
     sums    : of the integers of each row and group, where zero points of weights take them off
     vectors : what binds weights for vector kernels; None where these cannot read them
     holds   : whether the sums of all groups are held on the way to values
-    held    : scales and zero points of all rows of weights, where they are few: reading them row by row costs more
+    keeps   : whether what belongs to the groups of all rows of weights is little
+    held    : then scales and zero points of these: reading them row by row costs more
+    of_weights : and the sums of their integers, (1, rows, groups), where zero points of x are taken off by them
     """
 
     def __init__(self, x: PackedTensor, w: PackedTensor) -> None:
@@ -136,11 +138,13 @@ class _Product:
         self.scales, self.zeros = left.scales(0, x.n_rows, self.run), left.zeros(0, x.n_rows, self.run)
         self.x = left.integers(0, x.n_rows).reshape(x.n_rows, n_cols)
         self.sums = self._group_sums(self.x) if self.weights.zero is not None else None
-        if self.zeros is not None:
+        self.keeps = w.n_rows * self.n_groups <= HELD
+        if self.zeros is not None and not self.keeps:
             self.x = np.concatenate([self.x, np.ones((1, n_cols), np.int16)])
         self.vectors: Rows | None = None
         self.holds = True
         self.held: tuple[F32, NDArray[np.int64] | None] | None = None
+        self.of_weights: NDArray[np.int32] | None = None
 
     @property
     def in_place(self) -> bool:
@@ -155,9 +159,9 @@ class _Product:
             rows = self.weights.tensor.integers.codes
             if rows is not None and fits(rows.reading.unit, self.run, len(self.weights.table)):
                 self.vectors, self.x = rows, arranged(self.x)
-        n_rows = self.weights.tensor.n_rows
-        if n_rows * self.n_groups <= HELD:
-            self.held = self._params(0, n_rows)
+        if self.keeps:
+            self.held = self._params(0, self.weights.tensor.n_rows)
+            self.of_weights = None if self.zeros is None else self._sums_of_weights()
         return self._write
 
     def by_blocks(self) -> Multiply | None:
@@ -189,10 +193,11 @@ class _Product:
         """Write values for rows [first, last) of the weights, and give accumulators and corrections."""
         from qformat.kernels.dots import add_up
 
-        sums = self._dots(first, last)
+        sums = self._dots(self.x, first, last)
         accumulators = sums[: self.n_rows]
         scales, zeros = self._params(first, last)
-        corrections = self._corrections(sums[self.n_rows :], zeros)
+        of_weights = sums[self.n_rows :] if self.of_weights is None else self.of_weights[:, first:last]
+        corrections = self._corrections(of_weights, zeros)
         totals = accumulators if corrections is None else accumulators + corrections
         add_up(totals, self.scales, scales, self.step, out)
         return accumulators, corrections
@@ -213,23 +218,33 @@ class _Product:
         if self.zeros is not None:
             found -= self.zeros[:, None] * of_weights
         if zeros is not None and self.sums is not None:
-            offset = 0 if self.zeros is None else self.zeros * self._group_sums(self.x[-1:])
+            offset = 0 if self.zeros is None else self.zeros * self._group_sums(np.ones((1, self.x.shape[1]), np.int16))
             found -= (self.sums - offset)[:, None] * zeros
         return found
 
-    def _dots(self, first: int, last: int) -> NDArray[np.int32]:
-        """Give the sums of products of rows [first, last) with every row of x, by group."""
-        out = np.empty((len(self.x), last - first, self.n_groups), np.int32)
+    def _sums_of_weights(self) -> NDArray[np.int32]:
+        """Give the sums of the integers of all rows of weights, by group: (1, rows, groups). The tensor keeps them."""
+        tensor, known = self.weights.tensor, self.weights.tensor.integers.sums
+        if self.run not in known:
+            ones, found = np.ones((1, tensor.n_cols), np.int16), np.empty((1, tensor.n_rows, self.n_groups), np.int32)
+            for first, last in tensor.tiles(n_weights=TILE_WEIGHTS):
+                found[:, first:last] = self._dots(ones, first, last)
+            known[self.run] = found
+        return known[self.run]
+
+    def _dots(self, x: NDArray[np.int16], first: int, last: int) -> NDArray[np.int32]:
+        """Give the sums of products of rows [first, last) with rows of integers, by group."""
+        out = np.empty((len(x), last - first, self.n_groups), np.int32)
         if self.vectors is None:
             from qformat.kernels import dots
 
-            dots.dots(self.weights.integers(first, last), self.run, self.x, out)
+            dots.dots(self.weights.integers(first, last), self.run, x, out)
             return out
         from qformat.kernels.vector import dots as in_vectors
 
         bound, number, _kept = self.vectors.bind(first, last)
         unit = self.vectors.reading.unit
-        in_vectors.dots(unit, self.weights.table, bound, number, self.run, self.x, out)
+        in_vectors.dots(unit, self.weights.table, bound, number, self.run, x, out)
         return out
 
     def _has_vectors(self) -> bool:

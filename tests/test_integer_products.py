@@ -9,7 +9,7 @@ from made_tensors import made
 from numpy.typing import NDArray
 
 import qformat
-from qformat import PackedTensor, UsageError, integer_matmul, integer_product
+from qformat import PackedTensor, UsageError, integer_matmul, integer_product, integer_products
 from qformat.fields import numpy_dtype
 from qformat.formats import DIALECTS
 from qformat.formats.form import Format, PartForm, packed, parameter
@@ -230,7 +230,11 @@ def check(x: PackedTensor, w: PackedTensor, x_run: int, w_run: int) -> None:
 @pytest.mark.usefixtures("by")
 @pytest.mark.parametrize("of_w", W)
 @pytest.mark.parametrize("of_x", X)
-def test_integers_are_exact_and_floats_follow_the_stated_order(of_x: str, of_w: str) -> None:
+@pytest.mark.parametrize("n_held", [integer_products.HELD, 7], ids=["few groups", "many groups"])
+def test_integers_are_exact_and_floats_follow_the_stated_order(
+    n_held: int, of_x: str, of_w: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integer_products, "HELD", n_held)  # eight rows of a group each are more than seven
     (x_form, x_run), (w_form, w_run) = X[of_x], W[of_w]
 
     check(made(x_form, (1, 512), 3), made(w_form, (8, 512), 4), x_run, w_run)
@@ -250,6 +254,13 @@ def test_columns_need_fill_no_vectors_and_no_groups(n_cols: int) -> None:
     x, w = made(integer(8, 64, zero=True), (2, n_cols)), made(integer(8, 32, signed=False, zero=True), (3, n_cols), 2)
 
     check(x, w, 64, 32)
+
+
+def test_weights_are_multiplied_anew_with_other_groups_and_other_rows() -> None:
+    w = made(integer(8, "channel"), (40, 512), 2)
+
+    for group in (128, 32, 128):
+        check(made(integer(8, group, zero=True), (2, 512), 3), w, group, 0)
 
 
 BLOCKS = {"int4": integer(4, 32), "q4_0": resolve("gguf:q4_0"), "mxfp4": MXFP4}

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.affine import Affine, not_whole, read_affine, zero_of
 from qconvert.grouping import Grouping
 from qconvert.keeping import Derived, Keeper
 from qconvert.recoding import Recoding
 from qconvert.relaid import is_kept
 from qconvert.represent import represent
 from qconvert.tensor_scale import TensorScale
+from qformat.affine import Affine, not_whole, read_affine, zero_of
 from qformat.errors import NotExact
 from qformat.evaluate import F32, as_float32
 from qformat.formats import Format

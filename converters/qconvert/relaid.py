@@ -10,8 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from qconvert.affine import read_affine
 from qconvert.alphabets import match, numbers_of
+from qformat.affine import read_affine
 from qformat.bits import DTYPES, values
 from qformat.formats import Format
 from qformat.relaying import Relay, relay_of

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.affine import ONE
 from qconvert.represent import represent
+from qformat.affine import ONE
 from qformat.bits import DTYPES
 from qformat.evaluate import F32
 from qformat.scheme import Apply, Grid, Op, Operand, Ref, Scheme, refs

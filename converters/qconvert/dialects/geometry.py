@@ -85,7 +85,7 @@ def columns(tensor: PackedTensor) -> int | None:
 
 def coarser(tensor: PackedTensor, sizes: Sequence[int]) -> list[int]:
     """Give those of some group sizes that are multiples of a tensor's own, 0 being rows, and that its first row allows."""
-    from qconvert.affine import read_affine  # here: nothing that only lists tensors looks at values
+    from qformat.affine import read_affine  # here: nothing that only lists tensors looks at values
     from qformat.evaluate import Operands
 
     own, affine = columns(tensor), read_affine(tensor.scheme)
@@ -100,8 +100,8 @@ def coarser(tensor: PackedTensor, sizes: Sequence[int]) -> list[int]:
 
 def is_symmetric(tensor: PackedTensor) -> bool:
     """Tell whether every zero point is the middle of the integers that codes are, or there is none and they reach both ways."""
-    from qconvert.affine import read_affine  # here: nothing that only lists tensors looks at values
     from qconvert.alphabets import whole
+    from qformat.affine import read_affine  # here: nothing that only lists tensors looks at values
 
     found, affine = whole(tensor.scheme.alphabet), read_affine(tensor.scheme)
     if found is None or affine is None or affine.bias is not None:

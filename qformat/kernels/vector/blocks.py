@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
-from hashlib import sha256
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core import cgutils
 from numpy.typing import NDArray
 
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle, has_byte_products, has_f16c
 from qformat.kernels.vector.decode import Bound
-from qformat.kernels.vector.emit import Emitter, Target, place
+from qformat.kernels.vector.emit import Emitter, Target, places
 from qformat.kernels.vector.ir import (
     F32,
     F64,
@@ -40,6 +38,7 @@ from qformat.kernels.vector.ir import (
     table,
     vector,
 )
+from qformat.kernels.vector.pieces import piece, put
 from qformat.units import LEAST, Packed, Unit
 
 BITS = 4  # of a code
@@ -53,9 +52,6 @@ MOST = (1 << 15) - 1  # that a sum of 16 bits holds
 BYTE, TABLE = 8, 16
 PRODUCTS = "llvm.x86.avx2.pmadd.ub.sw"  # of unsigned with signed, neighbours added
 SUMS = "llvm.x86.avx2.pmadd.wd"
-
-# What a key stands for: numba hands an intrinsic literals alone.
-_JOBS: dict[str, Job] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,26 +160,18 @@ def multiply(unit: Unit, values: tuple[int, ...], bound: Bound, first: int, x: F
 
 @lru_cache(maxsize=512)
 def _kernel(job: Job) -> Kernel:
-    key = sha256(repr(job).encode()).hexdigest()
-    _JOBS[key] = job
-    beside = job.n_rows
+    key, beside = piece(_multiply_rows, job), job.n_rows
 
     def run(starts, steps, first, n_rows, n_units, x, offsets, scales, out, out_step, row_step):  # type: ignore[no-untyped-def]  # compiled
         for row in range(0, n_rows, beside):
-            _rows(key, starts, steps, first + row, n_units, x, offsets, scales, out + row * row_step, out_step, row_step)  # type: ignore[call-arg]  # numba gives the first
+            to = out + row * row_step
+            put(key, (starts, steps, first + row, n_units, x, offsets, scales, to, out_step, row_step))  # type: ignore[call-arg]  # numba gives the first
 
     return compiled(run)
 
 
-@intrinsic(prefer_literal=True)
-def _rows(typing, key, starts, steps, row, n_units, x, offsets, scales, out, out_step, row_step):  # type: ignore[no-untyped-def]  # numba's own interface
-    job = _JOBS[key.literal_value]
-
-    def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _Rows(b, job, *args[1:]).run()
-        return context.get_dummy_value()
-
-    return types.void(key, starts, steps, row, n_units, x, offsets, scales, out, out_step, row_step), generate
+def _multiply_rows(b: ir.IRBuilder, job: Job, *arguments: Value) -> None:
+    _Rows(b, job, *arguments).run()
 
 
 @dataclass(slots=True)
@@ -273,10 +261,7 @@ class _Rows:
     def emitter(self, row: Value, number: Value) -> Emitter:
         """Give what reads a unit."""
         b, unit = self.b, self.job.unit
-        at = [
-            place(b, source, b.extract_value(self.starts, i), b.extract_value(self.steps, i), row, number)
-            for i, source in enumerate(unit.sources)
-        ]
+        at = places(b, unit.sources, self.starts, self.steps, row, number)
         return Emitter(b, unit, self.job.target, at, partial(table, b, F32))
 
 

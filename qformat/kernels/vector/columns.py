@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core import cgutils
 from numpy.typing import NDArray
 
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.vector.emit import apply
 from qformat.kernels.vector.fields import signed
 from qformat.kernels.vector.ir import F32, I32, I64, Value, call, load, moved, splat, store, vector
+from qformat.kernels.vector.pieces import piece, put
 from qformat.scheme import Op
 from qformat.units import Packed
 
@@ -28,9 +27,6 @@ LANES = 8  # words of a vector, and rows
 WORD = 4  # bytes
 HELD = 16  # sums at a time
 FEW = (4, 2, 1)  # rows of activations that are multiplied at a time, the most first
-
-# What a key stands for: numba hands an intrinsic literals alone.
-_JOBS: dict[str, Job] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,47 +121,25 @@ def multiply(
 
 @lru_cache(maxsize=128)
 def _kernel(job: Job) -> Kernel:
-    key = sha256(repr(job).encode()).hexdigest()
-    _JOBS[key] = job
-    n_taken = job.n_x
+    key, n_taken = piece(_add, job), job.n_x
 
     def run(codes, step, n_lines, together, n_blocks, starts, steps, lines, n_x, x, x_step, out, out_step):  # type: ignore[no-untyped-def]  # compiled
         for line in range(0, n_lines, together):
-            last = min(line + together, n_lines)
+            here = codes, step, line, min(line + together, n_lines)
             for block in range(n_blocks):
                 for i in range(0, n_x, n_taken):
-                    _add(
-                        key,
-                        codes,
-                        step,
-                        line,
-                        last,
-                        block,
-                        starts,
-                        steps,
-                        lines,
-                        x + i * x_step,
-                        x_step,
-                        out + i * out_step,
-                        out_step,
-                    )  # type: ignore[call-arg]  # numba gives the first
+                    to = x + i * x_step, x_step, out + i * out_step, out_step
+                    put(key, (*here, block, starts, steps, lines, *to))  # type: ignore[call-arg]  # numba gives the first
 
     return compiled(run)
 
 
-@intrinsic(prefer_literal=True)
-def _add(typing, key, codes, step, line, last, block, starts, steps, lines, x, x_step, out, out_step):  # type: ignore[no-untyped-def]  # numba's own interface
-    job = _JOBS[key.literal_value]
-
-    def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        lines_of = _Lines(b, job, *args[1:])
-        sums = [(v, row) for v in range(job.word.n_vectors) for row in range(job.word.n_rows)]
-        n = HELD // job.n_x
-        for first in range(0, len(sums), n):
-            lines_of.add(first, sums[first : first + n])
-        return context.get_dummy_value()
-
-    return types.void(key, codes, step, line, last, block, starts, steps, lines, x, x_step, out, out_step), generate
+def _add(b: ir.IRBuilder, job: Job, *arguments: Value) -> None:
+    lines = _Lines(b, job, *arguments)
+    sums = [(v, row) for v in range(job.word.n_vectors) for row in range(job.word.n_rows)]
+    n = HELD // job.n_x
+    for first in range(0, len(sums), n):
+        lines.add(first, sums[first : first + n])
 
 
 @dataclass(slots=True)

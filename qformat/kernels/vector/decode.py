@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from hashlib import sha256
 from typing import Any
 
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle, has_f16c
-from qformat.kernels.vector.emit import Emitter, Target, place
-from qformat.kernels.vector.ir import F32, table
+from qformat.kernels.vector.emit import Emitter, Target, places
+from qformat.kernels.vector.ir import F32, Value, table
+from qformat.kernels.vector.pieces import piece, put
 from qformat.units import Unit
 
 CACHED = 1 << 21  # bytes: larger outputs that the caller keeps are written past the caches
 NARROW = 16  # bytes: the narrowest store that can go past them
 WIDE = 64
-
-# What a key stands for: numba hands an intrinsic literals alone.
-_JOBS: dict[str, tuple[Unit, Target]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,34 +61,23 @@ def decode(unit: Unit, bound: Bound, first: int, n_units: int, out: NDArray[Any]
 
 @lru_cache(maxsize=512)
 def _kernel(unit: Unit, target: Target) -> Kernel:
-    key = sha256(repr((unit, target)).encode()).hexdigest()
-    _JOBS[key] = unit, target
-    unit_bytes = unit.n_weights * target.n_bytes
+    key, unit_bytes = piece(_decode_unit, unit, target), unit.n_weights * target.n_bytes
 
     def run(starts, steps, first, n_rows, n_units, out, out_step):  # type: ignore[no-untyped-def]  # compiled
         for row in range(n_rows):
             for number in range(n_units):
                 at = out + row * out_step + number * unit_bytes
-                _decode_unit(key, starts, steps, first + row, number, at)  # type: ignore[call-arg]  # numba gives the first
+                put(key, (starts, steps, first + row, number, at))  # type: ignore[call-arg]  # numba gives the first
         finish()  # type: ignore[call-arg]  # likewise
 
     return compiled(run)
 
 
-@intrinsic(prefer_literal=True)
-def _decode_unit(typing, key, starts, steps, row, number, out):  # type: ignore[no-untyped-def]  # numba's own interface
-    unit, target = _JOBS[key.literal_value]
-
-    def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _, starts, steps, row, number, out = args
-        at = [
-            place(b, source, b.extract_value(starts, i), b.extract_value(steps, i), row, number)
-            for i, source in enumerate(unit.sources)
-        ]
-        Emitter(b, unit, target, at, partial(table, b, F32)).run(out)
-        return context.get_dummy_value()
-
-    return types.void(key, starts, steps, row, number, out), generate
+def _decode_unit(
+    b: ir.IRBuilder, unit: Unit, target: Target, starts: Value, steps: Value, row: Value, number: Value, out: Value
+) -> None:
+    at = places(b, unit.sources, starts, steps, row, number)
+    Emitter(b, unit, target, at, partial(table, b, F32)).run(out)
 
 
 @intrinsic

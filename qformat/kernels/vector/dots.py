@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core import cgutils
 from numpy.typing import NDArray
 
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle
 from qformat.kernels.vector.decode import Bound
-from qformat.kernels.vector.emit import place
+from qformat.kernels.vector.emit import places
 from qformat.kernels.vector.grids import Read, reader
 from qformat.kernels.vector.ir import (
     I16,
@@ -38,6 +36,7 @@ from qformat.kernels.vector.ir import (
     store,
     vector,
 )
+from qformat.kernels.vector.pieces import piece, put
 from qformat.units import LEAST, Unit
 
 FEW = (4, 2, 1)  # rows of integers that a kernel takes, the most first
@@ -48,9 +47,6 @@ SUMS = PIECE // 2  # sums of neighbouring products, as vpmaddwd and its like giv
 TABLE = 16  # entries that are looked up at once
 TOGETHER = 4  # groups whose sums are added up at a time
 WORD = 4  # bytes of a sum
-
-# What a key stands for: numba hands an intrinsic literals alone.
-_JOBS: dict[str, Job] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,27 +121,19 @@ def dots(
 
 @lru_cache(maxsize=512)
 def _kernel(job: Job) -> Kernel:
-    key = sha256(repr(job).encode()).hexdigest()
-    _JOBS[key] = job
-    groups, beside = job.groups, job.n_rows
+    key, groups, beside = piece(_multiply_rows, job), job.groups, job.n_rows
 
     def run(starts, steps, first, n_rows, n_all, n_units, x, out, step):  # type: ignore[no-untyped-def]  # compiled
         row_bytes = WORD * groups * (-(-n_all // n_units))
         for row in range(0, n_rows, beside):
-            _rows(key, starts, steps, first + row, n_all, n_units, x, out + row * row_bytes, row_bytes, step)  # type: ignore[call-arg]  # numba gives the first
+            to = out + row * row_bytes
+            put(key, (starts, steps, first + row, n_all, n_units, x, to, row_bytes, step))  # type: ignore[call-arg]  # numba gives the first
 
     return compiled(run)
 
 
-@intrinsic(prefer_literal=True)
-def _rows(typing, key, starts, steps, row, n_all, n_units, x, out, row_bytes, step):  # type: ignore[no-untyped-def]  # numba's own interface
-    job = _JOBS[key.literal_value]
-
-    def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _Rows(b, job, *args[1:]).run()
-        return context.get_dummy_value()
-
-    return types.void(key, starts, steps, row, n_all, n_units, x, out, row_bytes, step), generate
+def _multiply_rows(b: ir.IRBuilder, job: Job, *arguments: Value) -> None:
+    _Rows(b, job, *arguments).run()
 
 
 @dataclass(slots=True)
@@ -218,10 +206,7 @@ class _Rows:
     def reader(self, row: Value, number: Value) -> Read:
         """Give what reads the codes of a unit."""
         b, unit = self.b, self.job.unit
-        at = [
-            place(b, source, b.extract_value(self.starts, i), b.extract_value(self.steps, i), row, number)
-            for i, source in enumerate(unit.sources)
-        ]
+        at = places(b, unit.sources, self.starts, self.steps, row, number)
         return reader(b, loader(b, at), unit.codes, at.__getitem__)
 
     def widened(self, codes: Value) -> Sequence[Value]:

@@ -127,11 +127,16 @@ def apply(b: ir.IRBuilder, op: Op, left: Value, right: Value) -> Value:
     return word(left, right)
 
 
-def place(b: ir.IRBuilder, source: Source, start: Value, step: Value, row: Value, unit: Value) -> Value:
-    """Give the address of a source's place for a row and a unit.
+def places(b: ir.IRBuilder, sources: Sequence[Source], starts: Value, steps: Value, row: Value, unit: Value) -> list[Value]:
+    """Give the address of each source's place for a row and a unit.
 
-    start : address for row 0; step : bytes from one place of rows to the next
+    starts : addresses for row 0; steps : bytes from one place of rows to the next; a tuple each
     """
+    at = [(b.extract_value(starts, i), b.extract_value(steps, i)) for i in range(len(sources))]
+    return [_place(b, source, *start, row, unit) for source, start in zip(sources, at, strict=True)]
+
+
+def _place(b: ir.IRBuilder, source: Source, start: Value, step: Value, row: Value, unit: Value) -> Value:
     address = start
     if source.rows:
         address = b.add(address, b.mul(step, _over(b, row, source.rows)))

@@ -7,22 +7,19 @@ a vector of groups at a time; their codes, packed straight into their blocks.
 from __future__ import annotations
 
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from qformat.coding import Coding, Rounded
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import has_f16c, lanes, picks
 from qformat.kernels.vector.groups import Job, Machine, encode_groups, groups_at_once
-
-# What a key stands for: numba hands an intrinsic literals alone.
-_JOBS: dict[str, tuple[Job, Machine]] = {}
+from qformat.kernels.vector.ir import Value
+from qformat.kernels.vector.pieces import piece, put
 
 
 def encodes(coding: Coding) -> bool:
@@ -46,28 +43,21 @@ def encode(job: Job, weights: NDArray[Any], group: int, starts: tuple[int, ...])
 
 @lru_cache(maxsize=512)
 def _kernel(job: Job) -> Kernel:
-    machine = Machine(lanes(), has_f16c(), picks())
-    key = sha256(repr((job, machine)).encode()).hexdigest()
-    _JOBS[key] = job, machine
+    key = piece(_encode_groups, job, Machine(lanes(), has_f16c(), picks()), returns=types.uint32)
     step = groups_at_once(job)
 
     def run(weights, starts, n_groups, n_units):  # type: ignore[no-untyped-def]  # compiled
         largest = np.uint32(0)
         for first in range(0, n_groups, step):
             some = min(step, n_groups - first)
-            largest = max(largest, _encode_groups(key, weights, starts, first, some, n_units))  # type: ignore[call-arg]  # numba's
+            largest = max(largest, put(key, (weights, starts, first, some, n_units)))  # type: ignore[call-arg]  # numba's
         return largest
 
     return compiled(run)
 
 
-@intrinsic(prefer_literal=True)
-def _encode_groups(typing, key, weights, starts, first, n_groups, n_units):  # type: ignore[no-untyped-def]  # numba's own interface
-    job, machine = _JOBS[key.literal_value]
-
-    def generate(context, b: ir.IRBuilder, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _, weights, starts, first, n_groups, n_units = args
-        addresses = [b.extract_value(starts, i) for i in range(len(job.places) + 1)]
-        return encode_groups(b, job, machine, weights, addresses, first, n_groups, n_units)
-
-    return types.uint32(key, weights, starts, first, n_groups, n_units), generate
+def _encode_groups(
+    b: ir.IRBuilder, job: Job, machine: Machine, weights: Value, starts: Value, first: Value, n_groups: Value, n_units: Value
+) -> Value:
+    addresses = [b.extract_value(starts, i) for i in range(len(job.places) + 1)]
+    return encode_groups(b, job, machine, weights, addresses, first, n_groups, n_units)

@@ -10,27 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from hashlib import sha256
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core import cgutils
 from numpy.typing import NDArray
 
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle, has_f16c
 from qformat.kernels.vector.decode import Bound
-from qformat.kernels.vector.emit import Emitter, Target, place
+from qformat.kernels.vector.emit import Emitter, Target, places
 from qformat.kernels.vector.ir import F32, I64, Value, call, join, load, moved, pick, settled, splat, table, vector
+from qformat.kernels.vector.pieces import piece, put
 from qformat.kernels.vector.unordered import LANES, codes_of, floats_of, order_of
 from qformat.kernels.vector.values import is_small
 from qformat.units import LEAST, Expression, Unit, Whole
 
 BLOCK = 32  # runs of 32 columns: of four rows of activations, half of what a first-level cache holds
-
-# What a key stands for: numba hands an intrinsic literals alone.
-_JOBS: dict[str, tuple[Unit | None, Target, Shape]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +82,13 @@ def _places(x: NDArray[np.float32], out: NDArray[np.float32]) -> tuple[int, ...]
 
 @lru_cache(maxsize=512)
 def _kernel(unit: Unit | None, target: Target, shape: Shape) -> Kernel:
-    many, single = ((unit, target, Shape(shape.n_x, n, shape.n_sums)) for n in (shape.n_rows, 1))
-    key, key_of_one = (sha256(repr(job).encode()).hexdigest() for job in (many, single))
-    _JOBS[key], _JOBS[key_of_one] = many, single
+    key, key_of_one = (piece(_multiply, unit, target, Shape(shape.n_x, n, shape.n_sums)) for n in (shape.n_rows, 1))
     n_together, n_taken = shape.n_rows, shape.n_x
 
     def of_units(starts, steps, first, n_units, n_x, n_rows, x, x_step, out, out_step, row_step):  # type: ignore[no-untyped-def]  # compiled
         for row in range(n_rows):
-            _multiply(key, starts, steps, first + row, n_units, x, x_step, out + row * row_step, out_step, row_step)  # type: ignore[call-arg]  # numba gives the first
+            to = out + row * row_step
+            put(key, (starts, steps, first + row, n_units, x, x_step, to, out_step, row_step))  # type: ignore[call-arg]  # numba gives the first
 
     def of_floats(starts, steps, first, n_units, n_x, n_rows, x, x_step, out, out_step, row_step):  # type: ignore[no-untyped-def]  # compiled
         for block in range(0, n_units, BLOCK):
@@ -101,51 +96,57 @@ def _kernel(unit: Unit | None, target: Target, shape: Shape) -> Kernel:
             for i in range(0, n_x, n_taken):
                 here, to, row = x + i * x_step + at, out + i * out_step, 0
                 while row + n_together <= n_rows:
-                    _multiply(key, weights, steps, row, n, here, x_step, to + row * row_step, out_step, row_step)  # type: ignore[call-arg]  # likewise
+                    put(key, (weights, steps, row, n, here, x_step, to + row * row_step, out_step, row_step))  # type: ignore[call-arg]  # likewise
                     row += n_together
                 while row < n_rows:
-                    _multiply(key_of_one, weights, steps, row, n, here, x_step, to + row * row_step, out_step, row_step)  # type: ignore[call-arg]  # likewise
+                    put(key_of_one, (weights, steps, row, n, here, x_step, to + row * row_step, out_step, row_step))  # type: ignore[call-arg]  # likewise
                     row += 1
 
     return compiled(of_floats if unit is None else of_units)
 
 
-@intrinsic(prefer_literal=True)
-def _multiply(typing, key, starts, steps, row, n_units, x, x_step, out, out_step, row_step):  # type: ignore[no-untyped-def]  # numba's own interface
-    unit, target, shape = _JOBS[key.literal_value]
+def _multiply(
+    b: ir.IRBuilder,
+    unit: Unit | None,
+    target: Target,
+    shape: Shape,
+    starts: Value,
+    steps: Value,
+    row: Value,
+    n_units: Value,
+    x: Value,
+    x_step: Value,
+    out: Value,
+    out_step: Value,
+    row_step: Value,
+) -> None:
+    """Add the products of rows side by side, from `row` on, to those at `out`."""
     pairs = [(r, i) for r in range(shape.n_rows) for i in range(shape.n_x)]
-
-    def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _, starts, steps, row, n_units, x, x_step, out, out_step, row_step = args
-        zero = splat(F32, 0.0, LANES)
-        sums = {pair: [_room(b, zero.type) for _ in range(shape.n_sums)] for pair in pairs}
-        for kept in (kept for some in sums.values() for kept in some):
-            b.store(zero, kept)
-        with cgutils.for_range(b, n_units) as loop:
-            rows = [
-                _weights(b, unit, target, starts, steps, b.add(row, ir.Constant(I64, r)), loop.index)
-                for r in range(shape.n_rows)
-            ]
-            here = b.add(x, b.mul(loop.index, ir.Constant(I64, 4 * (unit.n_weights if unit else LEAST))))
-            factors = [b.add(here, b.mul(x_step, ir.Constant(I64, i))) for i in range(shape.n_x)]
-            found = {pair: [b.load(kept) for kept in some] for pair, some in sums.items()}
-            for number, weights in enumerate(zip(*rows, strict=True)):
-                n = number % shape.n_sums
-                for i in range(shape.n_x):
-                    factor = load(b, moved(b, factors[i], 4 * LANES * number), zero.type)
-                    for r in range(shape.n_rows):
-                        found[r, i][n] = call(b, "llvm.fmuladd", [weights[r], factor, found[r, i][n]])
-            for pair, some in sums.items():
-                for kept, value in zip(some, found[pair], strict=True):
-                    b.store(value, kept)
-        for (r, i), some in sums.items():
-            steps_to = b.add(b.mul(out_step, ir.Constant(I64, i)), b.mul(row_step, ir.Constant(I64, r)))
-            address = b.inttoptr(b.add(out, steps_to), F32.as_pointer())
-            total = _sum(b, join(b, [b.load(kept) for kept in some]))
-            b.store(b.fadd(b.load(address, align=1), total), address, align=1)
-        return context.get_dummy_value()
-
-    return types.void(key, starts, steps, row, n_units, x, x_step, out, out_step, row_step), generate
+    zero = splat(F32, 0.0, LANES)
+    sums = {pair: [_room(b, zero.type) for _ in range(shape.n_sums)] for pair in pairs}
+    for kept in (kept for some in sums.values() for kept in some):
+        b.store(zero, kept)
+    with cgutils.for_range(b, n_units) as loop:
+        rows = [
+            _weights(b, unit, target, starts, steps, b.add(row, ir.Constant(I64, r)), loop.index) for r in range(shape.n_rows)
+        ]
+        here = b.add(x, b.mul(loop.index, ir.Constant(I64, 4 * (unit.n_weights if unit else LEAST))))
+        factors = [b.add(here, b.mul(x_step, ir.Constant(I64, i))) for i in range(shape.n_x)]
+        found = {pair: [b.load(kept) for kept in some] for pair, some in sums.items()}
+        for number, weights in enumerate(zip(*rows, strict=True)):
+            n = number % shape.n_sums
+            for i in range(shape.n_x):
+                factor = load(b, moved(b, factors[i], 4 * LANES * number), zero.type)
+                for r in range(shape.n_rows):
+                    found[r, i][n] = call(b, "llvm.fmuladd", [weights[r], factor, found[r, i][n]])
+        for pair, some in sums.items():
+            for kept, value in zip(some, found[pair], strict=True):
+                b.store(value, kept)
+    for (r, i), some in sums.items():
+        steps_to = b.add(b.mul(out_step, ir.Constant(I64, i)), b.mul(row_step, ir.Constant(I64, r)))
+        address = b.inttoptr(b.add(out, steps_to), F32.as_pointer())
+        total = _sum(b, join(b, [b.load(kept) for kept in some]))
+        b.store(b.fadd(b.load(address, align=1), total), address, align=1)
 
 
 def _weights(
@@ -158,17 +159,14 @@ def _weights(
         for first in range(0, LEAST, LANES):
             yield load(b, moved(b, at, 4 * first), vector(F32, LANES))
         return
-    places = [
-        place(b, source, b.extract_value(starts, i), b.extract_value(steps, i), row, number)
-        for i, source in enumerate(unit.sources)
-    ]
-    emitter = Emitter(b, unit, target, places, partial(table, b, F32))
+    where = places(b, unit.sources, starts, steps, row, number)
+    emitter = Emitter(b, unit, target, where, partial(table, b, F32))
     operands = [(op, emitter.operand(expression), _are_loaded(expression)) for op, expression in unit.steps]
-    read, order = codes_of(b, emitter.load, unit, places.__getitem__), order_of(unit)
+    read, order = codes_of(b, emitter.load, unit, where.__getitem__), order_of(unit)
     for first in range(0, unit.n_weights, LEAST):
         codes = read(first, first + LEAST)
-        for piece, found in enumerate(floats_of(b, unit, codes, target.byte_shuffle, emitter.table)):
-            at = first + LANES * piece
+        for part, found in enumerate(floats_of(b, unit, codes, target.byte_shuffle, emitter.table)):
+            at = first + LANES * part
             for op, operand, are_loaded in operands:
                 group = unit.n_weights // operand.type.count
                 lanes = [weight // group for weight in order[at : at + LANES]]

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from hashlib import sha256
 
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from qformat.bits import DTYPES
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.vector.decode import Bound
-from qformat.kernels.vector.emit import place
+from qformat.kernels.vector.emit import places
 from qformat.kernels.vector.fields import Load
 from qformat.kernels.vector.grids import reader
 from qformat.kernels.vector.ir import Value, load, loader, moved, store
 from qformat.kernels.vector.pack import pack_bytes, runs
+from qformat.kernels.vector.pieces import piece, put
 from qformat.units import LEAST, Move
 
 WIDEST = 32  # bytes that are written at a time
 
 # Takes rows over: addresses to read, addresses to write, rows, units in a row.
 Mover = Callable[[Bound, Bound, int, int], None]
-
-# What a key stands for: numba hands an intrinsic literals alone.
-_JOBS: dict[str, Move] = {}
 
 
 def mover(move: Move) -> Mover:
@@ -40,31 +35,21 @@ def mover(move: Move) -> Mover:
 
 @lru_cache(maxsize=512)
 def _kernel(move: Move) -> Kernel:
-    key = sha256(repr(move).encode()).hexdigest()
-    _JOBS[key] = move
+    key = piece(_move_unit, move)
 
     def run(starts, steps, to_starts, to_steps, n_rows, n_units):  # type: ignore[no-untyped-def]  # compiled
         for row in range(n_rows):
             for number in range(n_units):
-                _move_unit(key, starts, steps, to_starts, to_steps, row, number)  # type: ignore[call-arg]  # numba gives the first
+                put(key, (starts, steps, to_starts, to_steps, row, number))  # type: ignore[call-arg]  # numba gives the first
 
     return compiled(run)
 
 
-@intrinsic(prefer_literal=True)
-def _move_unit(typing, key, starts, steps, to_starts, to_steps, row, number):  # type: ignore[no-untyped-def]  # numba's own interface
-    move = _JOBS[key.literal_value]
-
-    def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _, starts, steps, to_starts, to_steps, row, number = args
-        at, to = (
-            [place(b, one, b.extract_value(first, i), b.extract_value(step, i), row, number) for i, one in enumerate(arrays)]
-            for arrays, first, step in ((move.sources, starts, steps), (move.targets, to_starts, to_steps))
-        )
-        emit_move(b, move, loader(b, at), at, to)
-        return context.get_dummy_value()
-
-    return types.void(key, starts, steps, to_starts, to_steps, row, number), generate
+def _move_unit(
+    b: ir.IRBuilder, move: Move, starts: Value, steps: Value, to_starts: Value, to_steps: Value, row: Value, number: Value
+) -> None:
+    at = places(b, move.sources, starts, steps, row, number)
+    emit_move(b, move, loader(b, at), at, places(b, move.targets, to_starts, to_steps, row, number))
 
 
 def emit_move(b: ir.IRBuilder, move: Move, read: Load, at: Sequence[Value], to: Sequence[Value]) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from math import lcm
 
 import numpy as np
@@ -26,6 +25,7 @@ from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.vector.decode import CACHED, finish
 from qformat.kernels.vector.fields import Load
 from qformat.kernels.vector.ir import I8, I64, Value, ask_for, join, moved, pick, store, vector
+from qformat.kernels.vector.pieces import piece, put
 from qformat.kernels.vector.transcode import emit_move
 from qformat.units import Move
 
@@ -35,9 +35,6 @@ TILE = 1 << 15  # bytes that are transposed together, at most
 VECTOR = 16
 BATCH = 32  # lines that are copied together at a time
 WIDTHS = (1, 2, 4, 8)
-
-# What a key stands for: numba hands an intrinsic literals alone.
-_JOBS: dict[str, tuple[Move, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ def transpose(
 @lru_cache(maxsize=64)
 def _kernel(way: Way, streams: bool) -> Kernel:
     side, across, width, batch = way.n_lines, way.n_elements, way.width, BATCH
-    key, to_key = _kept(() if way.joined is None else (way.joined,)), _kept(way.parted)
+    key, to_key = piece(_join, () if way.joined is None else (way.joined,)), piece(_part, way.parted)
     unit, n_sources = (0, 1) if way.joined is None else (way.joined.n_weights, len(way.joined.sources))
     to_unit, n_outs = way.parted[0].n_weights if way.parted else 1, max(1, len(way.parted))
     order, row, held = np.array(way.order), across * width, side * width
@@ -129,7 +126,7 @@ def _kernel(way: Way, streams: bool) -> Kernel:
                     if unit:
                         for i in range(batch):
                             for number in range(elements // unit):
-                                _join(key, tile + i * n_sources * LINE, joined + i * row, number)  # type: ignore[call-arg]  # likewise
+                                put(key, (tile + i * n_sources * LINE, joined + i * row, number))  # type: ignore[call-arg]  # likewise
                     for i in range(0, batch, 2 * lanes):
                         for j in range(0, elements, lanes):
                             here, there = joined + i * row + j * width, turned + j * held + (near + i) * width
@@ -144,7 +141,7 @@ def _kernel(way: Way, streams: bool) -> Kernel:
                         at += order[np.uintp(i % unit)] - i % unit
                     if n_outs > 1:
                         for number in range(stood // to_unit):
-                            _part(to_key, here, parts, run_bytes, number)  # type: ignore[call-arg]  # likewise
+                            put(to_key, (here, parts, run_bytes, number))  # type: ignore[call-arg]  # likewise
                         here = parts
                     for k in range(n_outs):
                         one, there = here + k * run_bytes, to_starts[k] + at * to_step + line // side * run_bytes
@@ -161,43 +158,20 @@ def _kernel(way: Way, streams: bool) -> Kernel:
     return compiled(run)
 
 
-def _kept(moves: tuple[Move, ...]) -> str:
-    """Give the key of moves."""
-    key = sha256(repr(moves).encode()).hexdigest()
-    _JOBS[key] = moves
-    return key
-
-
-@intrinsic(prefer_literal=True)
-def _join(typing, key, at, to, number):  # type: ignore[no-untyped-def]  # numba's own interface
+def _join(b: ir.IRBuilder, moves: Sequence[Move], at: Value, to: Value, number: Value) -> None:
     """Make a unit of bytes of as many lines as share one, which lie behind one another, a cache line of each."""
-    moves = _JOBS[key.literal_value]
-
-    def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _, at, to, number = args
-        for move in moves:
-            here = [moved(b, _placed(b, at, number, source.n_bytes), i * LINE) for i, source in enumerate(move.sources)]
-            emit_move(b, move, _reader(b, here), here, [_placed(b, to, number, move.n_weights)])
-        return context.get_dummy_value()
-
-    return types.void(key, at, to, number), generate
+    for move in moves:
+        here = [moved(b, _placed(b, at, number, source.n_bytes), i * LINE) for i, source in enumerate(move.sources)]
+        emit_move(b, move, _reader(b, here), here, [_placed(b, to, number, move.n_weights)])
 
 
-@intrinsic(prefer_literal=True)
-def _part(typing, key, at, to, step, number):  # type: ignore[no-untyped-def]  # numba's own interface
+def _part(b: ir.IRBuilder, moves: Sequence[Move], at: Value, to: Value, step: Value, number: Value) -> None:
     """Make of a unit of bytes one of each result, these so many bytes apart."""
-    moves = _JOBS[key.literal_value]
-
-    def generate(context, b, signature, args):  # type: ignore[no-untyped-def]  # numba's own interface
-        _, at, to, step, number = args
-        for move in moves:
-            (source,), (target,) = move.sources, move.targets
-            here, there = [_placed(b, at, number, source.n_bytes)], [_placed(b, to, number, target.n_bytes)]
-            emit_move(b, move, _reader(b, here), here, there)
-            to = b.add(to, step)
-        return context.get_dummy_value()
-
-    return types.void(key, at, to, step, number), generate
+    for move in moves:
+        (source,), (target,) = move.sources, move.targets
+        here, there = [_placed(b, at, number, source.n_bytes)], [_placed(b, to, number, target.n_bytes)]
+        emit_move(b, move, _reader(b, here), here, there)
+        to = b.add(to, step)
 
 
 def _reader(b: ir.IRBuilder, at: Sequence[Value]) -> Load:

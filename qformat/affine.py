@@ -8,12 +8,16 @@ Knows declarations and arrays of parameters; which tensor they are of, and where
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from qformat.evaluate import F32
 from qformat.scheme import Apply, Const, Integers, Levels, Op, Operand, Scheme, Stored
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+else:
+    from qformat.deferred import np
 
 MAX_ZERO = 1 << 16  # larger than any code that is stored
 ONE = Const(1.0)
