@@ -9,7 +9,7 @@ from qformat.deferred import homes
 
 if TYPE_CHECKING:
     from qformat.calibration import Statistics, calibrate
-    from qformat.errors import FileError, NotExact, QFormatError, UsageError
+    from qformat.errors import FileError, Missing, NotExact, QFormatError, UsageError
     from qformat.integer_products import IntegerProduct, integer_matmul, integer_product
     from qformat.methods import quantize
     from qformat.model import Model
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FileError",
     "IntegerProduct",
+    "Missing",
     "Model",
     "NotExact",
     "PackedTensor",
@@ -42,7 +43,7 @@ __getattr__ = homes(
     __name__,
     {
         "calibration": ("Statistics", "calibrate"),
-        "errors": ("FileError", "NotExact", "QFormatError", "UsageError"),
+        "errors": ("FileError", "Missing", "NotExact", "QFormatError", "UsageError"),
         "integer_products": ("IntegerProduct", "integer_matmul", "integer_product"),
         "methods": ("quantize",),
         "model": ("Model",),

@@ -6,7 +6,7 @@ samples are seen a batch at a time and forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ SEEN = 1 << 16  # that are looked at
 ASYMMETRY = 1e-4  # of sqrt(H[i, i] * H[j, j]): what sums in float32 may be off, for any number of samples
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Statistics:
     """Sums over the inputs x of a weight [..., K], one x of K numbers for each sample.
 
@@ -48,10 +48,11 @@ class Statistics:
             raise _wrong_shape("hessian", self.hessian.shape, "a square matrix")
         if self.mean_abs.shape != (n_cols,):
             raise _wrong_shape("mean_abs", self.mean_abs.shape, f"({n_cols},), a number for each column of the Hessian")
-        if self.n_samples < 0:
-            raise UsageError(f"{self.n_samples} samples, expected at least 0", field="n_samples", found=self.n_samples)
-        _check_symmetric(self.hessian)
-        _check_numbers("mean_abs", self.mean_abs, 0, self.mean_abs < 0, "a number of at least 0")
+        check_sums(self.hessian, self.mean_abs, self.n_samples)
+
+    def __repr__(self) -> str:
+        sizes = f"{self.n_cols} columns, {self.n_samples} samples, {self.hessian.nbytes + self.mean_abs.nbytes} bytes"
+        return f"Statistics({sizes})"
 
     @property
     def n_cols(self) -> int:
@@ -64,9 +65,7 @@ class Statistics:
 
         All are 1 where the diagonal is 0. A value below float32 becomes 0.
         """
-        diagonal: F64 = self.hessian.diagonal()
-        largest = diagonal.max()
-        return np.ones(self.n_cols, np.float32) if largest == 0 else (diagonal / largest).astype(np.float32)
+        return importance_of(self.hessian.diagonal())
 
     def merge(self, other: Statistics) -> Statistics:
         """Give the statistics over the samples of both.
@@ -100,17 +99,7 @@ class Accumulator:
 
         Raises UsageError for another type or width, and for a number that is NaN or infinite.
         """
-        n_cols = len(self._sums)
-        if inputs.dtype.name not in SOURCES:
-            message = f"inputs are {inputs.dtype.name}, expected one of {', '.join(SOURCES)}"
-            raise UsageError(message, field="inputs", found=inputs.dtype.name, expected=SOURCES)
-        if not inputs.ndim or inputs.shape[-1] != n_cols:
-            raise _wrong_shape("inputs", inputs.shape, f"{n_cols} columns")
-        rows = inputs.reshape(-1, n_cols)
-        step = max(1, AT_ONCE // n_cols)
-        for first in range(0, len(rows), step):
-            wide = rows[first : first + step].astype(np.float64)
-            _check_numbers("inputs", wide, self.n_samples * n_cols)
+        for wide in pieces(inputs, len(self._sums), self.n_samples):
             with np.errstate(over="ignore"):  # what left float64 is refused as infinite
                 self._products += wide.T @ wide
                 self._sums += np.abs(wide).sum(axis=0)
@@ -118,8 +107,7 @@ class Accumulator:
 
     def statistics(self) -> Statistics:
         """Give what was seen. Raises UsageError where that is nothing."""
-        if not self.n_samples:
-            raise UsageError("0 samples, expected at least 1", field="inputs", found=0)
+        _check_any(self.n_samples)
         with np.errstate(over="ignore"):
             return Statistics(2 * self._products, self._sums / self.n_samples, self.n_samples)
 
@@ -157,6 +145,59 @@ def calibrate(batches: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, Statis
     return made
 
 
+def pieces(inputs: NDArray[Any], n_cols: int, n_before: int = 0) -> Iterator[F64]:
+    """Make samples float64, some at a time.
+
+    inputs   : [..., K] float16, bfloat16, float32 or float64
+    n_before : samples before these, for the number of one that is wrong
+
+    Raises UsageError for another type or width, and for a number that is NaN or infinite.
+    """
+    if inputs.dtype.name not in SOURCES:
+        message = f"inputs are {inputs.dtype.name}, expected one of {', '.join(SOURCES)}"
+        raise UsageError(message, field="inputs", found=inputs.dtype.name, expected=SOURCES)
+    if not inputs.ndim or inputs.shape[-1] != n_cols:
+        raise _wrong_shape("inputs", inputs.shape, f"{n_cols} columns")
+    rows = inputs.reshape(-1, n_cols)
+    step = max(1, AT_ONCE // n_cols)
+    for first in range(0, len(rows), step):
+        wide = rows[first : first + step].astype(np.float64)
+        _check_numbers("inputs", wide, (n_before + first) * n_cols)
+        yield wide
+
+
+def diagonal_of(inputs: NDArray[Any]) -> F64:
+    """Give the diagonal of the Hessian of inputs, (n, K), in memory for a few of them: (K,) float64.
+
+    Sums are in another order than those of `Accumulator`, and equal but for the last digits.
+
+    Raises UsageError as `pieces` does, for no inputs, and for sums that float64 does not hold.
+    """
+    _check_any(len(inputs))
+    squares = np.zeros(inputs.shape[-1])
+    with np.errstate(over="ignore"):  # refused below
+        for wide in pieces(inputs, len(squares)):
+            squares += np.square(wide).sum(axis=0)
+        diagonal = 2 * squares
+    _check_numbers("hessian", diagonal, 0, step=len(diagonal) + 1)
+    return diagonal
+
+
+def importance_of(diagonal: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Give how much an error in each column counts, by the diagonal of a Hessian: see `Statistics.importance`."""
+    wide = diagonal.astype(np.float64)
+    largest = wide.max()
+    return np.ones(len(wide), np.float32) if largest == 0 else (wide / largest).astype(np.float32)
+
+
+def check_sums(hessian: NDArray[np.floating[Any]], mean_abs: NDArray[np.floating[Any]], n_samples: int) -> None:
+    """Raise UsageError for sums over inputs, (K, K) and (K,), that are not sound: see `Statistics`."""
+    if n_samples < 0:
+        raise UsageError(f"{n_samples} samples, expected at least 0", field="n_samples", found=n_samples)
+    _check_symmetric(hessian)
+    _check_numbers("mean_abs", mean_abs, 0, mean_abs < 0, "a number of at least 0")
+
+
 def output_errors(errors: F64, hessian: F64) -> F64:
     """Give e H e^T of each row e of errors, (n, K) or (..., K): (n,) or (...,); infinite where that is no number.
 
@@ -171,18 +212,24 @@ def finite_errors(errors: F64) -> F64:
     return np.where(np.isfinite(errors), errors, np.inf)
 
 
-def _check_symmetric(hessian: F64) -> None:
+def _check_any(n_samples: int) -> None:
+    if not n_samples:
+        raise UsageError("0 samples, expected at least 1", field="inputs", found=0)
+
+
+def _check_symmetric(hessian: NDArray[np.floating[Any]]) -> None:
     """Refuse numbers that are not finite, a negative diagonal, and halves that differ by more than rounding."""
     n_cols = len(hessian)
     step = max(1, SEEN // n_cols)
     for first in range(0, n_cols, step):
         _check_numbers("hessian", hessian[first : first + step], first * n_cols)
-    diagonal = hessian.diagonal()
+    diagonal = hessian.diagonal().astype(np.float64)
     _check_numbers("hessian", diagonal, 0, diagonal < 0, "a sum of squares on the diagonal", n_cols + 1)
     sizes = np.sqrt(diagonal)
     for first in range(0, n_cols, step):
         rows = slice(first, first + step)
-        apart = np.abs(hessian[rows] - hessian[:, rows].T) > ASYMMETRY * sizes[rows, None] * sizes
+        mine, other = (part.astype(np.float64, copy=False) for part in (hessian[rows], hessian[:, rows].T))
+        apart = np.abs(mine - other) > ASYMMETRY * sizes[rows, None] * sizes
         if apart.any():
             row, column = map(int, np.argwhere(apart)[0])
             row += first
@@ -194,7 +241,12 @@ def _check_symmetric(hessian: F64) -> None:
 
 
 def _check_numbers(
-    name: str, array: F64, first: int, wrong: NDArray[np.bool_] | None = None, expected: str = "a finite number", step: int = 1
+    name: str,
+    array: NDArray[np.floating[Any]],
+    first: int,
+    wrong: NDArray[np.bool_] | None = None,
+    expected: str = "a finite number",
+    step: int = 1,
 ) -> None:
     """Refuse the first number that is not finite, or `wrong`; `first` and `step` make its index of that in `array`."""
     bad = ~np.isfinite(array) if wrong is None else ~np.isfinite(array) | wrong

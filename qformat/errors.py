@@ -3,6 +3,7 @@
     QFormatError
     ├── FileError    the bytes break the format (truncated, contradictory, unknown required feature)
     ├── UsageError   the caller asked wrongly (unknown name, shape mismatch, destination exists)
+    │   └── Missing  a mapping has nothing under this name; a KeyError as well
     └── NotExact     the target cannot hold the source without loss
 
 Every error is one line: where, found, expected, and the way out if there is one. The facts are kept as attributes,
@@ -69,6 +70,10 @@ class FileError(QFormatError):
 
 class UsageError(QFormatError):
     """The caller asked wrongly."""
+
+
+class Missing(UsageError, KeyError):
+    """A mapping has nothing under this name; a KeyError too, by which mappings answer `in` and `get`."""
 
 
 class NotExact(QFormatError):

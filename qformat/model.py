@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qformat.closing import Closing
-from qformat.errors import UsageError, about
+from qformat.errors import UsageError, about, show
 from qformat.tensor import PackedTensor
 
 
@@ -42,7 +42,7 @@ class Recipe:
     header: bytes
 
 
-@dataclass
+@dataclass(repr=False)
 class Model(Closing):
     """What `open` gives: a read-only mapping of names to tensors. A context manager.
 
@@ -80,6 +80,9 @@ class Model(Closing):
     beside: Sequence[Path] = ()
     packed_by: Mapping[str, str] = field(default_factory=dict)
     kind_of: Callable[[str], Hashable] = str
+
+    def __repr__(self) -> str:
+        return f"Model({show(str(self.path), quote=True)}, {self.container}, {len(self.names)} tensors, {self.n_bytes} bytes)"
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:

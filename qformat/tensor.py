@@ -35,7 +35,7 @@ else:
 MOST_BOUNDS = 1024  # of one format
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackedTensor:
     """A tensor in packed or dense form.
 
@@ -51,6 +51,10 @@ class PackedTensor:
     parts: tuple[Part, ...]
     dtype: str = ""
     rule: str = ""
+
+    def __repr__(self) -> str:
+        rule = f", rule {self.rule}" if self.rule else ""
+        return f"PackedTensor({self.scheme.name}, shape {list(self.shape)}, {self.n_bytes} bytes{rule})"
 
     @cached_property
     def form(self) -> Format:

@@ -83,6 +83,12 @@ def hessian_of(names: Sequence[str], calibration: Calibration | None, n_cols: in
     return calibration[weight].hessian if calibration is not None and weight else None
 
 
+def held_by_hessian(names: Sequence[str], calibration: Calibration | None, n_cols: int) -> int:
+    """Give the bytes that `hessian_of` takes at most, and what it gives."""
+    weight = "" if calibration is None else find_weight(names, calibration, n_cols)
+    return calibration.n_held(weight) if calibration is not None and weight else 0
+
+
 def find_weight(names: Sequence[str], calibration: Calibration, n_cols: int) -> str:
     """Find by which of its names a tensor is in a file; empty where it is not, or where it is made of several that are.
 

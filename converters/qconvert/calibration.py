@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.containers.mapped import explain_foreign, open_mapped
 from qconvert.containers.safetensors import SafetensorsFile, open_safetensors
 from qconvert.containers.safetensors_header import TensorInfo
 from qconvert.containers.safetensors_write import write_safetensors
 from qconvert.destination import check_paths
-from qformat.calibration import SOURCES, Accumulator, Statistics
+from qformat.calibration import SOURCES, Accumulator, Statistics, check_sums, diagonal_of, importance_of
 from qformat.closing import Closing
-from qformat.errors import FileError, UsageError, about
+from qformat.errors import FileError, Missing, UsageError, about, show
 from qformat.file.hidden import Hidden, explain, sync
 
 INPUTS, HESSIAN, MEAN_ABS, SAMPLES = "inputs", "hessian", "mean_abs", "n_samples"
@@ -29,6 +31,8 @@ FLOATS = ("float32", "float64")
 DTYPES = {INPUTS: SOURCES, HESSIAN: FLOATS, MEAN_ABS: FLOATS, SAMPLES: ("int64",)}
 RANKS = {INPUTS: (2,), HESSIAN: (2,), MEAN_ABS: (1,), SAMPLES: (0, 1)}
 COMPLETE = ({INPUTS}, {HESSIAN, MEAN_ABS}, {HESSIAN, MEAN_ABS, SAMPLES})  # what a weight may have
+
+SUMMED_MATRICES = 2  # of K x K float64 while recorded inputs are summed up: the sums, and those of a piece or twice themselves
 
 Arrays = Mapping[str, TensorInfo]
 
@@ -39,13 +43,14 @@ class Calibration(Closing, Mapping[str, Statistics]):
     path    : where it lies
     columns : of each weight, from the header alone
 
-    Raises FileError on opening for arrays that are none of calibration or do not fit one another; on look-up for values that
-    are not sound; UsageError on look-up once it is closed.
+    Raises FileError on opening for a file that is no safetensors, and for arrays that are none of calibration or do not fit one
+    another; on look-up for values that are not sound. Missing on look-up for a weight that is not there, UsageError once it is
+    closed.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file: SafetensorsFile = open_safetensors(path)
+        self._file: SafetensorsFile = _open_arrays(self.path)
         try:
             self._arrays = _group(self._file.tensors, self.path)
             self.columns = {name: _n_cols(name, arrays, self.path) for name, arrays in self._arrays.items()}
@@ -55,19 +60,38 @@ class Calibration(Closing, Mapping[str, Statistics]):
 
     def __getitem__(self, name: str) -> Statistics:
         """Give the statistics of a weight."""
-        arrays = {kind: self._file.array(info) for kind, info in self._arrays[name].items()}
-        try:
-            with about(self.path, name):
-                if INPUTS in arrays:
-                    accumulator = Accumulator(self.columns[name])
-                    accumulator.add(arrays[INPUTS])
-                    return accumulator.statistics()
-                wide = [arrays[kind].astype(np.float64, copy=False) for kind in (HESSIAN, MEAN_ABS)]
-                samples = arrays[SAMPLES].reshape(-1) if SAMPLES in arrays else (0,)
-                return Statistics(wide[0], wide[1], int(samples[0]))
-        except UsageError as err:
-            facts = {key: getattr(err, key) for key in ("path", "tensor", "field", "index", "expected", "found")}
-            raise FileError(err.message, **facts) from err
+        arrays = self._look_up(name)
+        with self._sound(name):
+            if INPUTS in arrays:
+                accumulator = Accumulator(self.columns[name])
+                accumulator.add(arrays[INPUTS])
+                return accumulator.statistics()
+            wide = [arrays[kind].astype(np.float64, copy=False) for kind in (HESSIAN, MEAN_ABS)]
+            return Statistics(wide[0], wide[1], _n_samples(arrays))
+
+    def importance(self, name: str) -> NDArray[np.float32]:
+        """Give the importance of a weight's columns, as its statistics do, without a matrix of them; of inputs but for last digits.
+
+        Raises as a look-up does.
+        """
+        arrays = self._look_up(name)
+        with self._sound(name):
+            if INPUTS in arrays:
+                return importance_of(diagonal_of(arrays[INPUTS]))
+            check_sums(arrays[HESSIAN], arrays[MEAN_ABS], _n_samples(arrays))
+            return importance_of(arrays[HESSIAN].diagonal())
+
+    def n_held(self, name: str) -> int:
+        """Bytes that the sums of a weight take at most while they are looked up and used, beside the mapped file."""
+        kinds, n_cols = self._arrays[name], self.columns[name]
+        n_bytes = n_cols * n_cols * np.dtype(np.float64).itemsize
+        if INPUTS in kinds:
+            return SUMMED_MATRICES * n_bytes
+        hessian = kinds[HESSIAN]
+        return 0 if hessian.dtype == "float64" and hessian.byte_offset % np.dtype(np.float64).alignment == 0 else n_bytes
+
+    def __repr__(self) -> str:
+        return f"Calibration({show(str(self.path), quote=True)}, {len(self)} weights)"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -78,6 +102,22 @@ class Calibration(Closing, Mapping[str, Statistics]):
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+    def _look_up(self, name: str) -> dict[str, NDArray[Any]]:
+        if name not in self._arrays:
+            message = f"there is no calibration for it among {len(self)} weights"
+            raise Missing(message, path=self.path, tensor=name, field="calibration")
+        return {kind: self._file.array(info) for kind, info in self._arrays[name].items()}
+
+    @contextmanager
+    def _sound(self, name: str) -> Iterator[None]:
+        """Have what is wrong with a weight's values be said of the file."""
+        try:
+            with about(self.path, name):
+                yield
+        except UsageError as err:
+            facts = {key: getattr(err, key) for key in ("path", "tensor", "field", "index", "expected", "found")}
+            raise FileError(err.message, **facts) from err
 
 
 def open_calibration(path: str | Path) -> Calibration:
@@ -194,6 +234,19 @@ def _stored(array: NDArray[np.float64], field: str, dtype: str) -> memoryview:
     if np.isinf(made.min()) or np.isinf(made.max()):
         raise UsageError(f"numbers beyond {dtype}, use float64", field=field, expected=dtype)
     return made.data
+
+
+def _n_samples(arrays: Mapping[str, NDArray[Any]]) -> int:
+    return int(arrays[SAMPLES].reshape(-1)[0]) if SAMPLES in arrays else 0
+
+
+def _open_arrays(path: Path) -> SafetensorsFile:
+    """Open a safetensors file. Raises FileError, for any other file by what it is."""
+    with open_mapped(path) as mapped:
+        if bytes(mapped.data[8:9]) != b"{":  # where a header begins, after its length
+            found = explain_foreign(mapped.data) or "another kind of file"
+            raise FileError(f"found {found}, expected a safetensors file of calibration", path=path, found=found)
+    return open_safetensors(path)
 
 
 def _group(tensors: Mapping[str, TensorInfo], path: Path) -> dict[str, Arrays]:

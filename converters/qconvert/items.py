@@ -22,10 +22,6 @@ from qformat.scheme import Opaque
 from qformat.store import part_bytes
 from qformat.tensor import PackedTensor, format_of
 
-# How keys begin that say how a file's tensors were quantized, and nothing of the model.
-# Source: ggml-org/llama.cpp: tools/quantize/quantize.cpp (LLM_KV_QUANTIZE_IMATRIX_*); gguf-py/gguf/constants.py.
-OF_QUANTIZING = ("quantize.", "general.quantized_by")
-
 
 @dataclass(frozen=True, slots=True)
 class Item:

@@ -20,8 +20,8 @@ from qconvert.architectures.rewriting import FLOAT32, WIDENED, widened
 from qconvert.containers.gguf_split import without_split
 from qconvert.containers.gguf_values import KeyValue
 from qconvert.dialects.dialect import PACKING_FILES, PACKING_KEYS
-from qconvert.items import OF_QUANTIZING
 from qconvert.opening import gguf_header
+from qconvert.said import OF_QUANTIZING
 from qconvert.views import Origin, View
 from qformat.bits import DTYPES
 from qformat.errors import NotExact, QFormatError, show

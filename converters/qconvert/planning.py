@@ -14,8 +14,9 @@ import numpy as np
 
 from qconvert.dialects import ggml
 from qconvert.dialects.dialect import Written
-from qconvert.items import OF_QUANTIZING, Item, Plan
+from qconvert.items import Item, Plan
 from qconvert.naming import NO_RUNTIME
+from qconvert.said import said_next
 from qconvert.targets import WIDER, Target
 from qconvert.verdict import (
     EXACT,
@@ -63,8 +64,7 @@ def make_plan(view: View, target: Target, progress: Callable[[int], None] | None
             items.append(traced(item, view))
         if progress is not None:
             progress(tensor.n_bytes)
-    is_quantized = any(item.verdict.verdict == REQUANTIZE for item in items)
-    return Plan(target, tuple(items), view, unsaid=OF_QUANTIZING if is_quantized else ())
+    return Plan(target, tuple(items), view, *said_next(view, items))
 
 
 def settle(name: str, tensor: PackedTensor, target: Target, dialect: str = "", ask: Judge = judge) -> Item:

@@ -80,8 +80,8 @@ def calibrated(item: Item, form: Format, names: tuple[str, ...], calibration: Ca
 
     form : of the item, as the target has it
 
-    Raises UsageError for a format that the method cannot make, or GGUF not hold, where nothing is known unless that is allowed,
-    and for statistics of other columns.
+    Rounded to nearest where nothing is known. Raises UsageError for a format that the method cannot make, or GGUF not hold, and
+    for statistics of other columns.
     """
     method, tensor = wish.method, item.tensor
     stored = method.stored(form, tensor.n_cols)
@@ -90,15 +90,10 @@ def calibrated(item: Item, form: Format, names: tuple[str, ...], calibration: Ca
         message = f"GGUF has no place for the {beside[0]} of {method.name}: quantize to .qfmt, or by gptq"
         raise UsageError(message, field=beside[0])
     weight = find_weight(names, calibration, tensor.n_cols)
-    if not weight and not wish.allow_uncalibrated:
-        message = (
-            f"{calibration.path.name} has no calibration for it: --exclude it, or --allow-uncalibrated rounds it to nearest"
-        )
-        raise UsageError(message, field="calibration")
     if not weight:
         return _noted(item, "not calibrated, rounded to nearest")
     if method.prepare is None:
-        importance = calibration[weight].importance[None]
+        importance = calibration.importance(weight)[None]
         return _noted(replace(item, importance=Entry(importance, np.ones(1, np.float32))), f"by {method.name}, calibrated")
     by = Calibrated(method, form, item.rule, calibration, weight)
     return _noted(replace(item, form=replace(stored, rule=item.rule), by=by), f"by {method.name}")

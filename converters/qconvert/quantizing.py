@@ -12,31 +12,29 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qconvert import opening
-from qconvert.calibrated import hessian_of
-from qconvert.calibration import holds_calibration, open_calibration
+from qconvert.calibrated import held_by_hessian, hessian_of
+from qconvert.calibration import Calibration, holds_calibration, open_calibration
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.shards import NO_LIMITS, Limits
 from qconvert.conversion import Progress, Writing, carry_out, check_early
-from qconvert.cutting import MAX_MEMORY
+from qconvert.cutting import MAX_MEMORY, check_memory
 from qconvert.digest import digest_file
 from qconvert.imatrix import Imatrix, read_imatrix
-from qconvert.items import OF_QUANTIZING, Item, Plan
+from qconvert.items import Item, Plan
 from qconvert.mixes import Choice, choose, fall_back, file_type_of
 from qconvert.naming import AUTO, as_wanted
 from qconvert.planning import MIN_MATRIX_RANK, matches, traced
 from qconvert.quantized import keep, kept, kept_by_name, quantized
 from qconvert.report import Report
 from qconvert.roles import traits_of
+from qconvert.said import said_next
 from qconvert.targets import find_mixed, gguf_type
 from qconvert.views import View
 from qconvert.wish import Wish, check_method
 from qconvert.words import read_override
-from qformat.errors import FileError, QFormatError, UsageError, show
+from qformat.errors import FileError, QFormatError, UsageError, about, show
 from qformat.fold import narrower, refold
 from qformat.formats import Format
 from qformat.methods import RTN
@@ -105,14 +103,15 @@ def quantize(
             check_early(model, path, writing)
             model.verify()
             made = plan_quantize(as_wanted(model, target, path, names), wish)
+            check_measuring(made, known, max_memory)
             report = carry_out(made, path, writing)
             report = replace(report, notices=(*report.notices, *said_of(made, wish)))
             chosen = [item for item in made.items if item.rule]
             with opening.open(report.paths[0], shapes=made.shapes) as written:
-                errors = {}
-                for item in chosen:
-                    hessian = hessian_of(made.view.names_of(item.name), known, item.tensor.n_cols)
-                    errors[item.name] = measured(item.tensor, written[item.name], hessian)
+                errors = {
+                    item.name: measured(item.tensor, written[item.name], made.view.names_of(item.name), known)
+                    for item in chosen
+                }
             return replace(report, seconds=time.monotonic() - started), errors
 
 
@@ -127,8 +126,26 @@ def read_importances(path: str | Path) -> Imatrix:
         raise
 
 
-def measured(source: PackedTensor, written: PackedTensor, hessian: NDArray[np.float64] | None = None) -> ErrorReport:
-    """Measure the error of a written tensor against its source, tile by tile; of outputs too, where the Hessian is known."""
+def check_measuring(made: Plan, calibration: Calibration | None, max_memory: int) -> None:
+    """Refuse Hessians by which errors of outputs are measured, where one takes more memory than there may be.
+
+    Raises UsageError saying how much is needed.
+    """
+    for item in made.items:
+        n_held = held_by_hessian(made.view.names_of(item.name), calibration, item.tensor.n_cols) if item.rule else 0
+        if n_held:
+            with about(made.view.model.path, item.name):
+                check_memory(item.tensor, max_memory, item.form, n_held)
+
+
+def measured(
+    source: PackedTensor, written: PackedTensor, names: Sequence[str] = (), calibration: Calibration | None = None
+) -> ErrorReport:
+    """Measure the error of a written tensor against its source, tile by tile; of outputs too, where inputs are known.
+
+    names : by which they may be
+    """
+    hessian = hessian_of(names, calibration, source.n_cols)
     total, seen = Sums(), source if hessian is not None else narrower(source, format_of(written))
     made = written if seen is source else refold(written, (seen.n_rows, seen.n_cols))
     for tile in seen.tiles():
@@ -141,7 +158,7 @@ def plan_quantize(view: View, wish: Wish) -> Plan:
     """Plan to quantize the float matrices of a model; whatever else it holds stays as it is.
 
     Raises UsageError where the target names no packed format, a rule does not exist, a glob of the overrides matches nothing
-    that is quantized, or an importance has not the columns of its tensor.
+    that is quantized, an importance has not the columns of its tensor, and as `check_calibrated` does.
     """
     form, mix, model = wish.target.wanted, wish.mix, view.model
     if mix is None and (form is None or form.scheme.is_dense):
@@ -168,8 +185,11 @@ def plan_quantize(view: View, wish: Wish) -> Plan:
             raise UsageError(message, path=model.path, found=glob)
     if not any(item.rule for item in items):
         return Plan(wish.target, tuple(items), view)
-    of_runtime = said_by_file(wish) if wish.target.container == "gguf" else ()
-    return Plan(wish.target, tuple(items), view, (*of_runtime, *said_by_method(wish, items)), OF_QUANTIZING)
+    check_calibrated(wish, items, model.path)
+    is_gguf = wish.target.container == "gguf"
+    of_imatrix = said_by_imatrix(wish.imatrix) if is_gguf and wish.imatrix is not None else []
+    said, unsaid = said_next(view, items, [*of_imatrix, *said_by_method(wish, items)])
+    return Plan(wish.target, tuple(items), view, (*(said_by_file(wish) if is_gguf else ()), *said), unsaid)
 
 
 def choose_types(view: View, wish: Wish) -> dict[str, tuple[Format, str]]:
@@ -195,44 +215,63 @@ def choose_types(view: View, wish: Wish) -> dict[str, tuple[Format, str]]:
     return types
 
 
-def said_by_file(wish: Wish) -> tuple[KeyValue, ...]:
-    """Give the key-values by which a GGUF file says how it was quantized, as llama-quantize records them."""
-    form, imatrix = wish.target.wanted, wish.imatrix
+def said_by_file(wish: Wish) -> list[KeyValue]:
+    """Give the key-values by which a GGUF file says what its types are, as llama-quantize records them."""
+    form = wish.target.wanted
     kind = wish.mix.file_type if wish.mix else file_type_of(form.name) if form else None
     pairs = [key_value("general.quantization_version", UINT32, QUANTIZATION_VERSION)]
-    if kind is not None:
-        pairs.append(key_value("general.file_type", UINT32, kind))
-    if imatrix is not None:
-        pairs.append(key_value("quantize.imatrix.file", STRING, imatrix.path.name))
-        pairs += [key_value("quantize.imatrix.dataset", STRING, name) for name in imatrix.datasets[:1]]
-        pairs.append(key_value("quantize.imatrix.entries_count", UINT32, len(imatrix.entries)))
-        if imatrix.n_chunks:
-            pairs.append(key_value("quantize.imatrix.chunks_count", UINT32, imatrix.n_chunks))
-    return tuple(pairs)
+    return pairs if kind is None else [*pairs, key_value("general.file_type", UINT32, kind)]
 
 
-def said_by_method(wish: Wish, items: Sequence[Item]) -> tuple[KeyValue, ...]:
-    """Give the key-values that say by which method and calibration a file was quantized; none for rules alone.
+def said_by_imatrix(imatrix: Imatrix) -> list[KeyValue]:
+    """Give the key-values by which a GGUF file says whose importance it was quantized by, as llama-quantize records them."""
+    pairs = [key_value("quantize.imatrix.file", STRING, imatrix.path.name)]
+    pairs += [key_value("quantize.imatrix.dataset", STRING, name) for name in imatrix.datasets[:1]]
+    pairs.append(key_value("quantize.imatrix.entries_count", UINT32, len(imatrix.entries)))
+    if imatrix.n_chunks:
+        pairs.append(key_value("quantize.imatrix.chunks_count", UINT32, imatrix.n_chunks))
+    return pairs
 
-    Tensors of which nothing was known are there by name, one in a line, as are those that it is said of, if others are packed.
+
+def said_by_method(wish: Wish, items: Sequence[Item]) -> list[KeyValue]:
+    """Give the key-values that say by which method and calibration tensors were quantized; none for rules alone.
+
+    Those of which nothing was known are there by name, one in a line.
     """
     method, calibration = wish.method, wish.calibration
     if method is RTN:
-        return ()
+        return []
     said = {"quantize.method": method.name, "quantize.rule": ", ".join(dict.fromkeys(item.rule for item in items if item.rule))}
-    made = [item.name for item in items if item.rule]
-    if len(made) < sum(bool(item.rule) or not item.tensor.scheme.is_dense for item in items):  # others were packed before
-        said["quantize.tensors"] = "\n".join(made)
     if method.damping is not None:
         said["quantize.damping"] = repr(method.damping)
     if calibration is not None:
         said["quantize.calibration.file"] = calibration.path.name
         said["quantize.calibration.blake3"] = digest_file(calibration.path)
-        unknown = [item.name for item in items if item.rule and item.by is None and item.importance is None]
-        if len(unknown) == sum(bool(item.rule) for item in items):
-            raise UsageError("has no calibration for any of the tensors", path=calibration.path, field="calibration")
+        unknown = uncalibrated(items)
         said |= {"quantize.uncalibrated": "\n".join(unknown)} if unknown else {}
-    return tuple(key_value(key, STRING, text) for key, text in said.items())
+    return [key_value(key, STRING, text) for key, text in said.items()]
+
+
+def uncalibrated(items: Sequence[Item]) -> list[str]:
+    """Name the tensors that are quantized without anything known of their inputs."""
+    return [item.name for item in items if item.rule and item.by is None and item.importance is None]
+
+
+def check_calibrated(wish: Wish, items: Sequence[Item], path: Path) -> None:
+    """Refuse a file of calibration that does not know the tensors that are quantized.
+
+    Raises UsageError for tensors that are not in it, unless that is allowed, and for a file that has none of them.
+    """
+    unknown = uncalibrated(items)
+    if wish.calibration is None or not unknown:
+        return
+    if len(unknown) == sum(bool(item.rule) for item in items):
+        raise UsageError("has no calibration for any of the tensors", path=wish.calibration.path, field="calibration")
+    if not wish.allow_uncalibrated:
+        them = f"it and {len(unknown) - 1} more" if len(unknown) > 1 else "it"
+        way_out = f"--exclude {'it' if len(unknown) == 1 else 'them'}, or --allow-uncalibrated rounds to nearest"
+        message = f"{wish.calibration.path.name} has no calibration for {them}: {way_out}"
+        raise UsageError(message, path=path, tensor=unknown[0], field="calibration", found=len(unknown))
 
 
 def said_of(made: Plan, wish: Wish) -> Iterator[str]:

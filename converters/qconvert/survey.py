@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert import opening
-from qconvert.calibrated import hessian_of
+from qconvert.calibrated import held_by_hessian, hessian_of
 from qconvert.calibration import Calibration, open_calibration
 from qconvert.cutting import MAX_MEMORY, row_ranges
 from qconvert.items import Item
 from qconvert.naming import OWN, as_wanted
-from qconvert.quantizing import plan_quantize
+from qconvert.quantizing import check_measuring, plan_quantize
 from qconvert.requantize import Requantizer
 from qconvert.targets import find_mixed
 from qconvert.verdict import REFUSED
@@ -124,14 +124,14 @@ def survey(
 
 
 def cost_of(model: Model, wish: Wish, max_memory: int = MAX_MEMORY, calibration: Calibration | None = None) -> Cost:
-    """Measure one target. Raises UsageError as `quantize` does, with the tensor's name."""
+    """Measure one target. Raises UsageError as `quantize` does, with the tensor's name, Hessians beyond the memory included."""
     made = plan_quantize(as_wanted(model, wish.target, names=OWN), wish)
+    check_measuring(made, calibration, max_memory)
     total, n_bytes, errors = Sums(), 0, dict[str, ErrorReport]()
     for item in made.items:
         if item.rule:
             with about(model.path, item.name):
-                hessian = hessian_of(made.view.names_of(item.name), calibration, item.tensor.n_cols)
-                sums = measured(item, max_memory, hessian)
+                sums = measured(item, max_memory, made.view.names_of(item.name), calibration)
             errors[item.name] = sums.report(item.n_bytes * 8 / max(1, item.tensor.n_weights))
             total += sums
             n_bytes += item.n_bytes
@@ -150,14 +150,18 @@ def cost_of(model: Model, wish: Wish, max_memory: int = MAX_MEMORY, calibration:
     )
 
 
-def measured(item: Item, max_memory: int = MAX_MEMORY, hessian: NDArray[np.float64] | None = None) -> Sums:
+def measured(
+    item: Item, max_memory: int = MAX_MEMORY, names: Sequence[str] = (), calibration: Calibration | None = None
+) -> Sums:
     """Quantize a tensor of a plan, some rows at a time by all threads, and sum up its error.
 
-    hessian : of its inputs
+    names : by which its inputs may be known
     """
+    n_held = held_by_hessian(names, calibration, item.tensor.n_cols)
+    hessian = hessian_of(names, calibration, item.tensor.n_cols)
     source = item.tensor if hessian is not None else narrower(item.tensor, item.form)
     work = partial(_measured_rows, Requantizer(source, item.form, item.rule, item.importance), hessian)
-    ranges = (rows for unit in row_ranges(source, item.form, max_memory) for rows in unit)
+    ranges = (rows for unit in row_ranges(source, item.form, max_memory - n_held) for rows in unit)
     with closing(spread(work, ranges)) as sums:
         return reduce(add, sums, Sums())
 

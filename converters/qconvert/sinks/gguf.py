@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from qconvert.containers.gguf import Recipe
 from qconvert.containers.gguf_plan import Plan as Places
 from qconvert.containers.gguf_plan import PlannedTensor, plan_from_recipe, plan_gguf
-from qconvert.containers.gguf_split import part_name, read_part_name, split_pairs, without_split
-from qconvert.containers.gguf_types import ARRAY, BOOL, GGUF_DENSE, STRING, UINT32
+from qconvert.containers.gguf_split import part_name, read_part_name, split_pairs
+from qconvert.containers.gguf_types import GGUF_DENSE, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
 from qconvert.containers.gguf_write import write_gguf
 from qconvert.containers.shards import Limits, divide
@@ -20,15 +19,14 @@ from qconvert.dialects import ggml
 from qconvert.items import Item, Plan
 from qconvert.mixes import file_type_of
 from qconvert.opening import gguf_header
+from qconvert.pairs import pairs_of
 from qconvert.planning import MIN_MATRIX_RANK
 from qconvert.sinks.placed import Home, PlacedSink, PlannedFile
-from qformat import store
 from qformat.errors import UsageError
 from qformat.file.hidden import Hidden
 from qformat.model import Model
 
 FILE_TYPE = "general.file_type"
-INT64, FLOAT64 = 11, 12
 
 
 def gguf_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Path, Collection[str]], None]) -> PlacedSink:
@@ -97,28 +95,7 @@ def plan_parts(pairs: Sequence[KeyValue], groups: Sequence[Sequence[PlannedTenso
     ]
 
 
-def pairs_of(model: Model) -> list[KeyValue]:
-    """Give the key-values of a model, those of a GGUF file as the bytes they were."""
-    header = gguf_header(model)
-    return key_values(model.metadata) if header is None else without_split(header.key_values.values())
-
-
 def keys(plan: Places, homes: Sequence[tuple[Home, PlannedTensor]]) -> dict[Home, int]:
     """Find the number, in a file's plan, of each part of a tensor."""
     numbers = {info.name: number for number, info in enumerate(plan.tensors)}
     return {home: numbers[name] for home, (name, *_) in homes}
-
-
-def key_values(metadata: Mapping[str, Any]) -> list[KeyValue]:
-    """Give plain metadata GGUF types: strings, booleans, 64-bit numbers, and lists of one of these."""
-    return [_key_value(key, value) for key, value in metadata.items() if key]
-
-
-def _key_value(key: str, value: Any) -> KeyValue:
-    kinds = {"string": STRING, "bool": BOOL, "int64": INT64, "float64": FLOAT64}
-    typed = store.typed(value)
-    if typed.type == "array":
-        if typed.items not in kinds:
-            raise UsageError(f"metadata list of {typed.items}, expected one of {', '.join(kinds)}", field=key)
-        return key_value(key, ARRAY, list(typed.value), kinds[typed.items])
-    return key_value(key, kinds[typed.type], typed.value)

@@ -44,7 +44,7 @@ def safetensors_sink(path: Path, plan: Plan, limits: Limits, check: Callable[[Pa
     said = configs(model, plan)
     packing = said.get(CONFIG, {}).get(KEY)
     packed_as = {KEY: json.dumps(packing)} if is_file and packing else {}
-    metadata = {**metadata_of(model), **strings_of(model, items, said), **packed_as}
+    metadata = {**metadata_of(model, plan), **strings_of(model, items, said), **packed_as}
     says_so = metadata.get(KEY) == model.metadata.get(KEY)
     own = own_header(model, items, arrays) if len(shards) == 1 and says_so else b""
     files = []
@@ -104,12 +104,14 @@ def strings_of(model: Model, items: Sequence[Item], said: Mapping[str, Mapping[s
     return {key: old[key] for key in made} if of_same and all(i.verdict.verdict == SAME_BYTES for i in items) else made
 
 
-def metadata_of(model: Model) -> dict[str, str]:
-    """Give the strings that go over from one file of arrays to another."""
+def metadata_of(model: Model, plan: Plan) -> dict[str, str]:
+    """Give the strings that go over from one file of arrays to another, but for what is not so any more."""
     if model.container == "gguf":
         return {}
-    of_packing = {KEY, TENSOR_NAMES, *(model if TENSOR_NAMES in model.metadata else ())}
-    return {key: value for key, value in model.metadata.items() if isinstance(value, str) and key not in of_packing}
+    gone = {KEY, TENSOR_NAMES, *(model if TENSOR_NAMES in model.metadata else ())}
+    kept = {key: value for key, value in model.metadata.items() if key not in gone and not key.startswith(plan.unsaid)}
+    said = {**kept, **{pair.key: pair.value for pair in plan.key_values}}
+    return {key: value for key, value in said.items() if isinstance(value, str)}
 
 
 def was_packed(plan: Plan) -> bool:
