@@ -144,6 +144,105 @@ def test_a_file_of_sums_is_read(tmp_path: Path, dtype: str, n_samples: NDArray[A
         assert facts(found["m.weight"]) == (HESSIAN, MEAN_ABS, 0 if n_samples is None else 3)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_importance_of_recorded_inputs_takes_no_matrix(tmp_path: Path, dtype: str) -> None:
+    n_cols = 1024
+    inputs = np.random.default_rng(2).integers(-8, 9, (40, n_cols)).astype(dtype)  # whose squares add up exactly
+    inputs[:, 3] = 0
+    with qconvert.open_calibration(file(tmp_path / "a.safetensors", w_of_inputs=inputs)) as found:
+        tracemalloc.start()
+        importance = found.importance("w")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+    squares = (inputs.astype(np.int64) ** 2).sum(axis=0)
+    assert importance.tobytes() == (squares / squares.max()).astype(np.float32).tobytes()
+    assert peak < 4 * n_cols * n_cols  # half a matrix
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_importance_of_sums_takes_no_matrix(tmp_path: Path, dtype: str) -> None:
+    n_cols, inputs = 1024, np.random.default_rng(2).standard_normal((1100, 1024))
+    arrays = {"w_of_hessian": (2 * inputs.T @ inputs).astype(dtype), "w_of_mean_abs": np.ones(n_cols, dtype)}
+    with qconvert.open_calibration(file(tmp_path / "a.safetensors", **arrays)) as found:
+        tracemalloc.start()
+        importance = found.importance("w")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+        diagonal = arrays["w_of_hessian"].diagonal().astype(np.float64)
+        assert importance.tobytes() == (diagonal / diagonal.max()).astype(np.float32).tobytes()
+        assert importance.tobytes() == found["w"].importance.tobytes()
+    assert peak < 4 * n_cols * n_cols
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"w_of_inputs": np.float32([[1, np.nan]])}, "tensor 'w' field 'inputs': value 1 is nan"),
+        ({"w_of_inputs": np.zeros((0, 2), np.float32)}, "tensor 'w' field 'inputs': 0 samples, expected at least 1"),
+        ({"w_of_inputs": np.full((4, 2), 1e154)}, "tensor 'w' field 'hessian': value 0 is inf, expected a finite number"),
+        (
+            {"w_of_hessian": np.float32([[1, 2], [0, 1]]), "w_of_mean_abs": np.ones(2)},
+            r"tensor 'w' field 'hessian': hessian\[0, 1\] is 2.0 and hessian\[1, 0\] is 0.0, expected a symmetric matrix",
+        ),
+        ({"w_of_hessian": np.eye(2), "w_of_mean_abs": np.array([1, -1.0])}, "tensor 'w' field 'mean_abs': value 1 is -1.0"),
+    ],
+    ids=["nan", "none", "beyond", "halves", "mean"],
+)
+def test_importance_of_values_that_are_not_sound_is_refused(
+    tmp_path: Path, arrays: dict[str, NDArray[Any]], words: str
+) -> None:
+    with (
+        qconvert.open_calibration(file(tmp_path / "a.safetensors", **arrays)) as found,
+        pytest.raises(FileError, match=words),
+    ):
+        found.importance("w")
+
+
+def test_a_weight_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with qconvert.open_calibration(file(tmp_path / "a.safetensors", w_of_inputs=np.array(INPUTS))) as found:
+        with pytest.raises(qformat.Missing) as caught:
+            found["nope"]
+        with pytest.raises(qformat.Missing):
+            found.importance("nope")
+        assert "nope" not in found
+        assert found.get("nope") is None
+
+    assert (
+        str(caught.value)
+        == f"{tmp_path}/a.safetensors: tensor 'nope' field 'calibration': there is none for it among 1 weights"
+    )
+    assert isinstance(caught.value, UsageError)
+    assert isinstance(caught.value, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"import os\n" * 9, "found another kind of file, expected a safetensors file of calibration"),
+        (b"GGUF" + bytes(60), "found a GGUF file, expected a safetensors file of calibration"),
+        (b"abc", "found another kind of file, expected a safetensors file of calibration"),
+        (b"\xe8\3\0\0\0\0\0\0{}", "the header is 1000 bytes long by its length field, but the file holds 2 after it"),
+        (b"", "empty file"),
+    ],
+    ids=["text", "gguf", "short", "cut", "empty"],
+)
+def test_a_file_that_is_no_safetensors_is_called_what_it_is(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "a.py").write_bytes(data)
+    with pytest.raises(FileError, match=words) as caught:
+        qconvert.open_calibration(tmp_path / "a.py")
+
+    assert str(caught.value).startswith(f"{tmp_path}/a.py: ")
+
+
+def test_statistics_and_files_of_them_are_shown_in_a_line(tmp_path: Path) -> None:
+    path = file(tmp_path / "a.safetensors", w_of_inputs=np.array(INPUTS))
+    with qconvert.open_calibration(path) as found:
+        assert repr(found) == f"Calibration('{path}', 1 weights)"
+        assert repr(found["w"]) == "Statistics(2 columns, 3 samples, 48 bytes)"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_is_written_is_read_by_the_reference_reader(tmp_path: Path, dtype: str) -> None:
     qconvert.write_calibration(tmp_path / "a.safetensors", {"w": statistics()}, dtype)

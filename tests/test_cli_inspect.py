@@ -38,7 +38,7 @@ def test_inspect_json_names_every_fact_of_a_gguf(tmp_path: Path, capsys: pytest.
     code, facts, _ = run_json(capsys, "inspect", path)
 
     tensor = {"name": "w", "shape": [2, 32], "scheme": "q8_0", "layout": "q8_0", "n_bytes": 68, "bits_per_weight": 8.5}
-    tensor |= {"dialect": "gguf", "bits": 8, "group_size": 32, "group": "32"}
+    tensor |= {"dialect": "gguf", "bits": 8, "group_size": 32, "group": "32", "rule": ""}
     planes = [{"role": "blocks", "n_bytes": 68, "layout": "q8_0"}]
     assert (code, facts) == (
         0,
@@ -49,6 +49,7 @@ def test_inspect_json_names_every_fact_of_a_gguf(tmp_path: Path, capsys: pytest.
             "n_weights": 64,
             "n_bytes": 68,
             "bits_per_weight": 8.5,
+            "quantize": {},
             "tensors": [{**tensor, "planes": planes}],
         },
     )
@@ -70,6 +71,31 @@ def test_inspect_of_a_qfmt_lists_the_planes_of_a_packed_tensor(tmp_path: Path, c
     assert [(plane["role"], plane["n_bytes"]) for plane in packed["planes"]] == [("codes", 64), ("scales", 4)]
     assert (packed["bits_per_weight"], dense["scheme"], dense["n_bytes"]) == (4.25, "float16", 6)
     assert (facts["container"], facts["n_weights"], facts["n_bytes"]) == ("qfmt", 131, 74)
+
+
+def test_inspect_and_dump_say_by_what_tensors_were_quantized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.qfmt"
+    tensors = {"m": qformat.quantize(np.ones((2, 64), np.float32), "mxfp4", "even"), "f": np.zeros(3, np.float16)}
+    said = {"quantize.method": "rtn", "quantize.tensors": "m\nn"}
+    qformat.save(path, tensors, metadata={**said, "other": "x"})
+
+    _, facts, _ = run_json(capsys, "inspect", path)
+    _, text, _ = run(capsys, "inspect", path, "--tensors")
+    _, block, _ = run(capsys, "dump", path, "m")
+
+    assert ([tensor["rule"] for tensor in facts["tensors"]], facts["quantize"]) == (["even", ""], said)
+    lines = text.splitlines()
+    assert "quantize.method: rtn" in lines
+    assert "quantize.tensors: m, n" in lines
+    head, packed, dense = lines[-3:]
+    assert (head.split()[-1], packed.split()[-1], dense.split()[-1]) == ("rule", "even", "16.000")
+    assert block.splitlines()[0] == "m: scheme mxfp4, layout nibbles, shape [2, 64], rule even"
+
+
+def test_inspect_shows_no_rules_where_none_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = run(capsys, "inspect", gguf_file(tmp_path, [32], Q8_0, q8_0(1)), "--tensors")
+
+    assert text.splitlines()[-2].split()[-1] == "bits/weight"
 
 
 def test_include_restricts_tensors_and_totals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

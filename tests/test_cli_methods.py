@@ -10,7 +10,9 @@ import qconvert
 from blake3 import blake3
 from command import run, run_json
 from made_inputs import F32, correlated, output_error, statistics, weights
+from qconvert.conversion import dequantize
 from qconvert.quantizing import quantize
+from qconvert.repackaging import repackage
 from safetensors.numpy import save_file
 
 import qformat
@@ -202,7 +204,7 @@ def test_what_is_not_calibrated_is_refused_or_rounded(model: Path, tmp_path: Pat
     args = (model, dst, "--to", "qfmt:int4-g64", "--method", "gptq", "--calibration", known)
 
     line = refused(capsys, dst, *args)
-    assert "tensor 'b.weight' field 'calibration': c.safetensors has no calibration for it" in line
+    assert "tensor 'b.weight' field 'calibration': c.safetensors has no calibration for it: --exclude it" in line
     assert "--allow-uncalibrated" in line
 
     code, said, _ = run_json(capsys, "quantize", *args, "--allow-uncalibrated")
@@ -213,6 +215,44 @@ def test_what_is_not_calibrated_is_refused_or_rounded(model: Path, tmp_path: Pat
     with qformat.open(dst) as written:
         nearest = qformat.quantize(WEIGHTS["b.weight"], "int4_g64").dequantize()
         assert written["b.weight"].dequantize().tobytes() == nearest.tobytes()
+
+
+def test_the_first_of_those_that_are_not_calibrated_is_named_and_the_others_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({f"{n}.weight": weights(2, 64) for n in range(5)}, tmp_path / "m.safetensors")
+    known, dst = calibration(tmp_path, {"1.weight": statistics(correlated(100, 64))}), tmp_path / "a.qfmt"
+
+    line = refused(capsys, dst, tmp_path / "m.safetensors", dst, "--to", "qfmt:nf4", "--method", "gptq", "--calibration", known)
+
+    assert "tensor '0.weight' field 'calibration': c.safetensors has no calibration for it and 3 more: --exclude them" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [("gptq", "gptq cannot round to 'q4_k'"), ("mse", "unknown rule 'mse' for 'q4_k'")]
+)
+def test_what_a_method_cannot_make_is_said_before_what_is_not_calibrated(
+    method: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a mix, where rows of no whole K-quant blocks fall back to a type that the method can make."""
+    save_file({"a.weight": weights(4, 96), "b.weight": weights(4, 256)}, tmp_path / "m.safetensors")
+    known, dst = calibration(tmp_path, {"b.weight": KNOWN["b.weight"]}), tmp_path / "a.gguf"
+
+    line = refused(
+        capsys, dst, tmp_path / "m.safetensors", dst, "--to", "gguf:q4_k_s", "--method", method, "--calibration", known
+    )
+
+    assert "tensor 'b.weight'" in line
+    assert words in line
+
+
+def test_a_file_that_knows_no_tensor_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known, dst = calibration(tmp_path, {"other.weight": KNOWN["a.weight"]}), tmp_path / "a.qfmt"
+    words = (model, dst, "--to", "qfmt:nf4", "--method", "gptq", "--calibration", known)
+
+    for options in ([], ["--allow-uncalibrated"]):
+        line = refused(capsys, dst, *words, *options)
+        assert "c.safetensors: field 'calibration': has no calibration for any of the tensors" in line
 
 
 @pytest.mark.parametrize("target", ["qfmt:int4-g64", "gguf:q8_0"])
@@ -234,18 +274,94 @@ def test_a_file_says_by_what_it_was_quantized(model: Path, tmp_path: Path, targe
         assert written.verify() == dst.suffix.endswith("qfmt")
 
 
-@pytest.mark.parametrize("end", ["qfmt", "gguf"])
-def test_what_was_said_of_quantizing_before_is_not_said_again(model: Path, tmp_path: Path, end: str) -> None:
-    before, again = tmp_path / f"before.{end}", tmp_path / f"again.{end}"
-    target, only = {"qfmt": ("qfmt:int4-g64", "a.weight"), "gguf": ("gguf:q8_0", "a.weight")}[end]
+def said_in(path: Path) -> dict[str, object]:
+    """Give what a file says of quantizing, digests and names of files aside."""
+    with qconvert.open(path) as model:
+        found = {key.removeprefix("quantize."): value for key, value in model.metadata.items() if key.startswith("quantize.")}
+    return {key: value for key, value in found.items() if ".calibration." not in f".{key}"}
+
+
+@pytest.fixture(params=["qfmt", "gguf", "qfmt of a gguf"])
+def by_gptq(request: pytest.FixtureRequest, model: Path, tmp_path: Path) -> Path:
+    """A file of which `a.weight` was quantized by GPTQ, calibrated, and `b.weight`, not calibrated."""
+    end, both = str(request.param).split()[-1], ["a.weight", "b.weight"]
+    save_file({**WEIGHTS, "c.weight": weights(4, 256)}, model)
+    target, path = {"qfmt": "qfmt:int4-g64", "gguf": "gguf:q8_0"}[end], tmp_path / f"before.{end}"
     known = calibration(tmp_path, {"a.weight": KNOWN["a.weight"]})
-    quantize(model, before, target, method="gptq", calibration=known, include=[only])
+    quantize(model, path, target, method="gptq", calibration=known, include=both, allow_uncalibrated=True)
+    if request.param != "qfmt of a gguf":
+        return path
+    qconvert.convert(path, tmp_path / "before.qfmt")
+    return tmp_path / "before.qfmt"
 
-    quantize(before, again, target, include=["b.weight"])
 
-    with qconvert.open(before) as one, qconvert.open(again) as other:
-        assert "quantize.method" in one.metadata
-        assert not [key for key in other.metadata if key.startswith("quantize.")]
+def again(path: Path, name: str) -> tuple[Path, str]:
+    """Give a file of this name beside another and of its kind, and a target for it."""
+    return path.with_name(f"{name}{path.suffix}"), "gguf:q4_0" if path.suffix == ".gguf" else "qfmt:nf4"
+
+
+def test_records_stay_with_the_tensors_that_they_are_of(by_gptq: Path) -> None:
+    before = said_in(by_gptq)
+    rule = "symmetric" if by_gptq.name == "before.qfmt" and not by_gptq.with_name("before.gguf").exists() else "ggml"
+    assert before == {"method": "gptq", "rule": rule, "damping": "0.01", "uncalibrated": "b.weight"}
+    both = {**before, "tensors": "a.weight\nb.weight"}
+
+    plain, target = again(by_gptq, "plain")
+    quantize(by_gptq, plain, target)
+    assert said_in(plain) == both  # a rule alone leaves nothing to say of the third
+
+    searched, target = again(by_gptq, "searched")
+    quantize(by_gptq, searched, target, method="mse")
+    now = {"method": "mse", "rule": "mse", "tensors": "c.weight"}
+    assert said_in(searched) == now | {f"earlier.1.{key}": value for key, value in both.items()}
+
+    copied = again(by_gptq, "copied")[0]
+    qconvert.convert(searched, copied)
+    assert said_in(copied) == said_in(searched)
+
+    few = again(by_gptq, "few")[0]
+    repackage(searched, few, exclude=["a.weight", "norm.weight"])
+    assert said_in(few) == now | {f"earlier.1.{key}": value for key, value in {**both, "tensors": "b.weight"}.items()}
+
+    only = again(by_gptq, "only")[0]
+    repackage(searched, only, include=["a.weight"])
+    assert said_in(only) == {key: value for key, value in before.items() if key != "uncalibrated"}
+
+
+@pytest.mark.parametrize("end", ["qfmt", "gguf", "safetensors"])
+def test_nothing_is_said_of_quantizing_where_no_tensor_is_packed(by_gptq: Path, end: str) -> None:
+    dense, packed = by_gptq.with_name(f"dense.{end}"), by_gptq.with_name("packed.qfmt")
+
+    dequantize(by_gptq, dense)
+    assert said_in(dense) == {}
+
+    quantize(dense, packed, "qfmt:int4-g64", method="mse")
+    assert said_in(packed) == {"method": "mse", "rule": "mse"}
+
+
+def test_a_third_time_comes_before_the_second_and_the_first(model: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / f"{n}.qfmt" for n in range(3))
+    quantize(model, first, "qfmt:int4-g64", method="mse", include=["a.weight"])
+    save_file({**WEIGHTS, "c.weight": weights(4, 256)}, model)
+    quantize(model, first, "qfmt:int4-g64", method="mse", include=["a.weight"], force=True)
+    known = calibration(tmp_path)
+    quantize(first, second, "qfmt:int4-g64", method="gptq", calibration=known, include=["b.weight"])
+    quantize(second, third, "qfmt:int4-g64", method="mse", include=["c.weight"])
+
+    assert said_in(third) == {
+        "method": "mse", "rule": "mse", "tensors": "c.weight",
+        "earlier.1.method": "gptq", "earlier.1.rule": "symmetric", "earlier.1.damping": "0.01", "earlier.1.tensors": "b.weight",
+        "earlier.2.method": "mse", "earlier.2.rule": "mse", "earlier.2.tensors": "a.weight",
+    }  # fmt: skip
+
+
+def test_a_gguf_that_was_kept_comes_back_where_nothing_is_quantized(by_gptq: Path) -> None:
+    there, back = by_gptq.with_name("there.qfmt"), by_gptq.with_name(f"back{by_gptq.suffix}")
+    qconvert.convert(by_gptq, there)
+    qconvert.convert(there, back)
+
+    assert said_in(there) == said_in(back) == said_in(by_gptq)
+    assert by_gptq.suffix == ".qfmt" or back.read_bytes() == by_gptq.read_bytes()
 
 
 def test_rules_alone_leave_nothing_to_say(model: Path, tmp_path: Path) -> None:

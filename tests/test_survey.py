@@ -1,5 +1,8 @@
 """`qfmt quantize --report`: what is measured without writing is what writing gives; the table, the facts and the plot."""
 
+import tracemalloc
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,12 +11,15 @@ import pytest
 import qconvert
 from command import facts, run
 from made_inputs import correlated, output_error, statistics
-from qconvert.survey import TARGETS, survey
+from qconvert.survey import TARGETS, Cost, survey
+from qfmt.plot import draw
 from safetensors.numpy import save_file
 
 import qformat
+from qformat.rules import ErrorReport
 
 PNG = b"\x89PNG\r\n\x1a\n"
+FONT = 7  # points, which are pixels of a drawing
 
 
 @pytest.fixture
@@ -146,6 +152,56 @@ def test_plots_are_a_picture_and_a_drawing_of_every_target(source: Path, capsys:
     texts = {"".join(node.itertext()).strip() for node in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")}
     assert {"nf4", "int8-channel", "q4_0", "qfmt", "gguf", "bits per weight"} <= texts
     assert sorted(path.suffix for path in source.parent.iterdir()) == [".png", ".safetensors", ".svg"]
+
+
+def test_names_of_a_plot_cover_none_of_each_other(tmp_path: Path) -> None:
+    error = ErrorReport(1.0, 0.1, 20.0, 4.5)
+    costs = [Cost(f"qfmt:name{n:02}", "r", replace(error, sqnr_db=20 + n / 50), "w", error, 1, 0, (), 1) for n in range(12)]
+    others = [Cost(f"gguf:far{n}", "r", ErrorReport(1.0, 0.1, 10.0 * n, 2.0 + n), "w", error, 1, 0, (), 1) for n in range(1, 5)]
+
+    draw([*costs, *others], [tmp_path / "a.svg"])
+
+    boxes = {}
+    for node in ElementTree.parse(tmp_path / "a.svg").iter("{http://www.w3.org/2000/svg}text"):
+        name, left, lower = "".join(node.itertext()).strip(), float(node.get("x", 0)), float(node.get("y", 0))
+        if name.startswith(("name", "far")):
+            width = 0.6 * FONT * len(name)  # DejaVu Sans: digits and small letters are 0.6 of the size wide
+            left -= width if "text-anchor: end" in node.get("style", "") else 0
+            boxes[name] = (left, left + width, lower - FONT, lower)
+    assert len(boxes) == 16
+    touching = [
+        (one, other)
+        for (one, a), (other, b) in combinations(boxes.items(), 2)
+        if a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
+    ]
+    assert touching == []
+
+
+@pytest.mark.parametrize("kind", ["hessian", "inputs"])
+def test_memory_counts_what_calibration_takes(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    n_cols = 1536  # of which a matrix is 18 MiB
+    weights, inputs = np.ones((2, n_cols), np.float32), np.random.default_rng(3).standard_normal((8, n_cols), np.float32)
+    save_file({"w.weight": weights}, tmp_path / "m.safetensors")
+    if kind == "inputs":
+        save_file({"w.weight.inputs": inputs}, tmp_path / "c.safetensors")
+    else:
+        qconvert.write_calibration(tmp_path / "c.safetensors", qformat.calibrate([{"w.weight": inputs}]), "float32")
+    report = ("quantize", tmp_path / "m.safetensors", "--report", "--to", "qfmt:nf4")
+    write = ("quantize", tmp_path / "m.safetensors", tmp_path / "a.qfmt", "--to", "qfmt:nf4", "--method", "mse")
+    calibration = ("--calibration", tmp_path / "c.safetensors")
+    matrices = 2 if kind == "inputs" else 1
+    n_bytes, allowed = 8 * n_cols * n_cols * matrices, (19 << 20) * matrices
+
+    for command in (report, write):
+        code, _, err = run(capsys, *command, *calibration, "--max-memory", f"{allowed - (1 << 20)}B")
+        assert (code, (tmp_path / "a.qfmt").exists()) == (1, False)
+        assert f"tensor 'w.weight': 1 rows of 64 weights are one piece of work, beside {n_bytes} bytes" in err
+        tracemalloc.start()
+        code, _, err = run(capsys, *command, *calibration, "--max-memory", f"{allowed}B")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (code, err) == (0, "")
+        assert peak < allowed
 
 
 REFUSED = [

@@ -10,10 +10,11 @@ from conftest import VECTORS
 from qconvert import holding
 from qconvert.dialects import DIALECTS
 from qconvert.holding import COUNTED, HEAD_WEIGHTS, Held
-from qconvert.targets import Target, find_target, packed_targets, siblings
+from qconvert.targets import Target, find_mixed, find_target, packed_targets, siblings
 from qfmt.__main__ import main
 
 from qformat import rules, store
+from qformat.errors import UsageError
 from qformat.formats import find
 from qformat.tensor import from_array, from_values
 
@@ -35,6 +36,30 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def looked(source: Path) -> dict[str, Held]:
     return found(source)
+
+
+@pytest.mark.parametrize(
+    ("word", "to_quantize", "to_convert"),
+    [
+        ("nf4", "qfmt:nf4", "qfmt:nf4 or bnb:nf4"),
+        ("INT4-g64", "qfmt:int4-g64", "qfmt:int4-g64"),
+        ("q4_k", "gguf:q4_k", "gguf:q4_k"),
+        ("q4_k_m", "gguf:q4_k_m", None),
+        ("v1", "gptq:v1", "gptq:v1"),
+        ("w4a16-awq", "modelopt:w4a16-awq", "modelopt:w4a16-awq"),
+        ("f16", "gguf:f16 or safetensors:f16 or mlx:f16", "gguf:f16 or safetensors:f16 or mlx:f16"),
+        ("gptqq", None, None),
+    ],
+)
+def test_a_kind_without_its_family_is_told_whose_it_is(word: str, to_quantize: str | None, to_convert: str | None) -> None:
+    for find_one, meant in ((find_mixed, to_quantize), (find_target, to_convert)):
+        with pytest.raises(UsageError) as caught:
+            find_one(word)
+        assert str(caught.value).startswith(
+            f"unknown target '{word}': expected {meant or 'one of qfmt, gguf, safetensors, gptq'}"
+        )
+        for name in (meant or "").split(" or ") if meant else ():
+            find_one(name)  # is a target
 
 
 def found(path: Path) -> dict[str, Held]:

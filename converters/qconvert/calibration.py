@@ -70,7 +70,7 @@ class Calibration(Closing, Mapping[str, Statistics]):
             return Statistics(wide[0], wide[1], _n_samples(arrays))
 
     def importance(self, name: str) -> NDArray[np.float32]:
-        """Give the importance of a weight's columns, as its statistics do, without a matrix of them; of inputs but for last digits.
+        """Give the importance of a weight's columns, as its statistics do, without a matrix; of inputs but for last digits.
 
         Raises as a look-up does.
         """
@@ -105,7 +105,7 @@ class Calibration(Closing, Mapping[str, Statistics]):
 
     def _look_up(self, name: str) -> dict[str, NDArray[Any]]:
         if name not in self._arrays:
-            message = f"there is no calibration for it among {len(self)} weights"
+            message = f"there is none for it among {len(self)} weights"
             raise Missing(message, path=self.path, tensor=name, field="calibration")
         return {kind: self._file.array(info) for kind, info in self._arrays[name].items()}
 

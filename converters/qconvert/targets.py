@@ -9,6 +9,7 @@ looks at a tensor's data. A mix of types is a target for quantizing alone: `find
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from qconvert.containers.gguf_types import GGUF_DENSE
@@ -91,7 +92,8 @@ def find_target(name: str) -> Target:
         dialect = kinds_of[container]
         raise UsageError(f"unknown target '{name}': expected {dialect.short or dialect.name}[:{'|'.join(dialect.kinds)}]")
     families = ", ".join(dict.fromkeys(word.partition("[")[0] for word in names()))
-    raise UsageError(f"unknown target '{name}': expected one of {families}")
+    meant = () if kind else kinds_named(container)
+    raise UsageError(f"unknown target '{name}': expected {' or '.join(meant) or f'one of {families}'}", expected=meant or None)
 
 
 def find_mixed(name: str) -> tuple[Target, Mix | None]:
@@ -103,11 +105,32 @@ def find_mixed(name: str) -> tuple[Target, Mix | None]:
     if kind in WITHOUT_ENCODER:
         why = f"a mix of {WITHOUT_ENCODER[kind]}, to which nothing quantizes: the search of its grid is not built"
         raise UsageError(f"'{name}' is {why}", found=name)
+    if not kind and (meant := kinds_named(container, for_quantizing=True)):
+        raise UsageError(f"unknown target '{name}': expected {' or '.join(meant)}", expected=meant, found=name)
     if container == "gguf" and kind and kind not in _gguf_types():
         types = ", ".join(form.name for form in GGUF_PACKED if form.rule)
         mixes = ", ".join(mix.name for mix in MIXES)
         raise UsageError(f"unknown target '{name}': expected {types}, or a mix: {mixes}", found=name)
     return find_target(name), None
+
+
+def kinds_named(word: str, for_quantizing: bool = False) -> tuple[str, ...]:
+    """Give the targets whose kind is this word, for somebody who left out of what.
+
+    for_quantizing : types and mixes that `qfmt quantize` makes, else whatever holds weights
+    """
+    found = []
+    with suppress(UsageError):
+        formats.find(word)
+        found.append(_spell("qfmt", word))
+    types = [form.name for form in GGUF_PACKED if form.rule] if for_quantizing else _gguf_types()
+    if word in types or (for_quantizing and find_mix(word) is not None):
+        found.append(_spell("gguf", word))
+    if not for_quantizing:
+        found += [_spell("safetensors", word)] if word in SAFETENSORS_DENSE else []
+        pairs = ((dialect.short or dialect.name, kind) for dialect in DIALECTS for kind in dialect.kinds)
+        found += [f"{family}:{kind}" for family, kind in pairs if kind.replace("-", "_") == word]
+    return tuple(found)
 
 
 def gguf_type(kind: str) -> Format:

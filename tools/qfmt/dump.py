@@ -44,7 +44,8 @@ def command(src: str, tensor: str, block: int, said: dict[str, Any]) -> None:
         with about(src, tensor):
             data, places = read_block(found, part, block)
         layout = part.form.layout
-        click.echo(f"{show(tensor)}: scheme {found.scheme.name}, layout {layout.name}, shape {list(found.shape)}")
+        rule = f", rule {found.rule}" if found.rule else ""
+        click.echo(f"{show(tensor)}: scheme {found.scheme.name}, layout {layout.name}, shape {list(found.shape)}{rule}")
         order = ", stored byte-swapped" if part.swapped else ""
         click.echo(f"block {block} of {_n_blocks(part)} in '{part.form.role}': {len(data)} bytes{order}")
         click.echo()

@@ -80,6 +80,7 @@ def facts(model: Model, kinds: Sequence[Kind]) -> dict[str, Any]:
         "n_weights": totals.n_weights,
         "n_bytes": totals.n_bytes,
         "bits_per_weight": totals.bits_per_weight,
+        "quantize": said_of_quantizing(model),
     }
 
 
@@ -90,6 +91,7 @@ def facts_of(kind: Kind) -> dict[str, Any]:
         "shape": list(tensor.shape),
         "dialect": kind.dialect,
         "scheme": tensor.scheme.name,
+        "rule": tensor.rule,
         "bits": stored_bits(tensor.scheme),
         "group_size": group_size(tensor),
         "group": describe_group(tensor),
@@ -100,6 +102,11 @@ def facts_of(kind: Kind) -> dict[str, Any]:
             {"role": part.form.role, "n_bytes": part.source.n_bytes, "layout": part.form.layout.name} for part in tensor.parts
         ],
     }
+
+
+def said_of_quantizing(model: Model) -> dict[str, str]:
+    """Give what a file says of how its tensors were quantized, by key."""
+    return {key: str(value) for key, value in model.metadata.items() if key.startswith("quantize.")}
 
 
 def role_bytes(kinds: Iterable[Kind]) -> dict[str, int]:
@@ -129,9 +136,11 @@ def _sum(kinds: Iterable[Kind]) -> Totals:
 def _print_summary(model: Model, kinds: Sequence[Kind]) -> None:
     totals = _sum(kinds)
     click.echo(f"{show(str(model.path))}: {model.container}, {size(model.n_bytes)}, dialects: {', '.join(model.dialects)}")
-    for key in HEADLINES if model.container != "qfmt" else ():  # a .qfmt may keep them compressed, with a whole vocabulary
+    for key in HEADLINES:
         if isinstance(value := model.metadata.get(key), str):
             click.echo(f"{key}: {show(value, limit=100)}")
+    for key, value in said_of_quantizing(model).items():
+        click.echo(f"{key}: {show(value.replace(chr(10), ', '), limit=100)}")
     bpw = f"{totals.bits_per_weight:.3f} bits per weight"
     click.echo(f"{totals.n_tensors} tensors, {count(totals.n_weights)} weights, {size(totals.n_bytes)}, {bpw}")
     if kinds:
@@ -159,9 +168,21 @@ def _print_schemes(kinds: Sequence[Kind]) -> None:
 
 def _print_tensors(names: Sequence[str], kinds: Sequence[Kind]) -> None:
     found = {name: row for kind in kinds for row in [_row(kind)] for name in kind.names}
+    rules = {name: kind.tensor.rule for kind in kinds for name in kind.names if kind.tensor.rule}
     click.echo()
-    head = ("tensor", "shape", "scheme", "dialect", "bits", "group", "layout", "bytes", "bits/weight")
-    table(head, [(name, *found[name]) for name in names], right=(4, 7, 8))
+    head = (
+        "tensor",
+        "shape",
+        "scheme",
+        "dialect",
+        "bits",
+        "group",
+        "layout",
+        "bytes",
+        "bits/weight",
+        *(("rule",) if rules else ()),
+    )
+    table(head, [(name, *found[name], *((rules.get(name, ""),) if rules else ())) for name in names], right=(4, 7, 8))
 
 
 def _row(kind: Kind) -> tuple[str, ...]:

@@ -153,7 +153,8 @@ def compare(
     from qconvert.survey import survey, usual
     from qconvert.words import check_words
 
-    from qfmt.survey import check_plots, draw, facts, print_costs
+    from qfmt.plot import check_plots, draw
+    from qfmt.survey import facts, print_costs
     from qfmt.text import print_json
 
     try:

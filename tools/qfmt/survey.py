@@ -1,33 +1,15 @@
-"""What `qfmt quantize --report` shows: a table, facts, and a plot of error against bits per weight."""
+"""What `qfmt quantize --report` shows: a table, and facts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from qconvert.destination import check_paths
 from qconvert.survey import Cost
 
 from qfmt.text import decibels, size, table
-from qformat.errors import UsageError
-from qformat.file.hidden import Hidden, explain
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
-def check_plots(paths: Sequence[Path], src: Path, force: bool) -> None:
-    """Refuse plots that would replace a file, and all where nothing can draw them, before work begins.
-
-    Raises UsageError.
-    """
-    for path in paths:
-        check_paths([src], path, force)
-    if paths:
-        _library()
 
 
 def print_costs(costs: Sequence[Cost]) -> None:
@@ -61,44 +43,3 @@ def print_costs(costs: Sequence[Cost]) -> None:
 def facts(costs: Sequence[Cost]) -> dict[str, Any]:
     """Give what was measured as JSON can say it."""
     return {"targets": [asdict(cost) for cost in costs]}
-
-
-def draw(costs: Sequence[Cost], paths: Sequence[Path]) -> None:
-    """Draw relative error, RMS of the error over that of the weights, against bits per weight. Raises FileError."""
-    library = _library()
-    measured = [(cost, cost.error) for cost in costs if cost.error is not None and cost.error.sqnr_db < float("inf")]
-    figure = library.figure.Figure(figsize=(9, 6), layout="constrained")
-    axes: Axes = figure.add_subplot(
-        title="Error against bits per weight", xlabel="bits per weight", ylabel="relative RMS error"
-    )
-    axes.set_yscale("log")
-    axes.margins(x=0.1)
-    axes.grid(True, which="both", alpha=0.3)
-    families = list(dict.fromkeys(cost.target.partition(":")[0] for cost, _ in measured))
-    for number, family in enumerate(families):
-        axes.scatter([], [], color=f"C{number}", label=family)
-    if any(cost.unfit for cost, _ in measured):
-        axes.scatter([], [], facecolors="none", edgecolors="black", label="some tensors do not fit")
-    for rank, (cost, error) in enumerate(sorted(measured, key=lambda pair: pair[1].sqnr_db)):
-        family, _, name = cost.target.partition(":")
-        colour, place = f"C{families.index(family)}", (error.bits_per_weight, 10 ** (-error.sqnr_db / 20))
-        axes.scatter(*place, facecolors="none" if cost.unfit else colour, edgecolors=colour)
-        side, shift = ("right", -5) if rank % 2 else ("left", 5)  # neighbours on different sides
-        axes.annotate(name, place, xytext=(shift, 0), textcoords="offset points", fontsize=7, ha=side, va="center")
-    if measured:
-        axes.legend()
-    for path in paths:
-        hidden, kind = Hidden(path), path.suffix[1:].lower()
-        metadata = {"Date": None} if kind == "svg" else None  # so that the same figures give the same file
-        with explain(path), library.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qfmt"}):
-            figure.savefig(hidden.place, format=kind, dpi=150, metadata=metadata)
-        hidden.commit()
-
-
-def _library() -> Any:
-    """Give the library that draws. Raises UsageError where it is not installed."""
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise UsageError("a plot takes matplotlib: pip install 'qfmt[plot]'", field="plot") from error
-    return matplotlib
