@@ -92,6 +92,16 @@ def test_inspect_and_dump_say_by_what_tensors_were_quantized(tmp_path: Path, cap
     assert block.splitlines()[0] == "m: scheme mxfp4, layout nibbles, shape [2, 64], rule even"
 
 
+def test_tensors_and_files_are_shown_in_a_line(tmp_path: Path) -> None:
+    path, packed = tmp_path / "a.qfmt", qformat.quantize(np.ones((2, 64), np.float32), "nf4")
+    qformat.save(path, {"m": packed, "f": np.zeros(3, np.float16)})
+
+    with qformat.open(path) as model:
+        assert repr(model) == f"Model('{path}', qfmt, 2 tensors, {path.stat().st_size} bytes)"
+        assert repr(model["m"]) == repr(packed) == "PackedTensor(nf4_b64, shape [2, 64], 72 bytes, rule absmax)"
+        assert repr(model["f"]) == "PackedTensor(float16, shape [3], 6 bytes)"
+
+
 def test_inspect_shows_no_rules_where_none_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, text, _ = run(capsys, "inspect", gguf_file(tmp_path, [32], Q8_0, q8_0(1)), "--tensors")
 
