@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -41,13 +41,11 @@ class IntegerRows:
     codes  : its codes alone
     blocks : its codes, and its scale as the one step
     fields : integer that each stored field of a code of `blocks` stands for
-    sums   : of the integers of all rows and groups, (1, rows, groups), by the columns of a group: those that were asked for
     """
 
     codes: Rows | None
     blocks: Rows | None
     fields: tuple[int, ...]
-    sums: dict[int, NDArray[np.int32]] = field(default_factory=dict)
 
 
 class Factor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qformat.decoding import SHARED_WEIGHTS, TILE_WEIGHTS
 from qformat.errors import UsageError
 from qformat.evaluate import F32, common_run
-from qformat.factors import Factor
+from qformat.factors import LARGEST, Factor
 from qformat.streamed import Rows
 from qformat.tensor import PackedTensor
 from qformat.threads import n_threads, spread
@@ -68,7 +68,7 @@ def integer_matmul(x: PackedTensor, w: PackedTensor) -> F32:
     Raises UsageError for a scheme that is not of this kind, widths that differ, and groups so wide that 32 bits might not hold
     an accumulator: 131 071 columns of int8 with int8.
     """
-    product = _Product(x, w)
+    product = _Product(x, w, are_seen=False)
     out = np.empty((x.n_rows, w.n_rows), np.float32)
     multiply = product.by_blocks() or product.by_groups()
     n_x, n_each = len(product.x), len(product.x) * product.n_groups
@@ -93,7 +93,7 @@ def integer_product(x: PackedTensor, w: PackedTensor) -> IntegerProduct:
     >>> integer_product(x, x).accumulators.tolist()
     [[[25559]]]
     """
-    product = _Product(x, w)
+    product = _Product(x, w, are_seen=True)
     values = np.empty((x.n_rows, w.n_rows), np.float32)
     product.by_groups()
     accumulators, corrections = product.rows(0, w.n_rows, values)
@@ -106,18 +106,16 @@ def integer_product(x: PackedTensor, w: PackedTensor) -> IntegerProduct:
 
 
 class _Product:
-    """What all rows of weights are multiplied with.
+    """What all rows of weights are multiplied with; `are_seen` tells whether its integers are asked for.
 
-    x       : (rows of activations, K) int16, and a row of ones where sums of weights are wanted that are too many to keep
+    x       : (rows of activations, K) int16, and a row of ones where sums of weights are wanted
     sums    : of the integers of each row and group, where zero points of weights take them off
     vectors : what binds weights for vector kernels; None where these cannot read them
     holds   : whether the sums of all groups are held on the way to values
-    keeps   : whether what belongs to the groups of all rows of weights is little
-    held    : then scales and zero points of these: reading them row by row costs more
-    of_weights : and the sums of their integers, (1, rows, groups), where zero points of x are taken off by them
+    held    : scales and zero points of all rows of weights, where they are few: reading them row by row costs more
     """
 
-    def __init__(self, x: PackedTensor, w: PackedTensor) -> None:
+    def __init__(self, x: PackedTensor, w: PackedTensor, are_seen: bool) -> None:
         for which, side in (("activations", x), ("weights", w)):
             if not isinstance(side, PackedTensor):
                 found = type(side).__name__
@@ -137,14 +135,21 @@ class _Product:
         self.n_rows, self.bounds = x.n_rows, left.bounds
         self.scales, self.zeros = left.scales(0, x.n_rows, self.run), left.zeros(0, x.n_rows, self.run)
         self.x = left.integers(0, x.n_rows).reshape(x.n_rows, n_cols)
+        if self.zeros is not None and not are_seen:
+            self._take_off_zeros(self.zeros)
         self.sums = self._group_sums(self.x) if self.weights.zero is not None else None
-        self.keeps = w.n_rows * self.n_groups <= HELD
-        if self.zeros is not None and not self.keeps:
+        if self.zeros is not None:
             self.x = np.concatenate([self.x, np.ones((1, n_cols), np.int16)])
         self.vectors: Rows | None = None
         self.holds = True
         self.held: tuple[F32, NDArray[np.int64] | None] | None = None
-        self.of_weights: NDArray[np.int32] | None = None
+
+    def _take_off_zeros(self, zeros: NDArray[np.int64]) -> None:
+        """Take zero points off the integers of x, where what is left multiplies likewise: the same totals, no row more."""
+        left = self.x - np.repeat(zeros, self.run, axis=1)[:, : self.x.shape[1]]
+        most = MOST // (LARGEST * max(1, self.weights.largest))
+        if min(self.run, left.shape[1]) <= most and (np.abs(left) <= LARGEST).all():
+            self.x, self.zeros, self.bounds = left.astype(np.int16), None, (-LARGEST, LARGEST)
 
     @property
     def in_place(self) -> bool:
@@ -159,9 +164,9 @@ class _Product:
             rows = self.weights.tensor.integers.codes
             if rows is not None and fits(rows.reading.unit, self.run, len(self.weights.table)):
                 self.vectors, self.x = rows, arranged(self.x)
-        if self.keeps:
-            self.held = self._params(0, self.weights.tensor.n_rows)
-            self.of_weights = None if self.zeros is None else self._sums_of_weights()
+        n_rows = self.weights.tensor.n_rows
+        if n_rows * self.n_groups <= HELD:
+            self.held = self._params(0, n_rows)
         return self._write
 
     def by_blocks(self) -> Multiply | None:
@@ -193,11 +198,10 @@ class _Product:
         """Write values for rows [first, last) of the weights, and give accumulators and corrections."""
         from qformat.kernels.dots import add_up
 
-        sums = self._dots(self.x, first, last)
+        sums = self._dots(first, last)
         accumulators = sums[: self.n_rows]
         scales, zeros = self._params(first, last)
-        of_weights = sums[self.n_rows :] if self.of_weights is None else self.of_weights[:, first:last]
-        corrections = self._corrections(of_weights, zeros)
+        corrections = self._corrections(sums[self.n_rows :], zeros)
         totals = accumulators if corrections is None else accumulators + corrections
         add_up(totals, self.scales, scales, self.step, out)
         return accumulators, corrections
@@ -218,33 +222,23 @@ class _Product:
         if self.zeros is not None:
             found -= self.zeros[:, None] * of_weights
         if zeros is not None and self.sums is not None:
-            offset = 0 if self.zeros is None else self.zeros * self._group_sums(np.ones((1, self.x.shape[1]), np.int16))
+            offset = 0 if self.zeros is None else self.zeros * self._group_sums(self.x[-1:])
             found -= (self.sums - offset)[:, None] * zeros
         return found
 
-    def _sums_of_weights(self) -> NDArray[np.int32]:
-        """Give the sums of the integers of all rows of weights, by group: (1, rows, groups). The tensor keeps them."""
-        tensor, known = self.weights.tensor, self.weights.tensor.integers.sums
-        if self.run not in known:
-            ones, found = np.ones((1, tensor.n_cols), np.int16), np.empty((1, tensor.n_rows, self.n_groups), np.int32)
-            for first, last in tensor.tiles(n_weights=TILE_WEIGHTS):
-                found[:, first:last] = self._dots(ones, first, last)
-            known[self.run] = found
-        return known[self.run]
-
-    def _dots(self, x: NDArray[np.int16], first: int, last: int) -> NDArray[np.int32]:
-        """Give the sums of products of rows [first, last) with rows of integers, by group."""
-        out = np.empty((len(x), last - first, self.n_groups), np.int32)
+    def _dots(self, first: int, last: int) -> NDArray[np.int32]:
+        """Give the sums of products of rows [first, last) with every row of x, by group."""
+        out = np.empty((len(self.x), last - first, self.n_groups), np.int32)
         if self.vectors is None:
             from qformat.kernels import dots
 
-            dots.dots(self.weights.integers(first, last), self.run, x, out)
+            dots.dots(self.weights.integers(first, last), self.run, self.x, out)
             return out
         from qformat.kernels.vector import dots as in_vectors
 
         bound, number, _kept = self.vectors.bind(first, last)
         unit = self.vectors.reading.unit
-        in_vectors.dots(unit, self.weights.table, bound, number, self.run, x, out)
+        in_vectors.dots(unit, self.weights.table, bound, number, self.run, self.x, out)
         return out
 
     def _has_vectors(self) -> bool:

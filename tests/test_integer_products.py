@@ -9,7 +9,7 @@ from made_tensors import made
 from numpy.typing import NDArray
 
 import qformat
-from qformat import PackedTensor, UsageError, integer_matmul, integer_product, integer_products
+from qformat import PackedTensor, UsageError, integer_matmul, integer_product
 from qformat.fields import numpy_dtype
 from qformat.formats import DIALECTS
 from qformat.formats.form import Format, PartForm, packed, parameter
@@ -230,11 +230,7 @@ def check(x: PackedTensor, w: PackedTensor, x_run: int, w_run: int) -> None:
 @pytest.mark.usefixtures("by")
 @pytest.mark.parametrize("of_w", W)
 @pytest.mark.parametrize("of_x", X)
-@pytest.mark.parametrize("n_held", [integer_products.HELD, 7], ids=["few groups", "many groups"])
-def test_integers_are_exact_and_floats_follow_the_stated_order(
-    n_held: int, of_x: str, of_w: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(integer_products, "HELD", n_held)  # eight rows of a group each are more than seven
+def test_integers_are_exact_and_floats_follow_the_stated_order(of_x: str, of_w: str) -> None:
     (x_form, x_run), (w_form, w_run) = X[of_x], W[of_w]
 
     check(made(x_form, (1, 512), 3), made(w_form, (8, 512), 4), x_run, w_run)
@@ -256,11 +252,22 @@ def test_columns_need_fill_no_vectors_and_no_groups(n_cols: int) -> None:
     check(x, w, 64, 32)
 
 
-def test_weights_are_multiplied_anew_with_other_groups_and_other_rows() -> None:
-    w = made(integer(8, "channel"), (40, 512), 2)
+@pytest.mark.usefixtures("by")
+@pytest.mark.parametrize("of_w", W)
+@pytest.mark.parametrize("zero", [-1000, -128, 0, 127, 1000])
+def test_zero_points_of_activations_may_be_far_from_their_codes(zero: int, of_w: str) -> None:
+    params = Param("scales", "float32", Grid(1, 0)), Param("zeros", "int16", Grid(1, 0))
+    scheme = Scheme("far", Integers(-128, 127), params, (Step(Op.SUB, Ref("zeros")), Step(Op.MUL, Ref("scales"))))
+    parts = PartForm("codes", packed("bytes", 8, "codes", minus=128)), parameter(params[0], 4), parameter(params[1], 2)
+    rng = np.random.default_rng(5)
+    values = {
+        "codes": rng.integers(-128, 128, (2, 512)).astype(np.int8),
+        "scales": np.array([[0.5], [0.25]], np.float32),
+        "zeros": np.array([[zero], [3]], np.int16),
+    }
+    form, run = W[of_w]
 
-    for group in (128, 32, 128):
-        check(made(integer(8, group, zero=True), (2, 512), 3), w, group, 0)
+    check(from_values(Format("far", scheme, parts), (2, 512), values), made(form, (8, 512), 4), 0, run)
 
 
 BLOCKS = {"int4": integer(4, 32), "q4_0": resolve("gguf:q4_0"), "mxfp4": MXFP4}
