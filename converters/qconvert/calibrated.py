@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.calibration import Calibration
 from qformat.calibration import Statistics
-from qformat.errors import QFormatError, UsageError, about
+from qformat.errors import QFormatError, UsageError, about, show
 from qformat.formats import Format
 from qformat.methods import Method, Task
 from qformat.methods.method import HELD_MATRICES, KEPT_MATRICES, SEEN_WEIGHTS, row_tiles
@@ -77,31 +78,43 @@ class Calibrated:
         return partial(_encode, encode, tensor)
 
 
-def hessian_of(names: Sequence[str], calibration: Calibration | None, n_cols: int) -> NDArray[np.float64] | None:
-    """Give the Hessian of the inputs of a tensor of these names; None where nothing is known. Raises as `find_weight` does."""
-    weight = "" if calibration is None else find_weight(names, calibration, n_cols)
-    return calibration[weight].hessian if calibration is not None and weight else None
+def hessian_of(names: Sequence[str], calibration: Calibration | None, tensor: PackedTensor) -> NDArray[np.float64] | None:
+    """Give the Hessian of the inputs of a tensor of these names; None where none is known of the whole of it.
 
-
-def held_by_hessian(names: Sequence[str], calibration: Calibration | None, n_cols: int) -> int:
-    """Give the bytes that `hessian_of` takes at most, and what it gives."""
-    weight = "" if calibration is None else find_weight(names, calibration, n_cols)
-    return calibration.n_held(weight) if calibration is not None and weight else 0
-
-
-def find_weight(names: Sequence[str], calibration: Calibration, n_cols: int) -> str:
-    """Find by which of its names a tensor is in a file; empty where it is not, or where it is made of several that are.
-
-    Raises UsageError where its columns are others there.
+    Raises as `find_weights` does.
     """
-    found = [name for name in dict.fromkeys(names) if name in calibration.columns]
-    if len(found) != 1:
-        return ""
-    known = calibration.columns[found[0]]
-    if known != n_cols:
-        message = f"calibration of {known} columns, the weight has {n_cols}"
-        raise UsageError(message, path=calibration.path, tensor=found[0], field="calibration", found=known, expected=n_cols)
-    return found[0]
+    known = () if calibration is None else find_weights(names, calibration, tensor)
+    return calibration[known[0]].hessian if calibration is not None and len(known) == 1 else None
+
+
+def held_by_hessian(names: Sequence[str], calibration: Calibration | None, tensor: PackedTensor) -> int:
+    """Give the bytes that `hessian_of` takes at most, and what it gives."""
+    known = () if calibration is None else find_weights(names, calibration, tensor)
+    return calibration.n_held(known[0]) if calibration is not None and len(known) == 1 else 0
+
+
+def find_weights(names: Sequence[str], calibration: Calibration, tensor: PackedTensor) -> tuple[str, ...]:
+    """Find by which of its names a tensor is in a file: by its own or its source's, or a stack by those of all its matrices.
+
+    names : its own, then those of the source's tensors that it is made of
+
+    Empty where it is not. Raises UsageError where it is there twice, or its columns are others there.
+    """
+    own, *sources = dict.fromkeys(names)
+    found = tuple(name for name in (own, *sources) if name in calibration.columns)
+    if len(sources) > 1 and own not in found:
+        found = found if len(found) == len(sources) == prod(tensor.shape[:-2]) else ()
+    elif len(found) > 1:
+        message = f"calibration of one weight by {len(found)} names, {show(found[0], quote=True)} and this: leave one out"
+        raise UsageError(message, path=calibration.path, tensor=found[1], field="calibration", found=found)
+    for name in found:
+        known = calibration.columns[name]
+        if known != tensor.n_cols:
+            message = f"calibration of {known} columns, the weight has {tensor.n_cols}"
+            raise UsageError(
+                message, path=calibration.path, tensor=name, field="calibration", found=known, expected=tensor.n_cols
+            )
+    return found
 
 
 def _encode(encode: Callable[[NDArray[np.float32], int], Values], tensor: PackedTensor, first: int, last: int) -> Values:

@@ -10,7 +10,7 @@ from math import prod
 
 import numpy as np
 
-from qconvert.calibrated import Calibrated, find_weight
+from qconvert.calibrated import Calibrated, find_weights
 from qconvert.calibration import Calibration
 from qconvert.imatrix import Entry, Imatrix
 from qconvert.items import Item
@@ -23,6 +23,8 @@ from qformat.errors import UsageError
 from qformat.formats import Format
 from qformat.methods.quantizing import rule_of
 from qformat.tensor import PackedTensor
+
+NOT_CALIBRATED = "not calibrated, rounded to nearest"
 
 
 def kept_by_name(name: str, wish: Wish) -> str | None:
@@ -84,18 +86,25 @@ def calibrated(item: Item, form: Format, names: tuple[str, ...], calibration: Ca
     for statistics of other columns.
     """
     method, tensor = wish.method, item.tensor
+    weights = find_weights(names, calibration, tensor)
+    if not weights and wish.allow_uncalibrated:
+        return _noted(item, NOT_CALIBRATED)
     stored = method.stored(form, tensor.n_cols)
     beside = [part.role for part in stored.parts[len(form.parts) :]]
     if beside and wish.target.container == "gguf":
         message = f"GGUF has no place for the {beside[0]} of {method.name}: quantize to .qfmt, or by gptq"
         raise UsageError(message, field=beside[0])
-    weight = find_weight(names, calibration, tensor.n_cols)
-    if not weight:
-        return _noted(item, "not calibrated, rounded to nearest")
+    if not weights:
+        return _noted(item, NOT_CALIBRATED)
     if method.prepare is None:
-        importance = calibration.importance(weight)[None]
-        return _noted(replace(item, importance=Entry(importance, np.ones(1, np.float32))), f"by {method.name}, calibrated")
-    by = Calibrated(method, form, item.rule, calibration, weight)
+        importance = np.stack([calibration.importance(weight) for weight in weights])
+        entry = Entry(importance, np.ones(len(importance), np.float32))
+        return _noted(replace(item, importance=entry), f"by {method.name}, calibrated")
+    if len(weights) > 1:
+        message = f"stack of {len(weights)} matrices, each with calibration of its own, where {method.name} takes one for all"
+        way_out = "quantize to .qfmt, where each is a tensor, or by mse"
+        raise UsageError(f"{message}: {way_out}", field="calibration", found=len(weights))
+    by = Calibrated(method, form, item.rule, calibration, weights[0])
     return _noted(replace(item, form=replace(stored, rule=item.rule), by=by), f"by {method.name}")
 
 

@@ -132,7 +132,7 @@ def check_measuring(made: Plan, calibration: Calibration | None, max_memory: int
     Raises UsageError saying how much is needed.
     """
     for item in made.items:
-        n_held = held_by_hessian(made.view.names_of(item.name), calibration, item.tensor.n_cols) if item.rule else 0
+        n_held = held_by_hessian(made.view.names_of(item.name), calibration, item.tensor) if item.rule else 0
         if n_held:
             with about(made.view.model.path, item.name):
                 check_memory(item.tensor, max_memory, item.form, n_held)
@@ -145,7 +145,7 @@ def measured(
 
     names : by which they may be
     """
-    hessian = hessian_of(names, calibration, source.n_cols)
+    hessian = hessian_of(names, calibration, source)
     total, seen = Sums(), source if hessian is not None else narrower(source, format_of(written))
     made = written if seen is source else refold(written, (seen.n_rows, seen.n_cols))
     for tile in seen.tiles():

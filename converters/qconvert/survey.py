@@ -157,8 +157,8 @@ def measured(
 
     names : by which its inputs may be known
     """
-    n_held = held_by_hessian(names, calibration, item.tensor.n_cols)
-    hessian = hessian_of(names, calibration, item.tensor.n_cols)
+    n_held = held_by_hessian(names, calibration, item.tensor)
+    hessian = hessian_of(names, calibration, item.tensor)
     source = item.tensor if hessian is not None else narrower(item.tensor, item.form)
     work = partial(_measured_rows, Requantizer(source, item.form, item.rule, item.importance), hessian)
     ranges = (rows for unit in row_ranges(source, item.form, max_memory - n_held) for rows in unit)
