@@ -20,6 +20,7 @@ F64 = NDArray[np.float64]
 SOURCES = ("float16", "bfloat16", "float32", "float64")
 AT_ONCE = 1 << 20  # numbers that are made float64 at a time
 SEEN = 1 << 16  # that are looked at
+MOST_SAMPLES = (1 << 63) - 1  # as files count them
 ASYMMETRY = 1e-4  # of sqrt(H[i, i] * H[j, j]): what sums in float32 may be off, for any number of samples
 
 
@@ -192,8 +193,9 @@ def importance_of(diagonal: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 def check_sums(hessian: NDArray[np.floating[Any]], mean_abs: NDArray[np.floating[Any]], n_samples: int) -> None:
     """Raise UsageError for sums over inputs, (K, K) and (K,), that are not sound: see `Statistics`."""
-    if n_samples < 0:
-        raise UsageError(f"{n_samples} samples, expected at least 0", field="n_samples", found=n_samples)
+    if not 0 <= n_samples <= MOST_SAMPLES:
+        message = f"{n_samples} samples, expected 0 to {MOST_SAMPLES}"
+        raise UsageError(message, field="n_samples", found=n_samples)
     _check_symmetric(hessian)
     _check_numbers("mean_abs", mean_abs, 0, mean_abs < 0, "a number of at least 0")
 

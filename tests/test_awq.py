@@ -1,5 +1,8 @@
 """AWQ: its search beside a plain one, what it never does worse, scales that are carried and scales that are folded."""
 
+import weakref
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,8 @@ from qformat.calibration import Statistics
 from qformat.errors import UsageError
 from qformat.formats import find
 from qformat.formats.form import with_input_scale
-from qformat.methods import fold, quantize
+from qformat.methods import Task, fold, quantize
+from qformat.rules.catalogue import find as rule_of
 from qformat.tensor import PackedTensor
 
 TARGETS = ("int2_g32", "int4_g128", "uint4_g64", "int8", "int4_tensor", "nf4", "mxfp4", "gguf:nvfp4", "gguf:q4_0", "gguf:q4_k")
@@ -48,6 +52,38 @@ def test_never_more_is_lost_than_without_scales(target: str, method: str) -> Non
         found = quantize(w, target, method=method, calibration=known)
 
         assert output_error(w - found.dequantize(), known.hessian) <= without
+
+
+def test_of_many_rows_those_that_are_seen_are_spread_over_all_and_alone_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, made, alive = weights(1500, 32), list[weakref.ref[F32]](), list[int]()
+    known, form = statistics(correlated(300, 32)), find("int4_g32")
+
+    def tiles() -> Iterator[F32]:
+        for first in range(0, len(w), 100):
+            tile = w[first : first + 100].copy()
+            made.append(weakref.ref(tile))
+            yield tile
+
+    def lost(task: Task, how: object, rows: F32) -> F64:
+        alive.append(sum(tile() is not None for tile in made))
+        assert rows.tobytes() == w[::3].tobytes()
+        return np.zeros(rows.shape)
+
+    module = import_module("qformat.methods.awq")  # its package names a function so
+    monkeypatch.setattr(module, "lost", lost)
+    module.seen_error(Task(form, rule_of(form), w.shape, tiles, known), [np.ones(32), np.full(32, 2.0)])
+
+    assert len(made) == 15
+    assert max(alive) <= 1  # the last, that the loop still names
+
+
+@pytest.mark.parametrize("method", ["awq", "awq-weights"])
+def test_weights_that_are_not_finite_are_refused_without_a_warning(method: str) -> None:
+    w = weights(4, 64)
+    w[2, 3] = np.inf
+
+    with pytest.raises(UsageError, match=r"weight \[2, 3\] is inf"):
+        quantize(w, "int4_g32", method=method, calibration=statistics(correlated(100, 64)))
 
 
 def test_scales_are_those_of_the_best_exponent() -> None:
@@ -112,7 +148,9 @@ def test_columns_without_inputs_are_no_trouble() -> None:
 
 
 @pytest.mark.parametrize("target", ["int4_g64", "nf4", "int4_tensor"])
-def test_the_number_of_threads_changes_nothing(target: str) -> None:
+def test_the_number_of_threads_changes_nothing(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qformat.methods.method.SEEN_WEIGHTS", 7 * 192)  # of thirteen tiles
+    monkeypatch.setattr("qformat.methods.quantizing.ROUNDED_WEIGHTS", 7 * 192)
     known, w = statistics(correlated(300, 192)), weights(90, 192)
     found = []
     try:

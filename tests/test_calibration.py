@@ -111,7 +111,7 @@ def test_a_weight_without_samples_is_refused() -> None:
         ({"hessian": [[0, 0.5], [0, 1]]}, "expected a symmetric matrix"),
         ({"mean_abs": [1, -0.5]}, "value 1 is -0.5, expected a number of at least 0"),
         ({"mean_abs": [np.inf, 1]}, "value 0 is inf"),
-        ({"n_samples": -1}, "-1 samples, expected at least 0"),
+        ({"n_samples": -1}, "-1 samples, expected 0 to 9223372036854775807"),
     ],
 )
 def test_statistics_that_are_not_sound_are_refused(change: dict[str, Any], words: str) -> None:
@@ -302,6 +302,45 @@ def test_a_closed_file_gives_no_statistics(tmp_path: Path) -> None:
             pass
         with pytest.raises(UsageError, match=rf"{path.name}: the file is closed"):
             found["w"]
+
+
+def test_a_column_whose_squares_vanish_in_float32_is_one_that_is_never_used(tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).standard_normal((50, 4))
+    inputs[:, 2] *= 1e-25  # squares of 1e-48, products of 1e-24
+
+    qconvert.write_calibration(tmp_path / "a.safetensors", qformat.calibrate([{"w": inputs}]), "float32")
+
+    with qconvert.open_calibration(tmp_path / "a.safetensors") as file_of_sums:
+        found = file_of_sums["w"]
+    assert not found.hessian[2].any()
+    assert not found.hessian[:, 2].any()
+    left = [0, 1, 3]
+    wanted = (2 * inputs.T @ inputs)[np.ix_(left, left)]
+    np.testing.assert_allclose(found.hessian[np.ix_(left, left)], wanted, rtol=2**-23)
+    qformat.quantize(np.ones((2, 4), np.float32), "int4_channel", method="gptq", calibration=found)
+
+
+def test_more_samples_than_files_count_do_not_merge(tmp_path: Path) -> None:
+    many = qformat.Statistics(np.eye(2), np.ones(2), (1 << 63) - 1)
+    for name in ("a", "b"):
+        qconvert.write_calibration(tmp_path / name, {"w": many})
+
+    with pytest.raises(UsageError, match="18446744073709551614 samples, expected 0 to 9223372036854775807"):
+        qconvert.merge_calibration([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("statistics", "words"),
+    [
+        ({"w": 3}, "int for 'w', expected Statistics"),
+        ({"": qformat.Statistics(np.eye(1), np.ones(1), 1)}, "Statistics for '', expected"),
+    ],
+)
+def test_what_is_no_statistics_by_name_is_not_written(tmp_path: Path, statistics: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        qconvert.write_calibration(tmp_path / "a", statistics)
 
 
 def test_sums_beyond_float32_are_not_written_as_float32(tmp_path: Path) -> None:

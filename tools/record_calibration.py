@@ -10,6 +10,8 @@ transformers.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +19,10 @@ from typing import Any
 
 import torch
 from qconvert.calibration import write_calibration
+from qconvert.destination import check_paths
 
 from qformat.calibration import Accumulator, Statistics
-from qformat.errors import about
+from qformat.errors import QFormatError, UsageError, about
 
 
 class Recorder:
@@ -29,12 +32,14 @@ class Recorder:
         self._sums: dict[str, Accumulator] = {}
         self._shared: dict[str, str] = {}  # by layer, that under which its inputs are summed up
         self._last: tuple[torch.Tensor | None, str] = (None, "")
+        self._n_calls: Counter[str] = Counter()
 
     def see(self, name: str, inputs: torch.Tensor) -> None:
         """Count in the inputs of a layer; those that the layer before was given too are counted once."""
         owner = self._last[1] if inputs is self._last[0] else name
+        self._n_calls[name] += 1
         if self._shared.setdefault(name, owner) != owner:
-            raise ValueError(f"layer '{name}' shares its inputs with '{self._shared[name]}' in one batch and not in another")
+            raise _not_always(name, self._shared[name])
         if owner == name:
             with about(None, name):
                 accumulator = self._sums.setdefault(name, Accumulator(inputs.shape[-1]))
@@ -43,8 +48,15 @@ class Recorder:
 
     def statistics(self) -> dict[str, Statistics]:
         """Give what was seen, by the names of weights."""
+        for name, owner in self._shared.items():
+            if self._n_calls[name] != self._n_calls[owner]:
+                raise _not_always(name, owner)
         found = {name: accumulator.statistics() for name, accumulator in self._sums.items()}
         return {f"{name}.weight": found[owner] for name, owner in self._shared.items()}
+
+
+def _not_always(name: str, owner: str) -> UsageError:
+    return UsageError(f"layer shares its inputs with '{owner}' in one batch and not in another", tensor=name, field="inputs")
 
 
 @contextmanager
@@ -77,25 +89,38 @@ def cut(ids: list[int], n_chunk: int) -> list[list[int]]:
     return [ids[first : first + n_chunk] for first in range(0, len(ids), n_chunk)]
 
 
-def main() -> None:
-    """Read a model and texts, and write the file."""
+def positive(text: str) -> int:
+    """Read a number of at least 1. Raises ValueError for another."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def main() -> int:
+    """Read a model and texts, and write the file; returns the exit code."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, help="folder that transformers loads")
     parser.add_argument("out", type=Path, help="file to write; must not exist")
     parser.add_argument("text", type=Path, nargs="+")
-    parser.add_argument("--tokens", type=int, default=4096, help="of the texts, from the beginning")
-    parser.add_argument("--chunk", type=int, default=512, help="tokens that are read together")
+    parser.add_argument("--tokens", type=positive, default=4096, help="of the texts, from the beginning")
+    parser.add_argument("--chunk", type=positive, default=512, help="tokens that are read together")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the sums in the file")
     said = parser.parse_args()
-    text = "\n".join(path.read_text(encoding="utf-8") for path in said.text)
-    ids = AutoTokenizer.from_pretrained(said.model)(text)["input_ids"][: said.tokens]
-    model = AutoModelForCausalLM.from_pretrained(said.model, dtype=torch.float32).eval()
-    statistics = record(model, cut(ids, said.chunk))
-    write_calibration(said.out, statistics, said.dtype)
+    try:
+        check_paths((), said.out, force=False)  # before the model reads for minutes
+        text = "\n".join(path.read_text(encoding="utf-8") for path in said.text)
+        ids = AutoTokenizer.from_pretrained(said.model)(text)["input_ids"][: said.tokens]
+        model = AutoModelForCausalLM.from_pretrained(said.model, dtype=torch.float32).eval()
+        statistics = record(model, cut(ids, said.chunk))
+        write_calibration(said.out, statistics, said.dtype)
+    except (QFormatError, OSError) as err:
+        print(f"record_calibration: {err}", file=sys.stderr)
+        return 1
     print(f"{len(ids)} tokens, {len(statistics)} layers, {said.out.stat().st_size} bytes")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -143,12 +143,16 @@ def write_calibration(
     dtype      : of the sums: "float64", which keeps every bit, or "float32", half the size
     force      : replace a file that exists
 
-    Raises UsageError for another dtype, and where the file cannot be made or exists.
+    Raises UsageError for another dtype, for what is no statistics, and where the file cannot be made or exists.
     """
     if isinstance(statistics, Calibration):
         merge_calibration([statistics.path], path, dtype, force)
         return
     check_paths((), Path(path), force)
+    for name, found in statistics.items():
+        if not name or not isinstance(found, Statistics):
+            message = f"{type(found).__name__} for {show(name, quote=True)}, expected Statistics by the names of weights"
+            raise UsageError(message, field="statistics", found=type(found).__name__)
     _write(Path(path), {name: found.n_cols for name, found in statistics.items()}, statistics.__getitem__, dtype)
 
 
@@ -228,11 +232,18 @@ def _write(path: Path, columns: Mapping[str, int], look_up: Callable[[str], Stat
 
 
 def _stored(array: NDArray[np.float64], field: str, dtype: str) -> memoryview:
-    """Give the bytes of an array. Raises UsageError where the type cannot hold its largest number."""
+    """Give the bytes of an array; of a column whose sum of squares becomes 0, all sums do.
+
+    Raises UsageError where the type cannot hold its largest number.
+    """
     with np.errstate(over="ignore"):
         made = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<"))
     if np.isinf(made.min()) or np.isinf(made.max()):
         raise UsageError(f"numbers beyond {dtype}, use float64", field=field, expected=dtype)
+    if field == HESSIAN:
+        lost = (made.diagonal() == 0) & (array.diagonal() != 0)
+        if lost.any():  # never of the caller's own array, which float64 is
+            made[lost], made[:, lost] = 0, 0
     return made.data
 
 

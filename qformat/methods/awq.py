@@ -143,7 +143,7 @@ def seen_error(task: Task, tries: Sequence[F64]) -> F64:
     step = -(-matrix(task.shape)[0] // SEEN_ROWS) or 1
     first, seen = 0, []
     for tile in task.tiles():
-        seen.append(tile[-first % step :: step])
+        seen.append(tile[-first % step :: step].copy())  # a view would hold the tile
         first += len(tile)
     rows = np.concatenate(seen)
     losses = spread(lambda how: lost(task, how, rows), (scaling(task, scale) for scale in tries))
@@ -186,5 +186,6 @@ def _mean_share(task: Task) -> F64:
         for low in range(0, n_cols, size):
             part = np.abs(tile[:, low : low + size].astype(np.float64))
             largest = part.max(axis=1, keepdims=True)
-            total[low : low + size] += (part / np.where(largest > 0, largest, 1)).sum(axis=0)
+            with np.errstate(invalid="ignore"):  # weights that are not finite are refused where rows are rounded
+                total[low : low + size] += (part / np.where(largest > 0, largest, 1)).sum(axis=0)
     return total / max(1, n_rows)

@@ -33,8 +33,10 @@ def check_plots(paths: Sequence[Path], src: Path, force: bool) -> None:
 
     Raises UsageError.
     """
-    for path in paths:
+    for number, path in enumerate(paths):
         check_paths([src], path, force)
+        if path in paths[:number]:
+            raise UsageError("named twice", path=path, field="plot")
     if paths:
         _library()
 

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 @click.option(
     "--rule", metavar="NAME", help="How scales and codes are chosen, by any --method: mse searches; else the target's own rule."
 )
-@click.option("--include", multiple=True, metavar="GLOB", help="Quantize only tensors of these names, in SRC or in DST.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave tensors of these names, in SRC or in DST, as they are.")
+@click.option(
+    "--include", multiple=True, metavar="GLOB", help="Quantize only tensors of these names, in SRC or DST (--report: SRC)."
+)
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave tensors of these names as they are; likewise.")
 @click.option(
     "--tensor-type", "tensor_types", multiple=True, metavar="GLOB=TYPE",
     help="Another type for tensors of these names; f32, f16, bf16 as well. The first that matches counts.",
