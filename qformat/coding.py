@@ -153,10 +153,16 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Closest:
-    """The first level whose product with `Coding.factor` is nearest, in float32, to the weight's magnitude; with a sign."""
+    """The first level whose product with `Coding.factor` is nearest, in float32, to the weight's magnitude; with a sign.
+
+    levels : from 0 on, the next ones each at most twice the one before; products with the factor, at least 0, are exact, and
+             so are those of the middles between two
+    reach  : of weights below it, different levels are never equally far because differences are rounded
+    """
 
     levels: tuple[float, ...]
     sign: Sign
+    reach: float
 
 
 Rounding = Nearest | Cut | Away | Count | Closest

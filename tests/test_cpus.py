@@ -94,7 +94,7 @@ def test_kernels_compile_for_arm() -> None:
 
 @on_x86
 def test_bounds_are_counted_as_defined_where_no_instruction_picks() -> None:
-    targets = ("nf4", "mxfp4")
+    targets = ("nf4", "mxfp4", "gguf:nvfp4")
     found = run("quantized_here.py", *targets, NUMBA_CPU_NAME="generic")
 
     assert found["picks"] == 0

@@ -149,6 +149,34 @@ def test_weights_of_16_bits_give_what_they_give_as_float32(target: str, dtype: A
     assert stored(quantize(rows, target)) == defined(rows, resolve(target))
 
 
+def around_middles() -> F32:
+    """Give rows with E2M1's levels, the middles between them and what lies beside, at every scale of an E4M3 and more."""
+    steps = np.float32([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 5.5, 6])
+    scales = np.array([1, 1.125, 1.25, 1.375, 1.5, 1.625, 1.75, 1.875]) * 2.0 ** np.arange(-20, 60)[:, None]
+    exact = (steps * scales.reshape(-1, 1)).astype(np.float32)  # 16 weights a group, of which the last is the largest
+    below, above = np.nextafter(exact, np.float32(0)), np.nextafter(exact, np.float32(np.inf))
+    groups = np.stack([exact, below, above], axis=1)
+    groups[..., -1] = exact[:, None, -1]
+    signs = np.where(np.arange(groups.size).reshape(groups.shape) % 3 == 1, -1, 1)
+    return (groups * signs).astype(np.float32).reshape(-1, N_COLS)
+
+
+def beyond_scales() -> F32:
+    """Give rows of which a weight is so large that differences to levels are rounded, or nearly so large."""
+    rng = np.random.default_rng(3)
+    shape = (200, N_COLS)
+    large = np.ldexp(rng.uniform(1, 2, shape), rng.integers(6, 40, shape)) * rng.choice([-1, 1], shape)
+    large[:, ::7] = np.ldexp(1.0, rng.integers(20, 25, large[:, ::7].shape))
+    large[::2] = np.where(rng.random((100, N_COLS)) < 0.9, rng.integers(-12, 13, (100, N_COLS)) * 112, large[::2])
+    return large.astype(np.float32)
+
+
+@pytest.mark.parametrize("made", [around_middles, beyond_scales])
+@pytest.mark.parametrize(("target", "rule"), [pair for pair in FUSED if pair[0] in ("gguf:nvfp4", "gguf:mxfp4", "mxfp4")])
+def test_ties_between_levels_go_as_the_rule_defines(target: str, rule: str, made: Any) -> None:
+    assert stored(quantize(made(), target, rule)) == defined(made(), resolve(target), rule)
+
+
 @some
 def test_bytes_do_not_depend_on_the_number_of_threads(target: str) -> None:
     rows = np.tile(weights(), (3, 1))

@@ -28,6 +28,8 @@ F32 = NDArray[np.float32]
 
 SOURCE = "ggml d99724f2, quantize_row_*_ref"
 INT32_LIMIT = np.float32(2.0**31)
+# NVFP4: a scale that is neither 0 nor the largest is a ninth of each weight at least, and half of the largest 2^-15 of this.
+WITHIN = 2.0**22
 
 
 def extreme_blocks(rows: F32, scheme: Scheme, state: Extremes | None) -> Values:
@@ -99,7 +101,8 @@ def _wide_coding(scheme: Scheme) -> Coding:
 def _microscale_coding(scheme: Scheme) -> Coding:
     """Say what `microscale_blocks` computes."""
     scales = Kept("scales", Do(Word.DIV, (Name("magnitude"), Number(6))), Small())
-    return Coding((scales,), Name("scales"), False, Closest(tuple(values("float4_e2m1fn")[:8]), Sign.OF_CODE))
+    closest = Closest(tuple(values("float4_e2m1fn")[:8]), Sign.OF_CODE, WITHIN)
+    return Coding((scales,), Name("scales"), False, closest)
 
 
 def _kept(name: str, value: Expression) -> Kept:

@@ -11,27 +11,32 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from qformat.kernels.vector.ir import I32, SIZE, Value, cut, entries_among, join, settled, splat, vector
+from qformat.kernels.vector.ir import F32, I32, SIZE, Value, cut, entries_among, join, settled, splat, vector
 
 
-def count_below(b: ir.IRBuilder, bounds: Sequence[float], values: Value, n_among: int) -> Value:
+def count_below(b: ir.IRBuilder, bounds: Sequence[float], values: Value, n_among: int, times: Value = None) -> Value:
     """Count the bounds below each value: i32, of a NaN any.
 
     bounds  : ascending
     values  : float32
     n_among : how many values, of as many, one instruction picks by their numbers; 0 where there is none
+    times   : float32 that the bounds of each value are multiplied with; 1 if absent
     """
     n_codes = len(bounds) + 1
     if n_codes & len(bounds) or n_codes > 2 * n_among:
-        return _in_turn(b, bounds, values)
-    return join(b, [_by_halves(b, bounds, piece) for piece in cut(b, values, n_among)])
+        return _in_turn(b, bounds, values) if times is None else _in_turn_times(b, bounds, values, times)
+    factors = [None] * (values.type.count // n_among) if times is None else cut(b, times, n_among)
+    pieces = zip(cut(b, values, n_among), factors, strict=True)
+    return join(b, [_by_halves(b, bounds, piece, factor) for piece, factor in pieces])
 
 
-def _by_halves(b: ir.IRBuilder, bounds: Sequence[float], values: Value) -> Value:
+def _by_halves(b: ir.IRBuilder, bounds: Sequence[float], values: Value, times: Value) -> Value:
     kind, step = vector(I32, values.type.count), len(bounds) + 1
     found: Value = ir.Constant(kind, None)
     while step > 1:
         next_bound = entries_among(b, bounds[step // 2 - 1 :: step], found)
+        if times is not None:
+            next_bound = b.fmul(next_bound, times)
         is_above = b.sext(b.fcmp_ordered(">", values, next_bound), kind)
         found = b.sub(b.add(found, found), is_above)
         step //= 2
@@ -44,6 +49,15 @@ def _in_turn(b: ir.IRBuilder, bounds: Sequence[float], values: Value) -> Value:
     found: Value = splat(I32, 0, n)
     for bound in bounds:
         is_above = b.icmp_signed(">", seen, splat(I32, ordered(bound), n))
+        found = b.sub(found, b.sext(is_above, vector(I32, n)))
+    return found
+
+
+def _in_turn_times(b: ir.IRBuilder, bounds: Sequence[float], values: Value, times: Value) -> Value:
+    n = values.type.count
+    found: Value = splat(I32, 0, n)
+    for bound in bounds:
+        is_above = b.fcmp_ordered(">", values, b.fmul(splat(F32, bound, n), times))
         found = b.sub(found, b.sext(is_above, vector(I32, n)))
     return found
 

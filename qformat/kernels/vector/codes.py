@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from llvmlite import ir
 
 from qformat.coding import Away, Closest, Coding, Count, Cut, Nearest, Sign
@@ -12,15 +14,20 @@ JUST_BELOW_HALF = 0x3EFFFFFF  # adding it, then cutting off, rounds to nearest w
 SIGN_BIT = 3  # of a code
 
 
-def round_codes(b: ir.IRBuilder, coding: Coding, x: Value, operands: dict[str, Value], n_among: int) -> Value:
+def round_codes(
+    b: ir.IRBuilder, coding: Coding, x: Value, operands: dict[str, Value], n_among: int, is_far: bool = False
+) -> Value:
     """Give the codes of a vector of weights, i8.
 
     operands : "before", "factor" and "after" of each weight, as far as there are any
     n_among  : of `bounds.count_below`
+    is_far   : weights may be beyond the reach of `Closest`
     """
     rounding = coding.rounding
     if isinstance(rounding, Closest):
-        code = _closest(b, rounding, x, operands["factor"])
+        size = _magnitude(b, x)
+        found = _of_differences(b, rounding, size, operands["factor"]) if is_far else None
+        code = _signed(b, rounding.sign, x, found or _closest(b, rounding, size, operands["factor"], n_among))
     else:
         if "before" in operands:
             x = b.fsub(x, operands["before"])
@@ -58,15 +65,20 @@ def _count(b: ir.IRBuilder, rounding: Count, value: Value, n_among: int) -> Valu
     return _signed(b, rounding.sign, value, count_below(b, rounding.bounds, _magnitude(b, value), n_among))
 
 
-def _closest(b: ir.IRBuilder, rounding: Closest, x: Value, factor: Value) -> Value:
-    n = x.type.count
-    size = _magnitude(b, x)
+def _closest(b: ir.IRBuilder, rounding: Closest, size: Value, factor: Value, n_among: int) -> Value:
+    """Count the middles below: beyond one the upper level is nearer, and near it differences are exact."""
+    middles = [(low + high) / 2 for low, high in pairwise(rounding.levels)]
+    return count_below(b, middles, size, n_among, factor)
+
+
+def _of_differences(b: ir.IRBuilder, rounding: Closest, size: Value, factor: Value) -> Value:
+    n = size.type.count
     best, code = size, splat(I32, 0, n)
     for number, level in enumerate(rounding.levels[1:], 1):
         off = _magnitude(b, b.fsub(b.fmul(splat(F32, level, n), factor), size))
         closer = b.fcmp_ordered("<", off, best)
         code, best = b.select(closer, splat(I32, number, n), code), b.select(closer, off, best)
-    return _signed(b, rounding.sign, x, code)
+    return code
 
 
 def _signed(b: ir.IRBuilder, sign: Sign, value: Value, code: Value) -> Value:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
 from numba.core import cgutils
 
-from qformat.coding import Coding, Rounded
+from qformat.coding import Closest, Coding, Rounded
 from qformat.kernels.vector import values
 from qformat.kernels.vector.codes import round_codes
 from qformat.kernels.vector.extremes import WIDEST, extremes
@@ -129,7 +130,16 @@ class _Encoder:
             self.params(b.mul(loop.index, n_lanes))
         with cgutils.for_range(b, n_groups, intp=I64) as loop:
             self.put_params(loop.index)
-        self.codes(n_groups)
+        rounding = self.job.coding.rounding
+        if isinstance(rounding, Closest):
+            is_far = b.icmp_unsigned(">=", b.load(largest), pattern(rounding.reach))
+            with b.if_else(is_far, likely=False) as (far, near):
+                with far:
+                    self.codes(n_groups, is_far=True)
+                with near:
+                    self.codes(n_groups)
+        else:
+            self.codes(n_groups)
         return b.load(largest)
 
     def params(self, at: Value) -> None:
@@ -158,20 +168,20 @@ class _Encoder:
             value = self.get(self.stored[kept.name], group, kind)
             b.store(value, b.inttoptr(moved(b, at, place.at), kind.as_pointer()), align=1)
 
-    def codes(self, n_groups: Value) -> None:
-        """Round and pack all weights."""
+    def codes(self, n_groups: Value, is_far: bool = False) -> None:
+        """Round and pack all weights; `is_far` as for `round_codes`."""
         b, share = self.b, self.share
         if share > 1:
             with cgutils.for_range(b, b.udiv(n_groups, number(share)), intp=I64) as loop:
                 unit = b.add(b.udiv(self.first, number(share)), loop.index)
-                self.unit(loop.index, unit, self.operands_at(b.mul(loop.index, number(share))))
+                self.unit(loop.index, unit, self.operands_at(b.mul(loop.index, number(share))), is_far)
             return
         n_units = number(self.job.group // self.job.n_weights) if self.job.group else self.n_units
         with cgutils.for_range(b, n_groups, intp=I64) as loop:
             operands = self.operands_at(loop.index)
             with cgutils.for_range(b, n_units, intp=I64) as inner:
                 here = b.add(b.mul(loop.index, n_units), inner.index)
-                self.unit(here, b.add(b.mul(self.first, n_units), here), operands)
+                self.unit(here, b.add(b.mul(self.first, n_units), here), operands, is_far)
 
     @property
     def share(self) -> int:
@@ -182,7 +192,7 @@ class _Encoder:
         """Load what the weights of a unit are rounded by, a value for each of its groups."""
         return {name: self.get(place, group, vector(F32, self.share)) for name, place in self.operands.items()}
 
-    def unit(self, here: Value, unit: Value, operands: dict[str, Value]) -> None:
+    def unit(self, here: Value, unit: Value, operands: dict[str, Value], is_far: bool) -> None:
         """Round and pack a unit.
 
         here : its number among those of this call; unit : among all
@@ -195,7 +205,7 @@ class _Encoder:
             spread = [(low + lane) * self.share // n for lane in range(WIDEST)]
             of_weights = {name: pick(b, value, spread) for name, value in operands.items()}
             x = self.load(b.add(at, number(low)), WIDEST)
-            pieces.append(round_codes(b, self.job.coding, x, of_weights, self.machine.n_among))
+            pieces.append(round_codes(b, self.job.coding, x, of_weights, self.machine.n_among, is_far))
         start = b.add(self.starts[0], b.mul(unit, number(self.job.n_bytes)))
         for low, high in runs(self.job.codes):
             store(b, pack_bytes(b, self.job.codes, pieces, low, high), moved(b, start, low), 1, False)
@@ -250,6 +260,11 @@ def width_of(stored: object) -> ir.IntType:
     if isinstance(stored, Rounded):
         return I32 if stored.dtype == "float32" else I16
     return I8
+
+
+def pattern(value: float) -> ir.Constant:
+    """Give the bits of a float32 as a constant."""
+    return ir.Constant(I32, struct.unpack("<I", struct.pack("<f", value))[0])
 
 
 def number(value: int) -> ir.Constant:

@@ -9,7 +9,22 @@ from llvmlite import ir
 
 from qformat.bits import DTYPES
 from qformat.bits import values as element_values
-from qformat.coding import Away, Coding, Cut, Do, Expression, Integer, Kept, Name, Number, Rounded, Small, Stepped, Word
+from qformat.coding import (
+    Away,
+    Closest,
+    Coding,
+    Cut,
+    Do,
+    Expression,
+    Integer,
+    Kept,
+    Name,
+    Number,
+    Rounded,
+    Small,
+    Stepped,
+    Word,
+)
 from qformat.kernels.vector import values
 from qformat.kernels.vector.ir import F32, I8, I16, I32, SIZE, Value, call, constant, entries, splat, vector
 
@@ -71,6 +86,8 @@ class Params:
             found["after"] = self.value(coding.after)
         if isinstance(coding.rounding, Cut):
             found["after"] = self.splat(coding.rounding.half)
+        if isinstance(coding.rounding, Closest):  # no product with infinity is nearer than 0
+            found["factor"] = self.where_zero(factor, self.splat(float("inf")), factor)
         if coding.stray is None:
             return found
         size = b.and_(b.bitcast(factor, vector(I32, self.n)), splat(I32, SIZE, self.n))
