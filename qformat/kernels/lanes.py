@@ -55,6 +55,18 @@ def load(groups, first, tile):  # type: ignore[no-untyped-def]  # compiled
 
 
 @inlined
+def weigh(groups, counts, first, x, w):  # type: ignore[no-untyped-def]  # compiled
+    """Lay weights and counts side by side; where no counts are given, those are the squares of the weights."""
+    load(groups, first, x)
+    if counts.shape[0] > 0:
+        load(counts, first, w)
+        return
+    for i in range(x.shape[0]):
+        for lane in range(LANES):
+            w[i, lane] = x[i, lane] * x[i, lane]
+
+
+@inlined
 def divide(steps, peak, factor):  # type: ignore[no-untyped-def]  # compiled
     for lane in range(LANES):
         factor[lane] = steps / peak[lane]
@@ -134,8 +146,7 @@ def affine(groups, counts, top, tries, absolute, scratch, codes, scales, mins): 
     factor, scale, bias, error = state[7], state[8], state[9], state[10]
     best, best_scale, kept_factor, kept_low, next_low = state[11], state[12], state[13], state[14], state[15]
     for first in range(0, groups.shape[0], LANES):
-        load(groups, first, x)
-        load(counts, first, w)
+        weigh(groups, counts, first, x, w)
         _find_range(x, w, low, high, sum_w, sum_x)
         for lane in range(LANES):
             low[lane] = ZERO if low[lane] > ZERO else low[lane]
@@ -195,8 +206,7 @@ def signed(groups, counts, low, high, tries, scratch, codes, scales):  # type: i
     x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
     peak, factor, sum_lx, sum_l2, best, scale, kept = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
     for first in range(0, groups.shape[0], LANES):
-        load(groups, first, x)
-        load(counts, first, w)
+        weigh(groups, counts, first, x, w)
         find_peaks(x, peak)
         divide(tries[0], peak, kept)
         best[:], scale[:] = ZERO, ZERO
@@ -227,8 +237,7 @@ def level_fitter(levels: tuple[float, ...], middles: tuple[float, ...]) -> Kerne
         x, w, state = scratch[:n], scratch[n : 2 * n], scratch[2 * n :]
         peak, factor, sum_lx, sum_l2, best, scale, kept = state[0], state[1], state[2], state[3], state[4], state[5], state[6]
         for first in range(0, groups.shape[0], LANES):
-            load(groups, first, x)
-            load(counts, first, w)
+            weigh(groups, counts, first, x, w)
             find_peaks(x, peak)
             best[:], scale[:] = ZERO, ZERO
             for number in range(tries.size + 1):

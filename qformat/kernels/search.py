@@ -41,9 +41,10 @@ def fit_affine(groups: F32, counts: F32, top: int, tries: F32, absolute: bool) -
     return codes, scales, mins
 
 
-def fit_signed(groups: F32, counts: F32, low: int, high: int, tries: F32) -> tuple[Codes, F32]:
+def fit_signed(groups: F32, counts: F32 | None, low: int, high: int, tries: F32) -> tuple[Codes, F32]:
     """Fit x = scale * code to each group, low <= code <= high.
 
+    counts  : the squares of the weights if absent
     tries   : float32; a candidate gives the first weight of largest magnitude so many steps
     returns : codes (n_groups, n) int8, scales (n_groups,) float32; a group of zeros has scale 0 and `low` for codes
 
@@ -51,11 +52,11 @@ def fit_signed(groups: F32, counts: F32, low: int, high: int, tries: F32) -> tup
     """
     codes, scales = _results(groups)
     settings = np.float32(low), np.float32(high), _fixed(tries)
-    lanes.signed(_fixed(groups), _fixed(counts), *settings, _scratch(groups), codes, scales)
+    lanes.signed(_fixed(groups), _counted(groups, counts), *settings, _scratch(groups), codes, scales)
     return codes, scales
 
 
-def fit_stepwise(groups: F32, counts: F32, low: int, high: int, tries: F32, floor: float) -> tuple[Codes, F32]:
+def fit_stepwise(groups: F32, counts: F32 | None, low: int, high: int, tries: F32, floor: float) -> tuple[Codes, F32]:
     """Fit as `fit_signed` does, but choose the candidate by its error and then change single codes while that helps.
 
     floor : a code is changed only if the squares of all others, counted, sum to more than this
@@ -66,13 +67,14 @@ def fit_stepwise(groups: F32, counts: F32, low: int, high: int, tries: F32, floo
     codes, scales = _results(groups)
     settings = np.float32(low), np.float32(high), _fixed(tries), np.float32(floor)
     memory = _scratch(groups), _scratch(groups), np.empty((2, lanes.LANES), np.int64)
-    stepwise(_fixed(groups), _fixed(counts), *settings, *memory, codes, scales)
+    stepwise(_fixed(groups), _counted(groups, counts), *settings, *memory, codes, scales)
     return codes, scales
 
 
-def fit_levels(groups: F32, counts: F32, levels: tuple[float, ...], tries: F32) -> F32:
+def fit_levels(groups: F32, counts: F32 | None, levels: tuple[float, ...], tries: F32) -> F32:
     """Fit x = scale * levels[code] to each group.
 
+    counts : the squares of the weights if absent
     levels : ascending
     tries  : float32; a candidate puts the first weight of largest magnitude there; before them, at minus the first level
     returns: scales (n_groups,) float32, 0 for a group of zeros
@@ -80,7 +82,8 @@ def fit_levels(groups: F32, counts: F32, levels: tuple[float, ...], tries: F32) 
     Other arrays are those of `fit_affine`.
     """
     _, scales = _results(groups)
-    lanes.level_fitter(levels, _middles(levels))(_fixed(groups), _fixed(counts), _fixed(tries), _scratch(groups), scales)
+    memory = _scratch(groups), scales
+    lanes.level_fitter(levels, _middles(levels))(_fixed(groups), _counted(groups, counts), _fixed(tries), *memory)
     return scales
 
 
@@ -118,6 +121,11 @@ def _fixed(array: F32) -> F32:
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
+
+
+def _counted(groups: F32, counts: F32 | None) -> F32:
+    """Give counts as kernels take them: none of them stand for squares."""
+    return _fixed(groups[:0] if counts is None else counts)
 
 
 def _results(groups: F32) -> tuple[Codes, F32]:

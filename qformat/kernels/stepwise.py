@@ -1,6 +1,6 @@
 """Runs the search that changes single codes: tile by tile as `lanes` does, and again for those groups alone that changed.
 
-After one round of changes most groups stay as they are. The others wait in a tile of their own until it is full, and only then
+After two rounds of changes most groups stay as they are. The others wait in a tile of their own until it is full, and only then
 is the next round run for them.
 """
 
@@ -18,14 +18,15 @@ from qformat.kernels.lanes import (
     divide,
     find_codes,
     find_peaks,
-    load,
     near,
     signed_sums,
     store,
     to_level,
+    weigh,
 )
 
 ROUNDS = 5  # at most
+TOGETHER = 2  # of them: to take a fifth of the groups apart takes as long as the second round of all
 
 
 @inlined
@@ -86,8 +87,7 @@ def stepwise(groups, counts, low, high, tries, floor, tile, waiting, marks, code
         state[7],
     )
     for first in range(0, groups.shape[0], LANES):
-        load(groups, first, x)
-        load(counts, first, w)
+        weigh(groups, counts, first, x, w)
         find_peaks(x, peak)
         divide(tries[0], peak, kept)
         for number in range(tries.size if tries.size > 1 else 0):
@@ -103,14 +103,15 @@ def stepwise(groups, counts, low, high, tries, floor, tile, waiting, marks, code
                 kept[lane] = choose(better, factor[lane], kept[lane])
         signed_sums(x, w, kept, low, high, sum_lx, sum_l2)
         find_codes(x, kept, low, high, found)
-        _change_codes(tile, n, low, high, floor, change)
+        for _ in range(TOGETHER):  # a group of which no code is changed stays as it is
+            _change_codes(tile, n, low, high, floor, change)
         for lane in range(LANES):
             factor[lane] = sum_lx[lane] / sum_l2[lane] if sum_l2[lane] > ZERO else ZERO
         store(first, found, factor, peak, low, codes, scales)
         for lane in range(min(LANES, groups.shape[0] - first)):
             if change[lane] > ZERO and abs(peak[lane]) >= NOTHING:
                 _move(tile, lane, 3 * n + 2, waiting, n_waiting)
-                marks[0, n_waiting], marks[1, n_waiting] = first + lane, 1
+                marks[0, n_waiting], marks[1, n_waiting] = first + lane, TOGETHER
                 n_waiting += 1
                 while n_waiting == LANES:
                     n_waiting = _run_again(waiting, n, marks, n_waiting, low, high, floor, codes, scales)

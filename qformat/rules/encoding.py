@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from qformat.threads import n_threads, spread
 from qformat.tiling import ROWS
 
 F32 = NDArray[np.float32]
+KernelOf = Callable[[int], Fused | None]
 
 AT_ONCE = 1 << 20  # weights that a thread takes at a time, at least
 SHARES = 4  # of a thread: few, because each time somebody has to be waked, and several, because threads are not equally fast
@@ -69,11 +71,15 @@ def quantize(
         parts = encode_parts(array, fused, chosen, must_hold=must_hold)
         return assemble(form, shape, {role: Memory(data) for role, data in parts.items()}, array.dtype.name, rule=chosen.name)
     state = prepare(form, (tile for _, tile in _tiles(array, form)))
+    # Found once: to look formats and rules up takes a while, as they are data.
+    kernel_of = cache(lambda width: fuse(form, chosen, width, "float32", in_place=False))
 
     def encode_tile(place: tuple[int, F32]) -> Values:
         first, tile = place
         rows = None if counts is None else _importance_of(counts, form, first, tile, matrix(shape)[1])
-        return encode(tile, form, chosen.name, state, first, shape, rows)
+        _check_columns(form, tile.shape[1])
+        check_finite(tile, first, shape)
+        return _encode(tile, form, chosen, kernel_of, state, rows)
 
     def pack_tile(place: tuple[int, F32]) -> NDArray[np.uint8]:
         return pack_part(form, form.parts[0], place[1].shape, encode_tile(place))
@@ -115,18 +121,8 @@ def encode(
     chosen = find(form, rule)
     _check_columns(form, rows.shape[1])
     check_finite(rows, first, shape or (-1, rows.shape[1]))
-    if state is None and _covers_tensor(form):
-        raise UsageError(f"format '{form.name}' has one scale for the whole tensor: give what prepare() found", field="state")
-    is_counted = importance is not None and chosen.weighted is not None
-    fused = None if is_counted else fuse(form, chosen, rows.shape[1], rows.dtype.name, in_place=False)
-    if fused is not None and rows.size and rows.size % fused.n_least == 0:
-        arrays = fused.room(rows.shape)
-        fused.encode(np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")), 0, arrays)
-        return fused.values(rows.shape, arrays)
-    with np.errstate(all="ignore"):  # what rules do at the ends of the number range is part of their definition
-        if importance is not None and chosen.weighted is not None:
-            return chosen.weighted(rows, form.scheme, importance)
-        return chosen.encode(rows, form.scheme, state)
+    kernel_of = partial(fuse, form, chosen, dtype=rows.dtype.name, in_place=False)
+    return _encode(rows, form, chosen, kernel_of, state, importance)
 
 
 def encode_parts(
@@ -235,6 +231,24 @@ def resolve(target: str) -> Format:
         return known[name]
     expected = ", ".join(known)
     raise UsageError(f"unknown target '{target}': expected a planar format, or gguf: and one of {expected}", found=target)
+
+
+def _encode(
+    rows: F32, form: Format, chosen: Rule, kernel_of: KernelOf, state: Extremes | None, importance: F32 | None
+) -> Values:
+    """Encode rows that were looked at; `kernel_of` gives the kernel for so many columns."""
+    if state is None and _covers_tensor(form):
+        raise UsageError(f"format '{form.name}' has one scale for the whole tensor: give what prepare() found", field="state")
+    is_counted = importance is not None and chosen.weighted is not None
+    fused = None if is_counted else kernel_of(rows.shape[1])
+    if fused is not None and rows.size and rows.size % fused.n_least == 0:
+        arrays = fused.room(rows.shape)
+        fused.encode(np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")), 0, arrays)
+        return fused.values(rows.shape, arrays)
+    with np.errstate(all="ignore"):  # what rules do at the ends of the number range is part of their definition
+        if importance is not None and chosen.weighted is not None:
+            return chosen.weighted(rows, form.scheme, importance)
+        return chosen.encode(rows, form.scheme, state)
 
 
 def _tiles(array: NDArray[Any], form: Format) -> Iterator[tuple[int, F32]]:

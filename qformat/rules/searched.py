@@ -84,7 +84,7 @@ def three_bit_blocks(rows: F32, scheme: Scheme, importance: F32 | None) -> Value
     groups, (low, high) = _groups(rows, scheme, "sub_scales"), _limits(scheme)
     shape = (len(groups) * groups.shape[1] // BLOCK, BLOCK // groups.shape[1])
     if importance is None:
-        codes, scales = search.fit_stepwise(groups, groups * groups, low, high, _around(low, 0), -np.inf)
+        codes, scales = search.fit_stepwise(groups, None, low, high, _around(low, 0), -np.inf)
         level = _divide_signed(scales.reshape(shape), *SIX_BITS, SMALLEST, SIX_BITS[0])
     else:
         counts = _counts(rows, importance, BLOCK, 2).reshape(groups.shape)
@@ -97,8 +97,8 @@ def three_bit_blocks(rows: F32, scheme: Scheme, importance: F32 | None) -> Value
 def six_bit_blocks(rows: F32, scheme: Scheme, importance: F32 | None) -> Values:
     """Encode Q6_K: scales searched, a weight counting by its square, or its importance alone; the largest is -128 shares."""
     groups, (low, high) = _groups(rows, scheme, "sub_scales"), _limits(scheme)
-    counts = np.ascontiguousarray(np.broadcast_to(rows * rows if importance is None else importance, rows.shape))
-    codes, scales = search.fit_signed(groups, counts.reshape(groups.shape), low, high, _around(low, 9))
+    counts = None if importance is None else np.broadcast_to(importance, rows.shape).reshape(groups.shape)
+    codes, scales = search.fit_signed(groups, counts, low, high, _around(low, 9))
     blocks = scales.reshape(len(groups) * groups.shape[1] // BLOCK, BLOCK // groups.shape[1])
     codes.reshape(len(blocks), BLOCK)[extremes(blocks).magnitude < NOTHING] = low
     return _two_levels(rows, scheme, groups, codes, _divide_signed(blocks, -128, 127, NOTHING, 0))
@@ -139,9 +139,9 @@ def weighted_signed_groups(rows: F32, scheme: Scheme, importance: F32) -> Values
 
 
 def _fit_levels(rows: F32, groups: F32, levels: tuple[float, ...], importance: F32 | None, run: int) -> F32:
-    counts = rows * rows if importance is None else _counts(rows, importance, run, 2)
+    counts = None if importance is None else _counts(rows, importance, run, 2).reshape(groups.shape)
     tries = np.arange(-7, 8, dtype=np.float32) + np.float32(levels[0])
-    return search.fit_levels(groups, counts.reshape(groups.shape), levels, tries)
+    return search.fit_levels(groups, counts, levels, tries)
 
 
 def _counts(rows: F32, importance: F32, run: int, variances: int) -> F32:
@@ -173,7 +173,7 @@ def _divide_largest(found: F32, top: int) -> Level:
 
 def _divide_signed(found: F32, low: int, high: int, least: np.float32, empty: int) -> Level:
     """Cut the first value of largest magnitude into `low` shares; blocks below `least` have `empty` shares of 0."""
-    extreme = extremes(found)
+    extreme = extremes(np.asfortranarray(found))  # rows of few values are compared column by column
     factor = np.where(extreme.magnitude >= least, np.float32(low) / extreme.largest, np.float32(0))
     shares = _whole(factor[:, None] * found, low, high)
     return reciprocal(factor), np.where(factor[:, None] == 0, np.float32(empty), shares)
