@@ -16,6 +16,7 @@ from qformat.methods.indexed import neighbours
 from qformat.methods.method import ROUNDED_WEIGHTS, Method, check_columns, row_tiles, task_of
 from qformat.rules import encoding
 from qformat.rules.catalogue import find as find_rule
+from qformat.rules.reused import arrays_of, rewritten
 from qformat.rules.rule import Rule
 from qformat.rules.soundness import check_parameters
 from qformat.scheme import Grid, Table
@@ -32,6 +33,7 @@ def quantize(
     importance: F32 | None = None,
     method: str | Method = "rtn",
     calibration: Statistics | None = None,
+    out: PackedTensor | None = None,
 ) -> PackedTensor:
     """Quantize float weights to a packed format.
 
@@ -43,12 +45,15 @@ def quantize(
     method     : "rtn", "mse", "gptq", "gptq-ordered", "awq", "awq-weights", or one made with other settings
     calibration: what is known of the inputs; methods from "gptq" on need it, "mse" counts errors by it and then takes no
                  importance, "rtn" takes none
+    out        : what this gave for weights of the same shape, by the same target and method: its memory is written anew, and it
+                 is worth nothing where this raises an error; saves the system clearing new memory
     returns    : tensor of the same shape, the rule's name in `rule`; by "awq" in the format with a `pre_quant_scale` beside
 
     Raises UsageError for an unknown target, rule or method, another dtype, columns that do not fill the target's blocks,
     importance or calibration of another width, calibration that is not of one tensor, a method without the calibration it
-    needs, with what it has no use for or that the target is not for, a Hessian that is not positive definite, and a weight that
-    is NaN or infinite; NotExact for weights too large for the parameters of the target.
+    needs, with what it has no use for or that the target is not for, a Hessian that is not positive definite, an `out` of
+    another shape or format, and a weight that is NaN or infinite; NotExact for weights too large for the parameters of the
+    target.
 
     >>> quantize(np.array([[0.5, -1.2, 3.7, -0.3, 2.1]], np.float32), "int4_channel", "symmetric-full").codes().tolist()
     [[1, -3, 7, -1, 5]]
@@ -64,12 +69,13 @@ def quantize(
                 raise UsageError(f"method {how.name}: calibration and importance, expected one of both", field="calibration")
             check_columns(calibration, array.shape[-1] if array.ndim else 1)
             importance = calibration.importance
-        return encoding.quantize(array, form, chosen.name, importance, must_hold=True)
+        return encoding.quantize(array, form, chosen.name, importance, must_hold=True, out=out)
     if calibration is None:
         raise UsageError(f"method {how.name} needs calibration, none was given", field="calibration")
     if importance is not None:
         raise UsageError(f"method {how.name} takes calibration, not importance", field="importance")
-    return _by_rows(array, form, chosen, how, calibration)
+    made = _by_rows(array, form, chosen, how, calibration)
+    return made if out is None else rewritten(made, arrays_of(out, made.form, array))
 
 
 def rule_of(method: Method, form: Format, name: str | None = None) -> Rule:

@@ -1,7 +1,8 @@
 """From float weights to codes: quantizers by named rules, and what the rounding cost."""
 
 from qformat.rules.catalogue import describe, rules
-from qformat.rules.encoding import encode, encode_parts, importance_of_rows, prepare, quantize, resolve
+from qformat.rules.encoding import encode, encode_parts, prepare, quantize, resolve
+from qformat.rules.importance import importance_of_rows
 from qformat.rules.report import ErrorReport, Sums, error, measure
 
 __all__ = [

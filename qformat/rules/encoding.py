@@ -6,7 +6,6 @@ whose extremes `prepare` collects in a first pass. What a rule computes is none 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -22,6 +21,8 @@ from qformat.formats.form import Format, matrix
 from qformat.rules.catalogue import find
 from qformat.rules.fused import Fused, fuse
 from qformat.rules.groups import Extremes, extremes, split
+from qformat.rules.importance import importance_of, importance_of_rows
+from qformat.rules.reused import Arrays, arrays_of, rewritten
 from qformat.rules.rule import Rule, Values
 from qformat.rules.soundness import check_dtype, check_finite, check_parameters, surely_holds
 from qformat.scheme import Flat, Grid
@@ -42,6 +43,7 @@ def quantize(
     rule: str | None = None,
     importance: NDArray[np.float32] | None = None,
     must_hold: bool = False,
+    out: PackedTensor | None = None,
 ) -> PackedTensor:
     """Quantize float weights to a packed format.
 
@@ -51,10 +53,13 @@ def quantize(
     importance : float32 [K], how much an error in each column counts; [E, K] for a stack of E matrices; what a rule has no
                  use for is ignored
     must_hold  : refuse parameters that are not finite; else ggml's rules give them as ggml does
+    out        : what quantizing gave for weights of this shape and this target: its memory is written anew, and it is worth
+                 nothing where this raises an error
     returns    : tensor of the same shape, the rule's name in `rule`
 
     Raises UsageError for an unknown target or rule, another dtype, columns that do not fill the target's blocks, importance
-    of another width, and a weight that is NaN or infinite; NotExact for weights too large for the format, if it must hold them.
+    of another width, an `out` that is no such tensor, and a weight that is NaN or infinite; NotExact for weights too large for
+    the format, if it must hold them.
 
     >>> quantize(np.array([[0.5, -1.2, 3.7, -0.3, 2.1]], np.float32), "int4_channel", "symmetric-full").codes().tolist()
     [[1, -3, 7, -1, 5]]
@@ -63,12 +68,13 @@ def quantize(
     chosen = find(form, rule)
     check_dtype(array)
     shape = tuple(int(n) for n in array.shape)
+    given = None if out is None else arrays_of(out, form, array)
     counts = None if importance is None else importance_of_rows(importance, shape)
     is_one = _covers_tensor(form)
     n_cols = array.size if is_one else matrix(shape)[1]
     fused = None if counts and chosen.weighted else fuse(form, chosen, n_cols, array.dtype.name, in_place=True, is_whole=is_one)
     if fused is not None and array.size >= fused.n_least:
-        parts = encode_parts(array, fused, chosen, must_hold=must_hold)
+        parts = encode_parts(array, fused, chosen, must_hold=must_hold, given=given)
         return assemble(form, shape, {role: Memory(data) for role, data in parts.items()}, array.dtype.name, rule=chosen.name)
     state = prepare(form, (tile for _, tile in _tiles(array, form)))
     # Found once: to look formats and rules up takes a while, as they are data.
@@ -76,7 +82,7 @@ def quantize(
 
     def encode_tile(place: tuple[int, F32]) -> Values:
         first, tile = place
-        rows = None if counts is None else _importance_of(counts, form, first, tile, matrix(shape)[1])
+        rows = None if counts is None else importance_of(counts, form, first, tile, matrix(shape)[1])
         _check_columns(form, tile.shape[1])
         check_finite(tile, first, shape)
         return _encode(tile, form, chosen, kernel_of, state, rows)
@@ -87,14 +93,14 @@ def quantize(
     if _is_rows_of_blocks(form):  # the bytes of tiles are those of the whole, and threads pack as well
         data = np.concatenate(list(spread(pack_tile, _tiles(array, form))))
         packed = assemble(form, shape, {form.parts[0].role: Memory(data)}, array.dtype.name, rule=chosen.name)
-        return check_parameters(packed, form) if must_hold else packed
-    made = list(spread(encode_tile, _tiles(array, form)))
-    whole = {name: np.concatenate([tile[name] for tile in made]) for name in made[0] if name != "codes"}
-    whole["codes"] = np.concatenate([tile["codes"].reshape(-1) for tile in made]).reshape(shape)
-    if state is not None:
-        whole |= {name: made[0][name] for name in made[0] if name != "codes"}
-    packed = from_values(form, shape, whole, array.dtype.name, chosen.name)
-    return check_parameters(packed, form) if must_hold else packed
+    else:
+        made = list(spread(encode_tile, _tiles(array, form)))
+        whole = {name: np.concatenate([tile[name] for tile in made]) for name in made[0] if name != "codes"}
+        whole["codes"] = np.concatenate([tile["codes"].reshape(-1) for tile in made]).reshape(shape)
+        if state is not None:
+            whole |= {name: made[0][name] for name in made[0] if name != "codes"}
+        packed = from_values(form, shape, whole, array.dtype.name, chosen.name)
+    return rewritten(check_parameters(packed, form) if must_hold else packed, given)
 
 
 def encode(
@@ -132,12 +138,14 @@ def encode_parts(
     first: int = 0,
     named: tuple[int, ...] | None = None,
     must_hold: bool = False,
+    given: Arrays | None = None,
 ) -> dict[str, NDArray[np.uint8]]:
     """Quantize a tensor, or rows of one, to the stored bytes of each part, by all threads.
 
     array : of the kernel's element type, [..., K]
     first : number of the first weight in the tensor, to name one that is not finite
     named : shape of the tensor, likewise; that of the array if absent
+    given : arrays to write to, by role; allocated if absent
 
     Raises UsageError for a weight that is NaN or infinite, and NotExact as `quantize` does.
     """
@@ -146,7 +154,7 @@ def encode_parts(
     n_cols, form = matrix(shape)[1], fused.form
     is_flat = isinstance(form.scheme.param("scales").group, Flat) or _covers_tensor(form)
     lines = array.reshape(1, -1) if is_flat else array.reshape(-1, n_cols)
-    arrays = fused.room(shape)
+    arrays = fused.room(shape, given)
     whole = array.size // fused.n_least * fused.n_least
 
     def encode_tile(low: int) -> float:
@@ -162,7 +170,7 @@ def encode_parts(
     together = max(AT_ONCE, whole // (SHARES * n_threads())) if lines.flags.c_contiguous else AT_ONCE
     step = max(1, together // least) * least
     largest = max(spread(encode_tile, range(0, whole, step)), default=0.0)
-    parts = fused.parts(shape, arrays)
+    parts = fused.parts(shape, arrays, given)
     if whole < array.size:  # a short last group
         rest = lines[:, whole:].astype(np.float32)
         check_finite(rest, first + whole, named)
@@ -174,33 +182,6 @@ def encode_parts(
     if must_hold and not surely_holds(form, largest):
         check_parameters(assemble(form, shape, {role: Memory(data) for role, data in parts.items()}), form, first // n_cols)
     return parts
-
-
-def importance_of_rows(importance: F32, shape: tuple[int, ...]) -> Callable[[int, int], F32]:
-    """Give a function from a range of rows to their importance, (1 or n_rows, K) float32.
-
-    importance : float32 [K], or [E, K] for the E matrices of a stack
-    shape      : of the tensor, [..., out, K]
-
-    Raises UsageError where it is no float32, the width is not K, the matrices are not E, or a value is negative or not finite.
-    """
-    if importance.dtype != np.float32:
-        message = f"importance is {importance.dtype}, expected float32"
-        raise UsageError(message, field="importance", found=importance.dtype.name, expected="float32")
-    n_rows, n_cols = matrix(shape)
-    table = np.atleast_2d(importance)
-    n_matrices = len(table)
-    if table.ndim != 2 or table.shape[1] != n_cols or n_matrices not in (1, math.prod(shape[:-2])):
-        message = f"importance of shape {importance.shape}, expected {n_cols} columns, for all or for each matrix"
-        raise UsageError(message, field="importance", found=importance.shape, expected=n_cols)
-    if not (np.isfinite(table).all() and (table >= 0).all()):
-        where = int(np.argmax(~(np.isfinite(table) & (table >= 0))))
-        value = float(table.reshape(-1)[where])
-        message = f"importance[{where}] is {value}, expected a finite number of 0 or more"
-        raise UsageError(message, field="importance", found=value)
-    if n_matrices == 1:
-        return lambda first, last: table
-    return lambda first, last: table[np.arange(first, last) * n_matrices // n_rows]
 
 
 def prepare(form: Format, tiles: Iterable[F32]) -> Extremes | None:
@@ -265,16 +246,6 @@ def _tiles(array: NDArray[Any], form: Format) -> Iterator[tuple[int, F32]]:
     step = max(1, TILE_WEIGHTS // max(1, n_cols))
     for low in range(0, max(1, n_rows), step):
         yield low * n_cols, np.ascontiguousarray(rows[low : low + step], np.float32)
-
-
-def _importance_of(counts: Callable[[int, int], F32], form: Format, first: int, tile: F32, n_cols: int) -> F32:
-    """Give the importance of the weights of a tile, of which the first has this number."""
-    row = first // max(1, n_cols)
-    if not isinstance(form.scheme.param("scales").group, Flat):
-        return counts(row, row + len(tile))
-    last = -(-(first + tile.size) // max(1, n_cols))
-    flat = np.broadcast_to(counts(row, last), (last - row, n_cols)).reshape(1, -1)
-    return flat[:, first - row * n_cols :][:, : tile.size]
 
 
 def _covers_tensor(form: Format) -> bool:

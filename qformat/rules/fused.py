@@ -61,15 +61,16 @@ class Fused:
         """Weights that can be encoded by themselves: whole groups, whole units."""
         return lcm(self.group, self.job.n_weights)
 
-    def room(self, shape: tuple[int, ...]) -> dict[Target, NDArray[Any]]:
-        """Allocate the arrays of a tensor."""
+    def room(self, shape: tuple[int, ...], given: Mapping[str, NDArray[np.uint8]] | None = None) -> dict[Target, NDArray[Any]]:
+        """Allocate the arrays of a tensor, but for those of parts that are given, by role."""
         found: dict[Target, NDArray[Any]] = {}
         sizes = self.form.part_bytes(shape)
         for part in self.form.parts:
             target = Target(part.role, is_part=True)
             if target in (self.codes, *self.params):
-                has_spare = any(not field.holds for field in part.layout.parts)
-                found[target] = (np.zeros if has_spare else np.empty)(sizes[part.role], np.uint8)
+                found[target] = np.empty(sizes[part.role], np.uint8) if given is None else given[part.role]
+                if any(not field.holds for field in part.layout.parts):
+                    found[target][:] = 0
         for target in (self.codes, *self.params):
             if target.name == CODES and not target.is_part:
                 found[target] = np.empty(prod(shape), np.int8 if self.job.codes.signed else np.uint8)
@@ -97,12 +98,20 @@ class Fused:
         apart = {target.name: array for target, array in arrays.items() if not target.is_part}
         return {name: array.reshape(shape if name == CODES else counts) for name, array in apart.items()}
 
-    def parts(self, shape: tuple[int, ...], arrays: Mapping[Target, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
-        """Give the stored bytes of every part; values that lie by themselves are packed now."""
+    def parts(
+        self,
+        shape: tuple[int, ...],
+        arrays: Mapping[Target, NDArray[Any]],
+        given: Mapping[str, NDArray[np.uint8]] | None = None,
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Give the stored bytes of every part; values that lie by themselves are packed now, to arrays as in `room`."""
         found, values = dict[str, NDArray[np.uint8]](), self.values(shape, arrays)
         for part in self.form.parts:
             written = arrays.get(Target(part.role, is_part=True))
             found[part.role] = pack_part(self.form, part, shape, values) if written is None else written
+            if given is not None and written is None:
+                given[part.role][:] = found[part.role]
+                found[part.role] = given[part.role]
         return found
 
 
