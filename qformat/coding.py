@@ -11,7 +11,7 @@ from enum import Enum
 from typing import ClassVar
 
 SOURCES = ("float32", "float16", "bfloat16")  # element types of the weights that are coded
-SEEN = ("magnitude", "largest", "low", "high", "least", "most")
+SEEN = ("magnitude", "largest", "low", "high", "least", "most", "total")
 
 
 class Word(Enum):
@@ -44,12 +44,13 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """An extreme value of the group, or a parameter as it is stored.
+    """An extreme value of the group, the sum of its magnitudes, or a parameter as it is stored.
 
     magnitude  : largest absolute value
     largest    : the first value of largest magnitude; +0 for a group of zeros
     low, high  : smallest and largest value, 0 counted among them
     least, most: smallest and largest value; of equal ones the first is the least, and no zero is the most but +0
+    total      : sum of absolute values, one added after the other from the first on
     """
 
     name: str

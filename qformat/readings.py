@@ -8,7 +8,6 @@ is handed over worked out instead. Knows nothing of numba.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd, lcm
@@ -137,8 +136,7 @@ class Maker:
             return packed(source, layout.codes, n_blocks, step)
         how = unpacker_of(layout).how
         if isinstance(how, decode.Trits):
-            at, times = zip(*_digits(layout, how), strict=True)
-            return Trits(source, tuple(b * step + byte for b in range(n_blocks) for byte in at), times * n_blocks)
+            return digits(source, layout, how, n_blocks)
         pieces = {
             name: packed(source, piece, n_blocks, step) for name, piece in layout.pieces.items() if isinstance(piece, Bits)
         }
@@ -231,6 +229,17 @@ def packed(source: int, field: Bits, n_blocks: int, n_bytes: int, n: int = 0) ->
     return Packed(source, tuple(places), field.width, field.signed, field.minus, field.dtype)
 
 
+def digits(source: int, layout: Layout, how: decode.Trits, n_blocks: int) -> Trits:
+    """Place the digits of neighbouring blocks."""
+    places = list[tuple[int, int]]()
+    for piece, first, n_bytes, n_digits in how.runs:
+        field = layout.pieces[piece]
+        assert isinstance(field, Field)  # a byte each
+        places += [(field.at + first + byte, 3**digit) for digit in range(n_digits) for byte in range(n_bytes)]
+    at, times = zip(*places, strict=True)
+    return Trits(source, tuple(b * layout.n_bytes + byte for b in range(n_blocks) for byte in at), times * n_blocks)
+
+
 def _n_shared(group: Group) -> int:
     """Give the neighbouring weights of a row that share a parameter; 0 for other groups."""
     if isinstance(group, Flat):
@@ -268,15 +277,6 @@ def _is_whole(layout: Layout) -> bool:
         fits = isinstance(index, Bits) and index.low == 0 and index.high < len(table)
         return fits and index.count * table.shape[1] == other.count * run == layout.n_weights
     return how is not None and [piece.count for piece in pieces.values()] == [layout.n_weights]
-
-
-def _digits(layout: Layout, how: decode.Trits) -> Iterator[tuple[int, int]]:
-    """Give, for each weight of a block, the byte that its digit is in, and 3 to the number of digits before it."""
-    for piece, first, n_bytes, n_digits in how.runs:
-        field = layout.pieces[piece]
-        assert isinstance(field, Field)  # a byte each
-        for digit in range(n_digits):
-            yield from ((field.at + first + byte, 3**digit) for byte in range(n_bytes))
 
 
 def _is_read(dtype: str) -> bool:

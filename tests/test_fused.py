@@ -33,6 +33,7 @@ FUSED = tuple(
     if fuse(resolve(target), find(resolve(target), rule), N_COLS, "float32", in_place=True) is not None
 )
 SOME = ("int4_g128", "uint4_g32", "mxfp4", "nf4_b64", "int8_channel", "gguf:q4_0", "gguf:q4_1", "gguf:q8_0", "gguf:nvfp4")
+SOME += ("gguf:q1_0", "gguf:tq1_0")
 every_fused = pytest.mark.parametrize(("target", "rule"), FUSED, ids=lambda value: value)
 some = pytest.mark.parametrize("target", SOME)
 
@@ -90,7 +91,7 @@ def test_these_rules_are_computed_in_one_pass() -> None:
     assert len(FUSED) > 60
     assert apart == {
         *("int4_tensor", "int8_tensor", "int8_asym_tensor"),
-        *("gguf:q1_0", "gguf:tq1_0", "gguf:iq4_nl", "gguf:iq4_xs"),
+        *("gguf:iq4_nl", "gguf:iq4_xs"),
         *("gguf:q2_k", "gguf:q3_k", "gguf:q4_k", "gguf:q5_k", "gguf:q6_k"),
     }
 

@@ -15,19 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qformat import decode
 from qformat.coding import SOURCES, Coding, Integer, Kept, Rounded
-from qformat.fields import numpy_dtype
+from qformat.fields import numpy_dtype, unpacker_of
 from qformat.formats.form import Format, PartForm
 from qformat.kernels.cpu import has_vectors
 from qformat.kernels.vector.encode import encode, encodes
 from qformat.kernels.vector.groups import MOST, Job, Place
-from qformat.layout import CODES, Field
-from qformat.readings import packed
+from qformat.layout import CODES, Field, Layout
+from qformat.readings import digits, packed
 from qformat.rules.rule import Rule, Values
 from qformat.scheme import Flat, Grid, Group, Integers, Scheme
 from qformat.tensor import pack_part
 from qformat.tiling import FLAT, ROWS
-from qformat.units import LEAST, Packed, Places
+from qformat.units import LEAST, Packed, Places, Trits
 
 BYTE = 8  # bits
 FLOATS = ("float16", "bfloat16", "float32")
@@ -73,7 +74,7 @@ class Fused:
                     found[target][:] = 0
         for target in (self.codes, *self.params):
             if target.name == CODES and not target.is_part:
-                found[target] = np.empty(prod(shape), np.int8 if self.job.codes.signed else np.uint8)
+                found[target] = np.empty(prod(shape), np.int8 if self.job.codes.low < 0 else np.uint8)
             elif not target.is_part:
                 dtype = numpy_dtype(self.form.scheme.param(target.name).dtype)
                 found[target] = np.empty(-(-prod(shape) // self.group), dtype)
@@ -137,12 +138,13 @@ def fuse(form: Format, rule: Rule, n_cols: int, dtype: str, in_place: bool, is_w
     is_flat = isinstance(scheme.param("scales").group, Flat)
     if n_weights > MOST or (group > MOST and group % n_weights) or n_cols % (block if is_flat else lcm(group, n_weights)):
         return None
-    codes, n_bytes = _apart(scheme, n_weights), n_weights
+    codes: Packed | Trits = _apart(scheme, n_weights)
+    n_bytes = n_weights
     if in_place:
-        if part.layout.codes is None or part.layout.codes.width > BYTE or part.tiling not in (ROWS, FLAT):
+        stored = _stored(part.layout, n_weights // block) if part.tiling in (ROWS, FLAT) else None
+        if stored is None:
             return None
-        n_bytes = n_weights // block * part.layout.n_bytes
-        codes = packed(0, part.layout.codes, n_weights // block, part.layout.n_bytes)
+        codes, n_bytes = stored, n_weights // block * part.layout.n_bytes
     targets, places = [], []
     for kept in coding.kept:
         held = next(part for part in form.parts if kept.name in part.layout.holds)
@@ -175,6 +177,14 @@ def _is_kept_as(kept: Kept, dtype: str) -> bool:
     if isinstance(kept.stored, Rounded):
         return dtype == kept.stored.dtype and dtype in FLOATS
     return dtype in ("int8", "uint8") if isinstance(kept.stored, Integer) else numpy_dtype(dtype).itemsize == 1
+
+
+def _stored(layout: Layout, n_blocks: int) -> Packed | Trits | None:
+    """Place codes as blocks hold them; None where these are no planes of a byte at most, nor digits."""
+    if layout.codes is not None:
+        return packed(0, layout.codes, n_blocks, layout.n_bytes) if layout.codes.width <= BYTE else None
+    how = unpacker_of(layout).how if layout.unpacker else None
+    return digits(0, layout, how, n_blocks) if isinstance(how, decode.Trits) else None
 
 
 def _apart(scheme: Scheme, n_weights: int) -> Packed:

@@ -16,18 +16,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qformat.bits import values
-from qformat.coding import Away, Closest, Coding, Cut, Do, Expression, Kept, Name, Nearest, Number, Rounded, Sign, Small, Word
+from qformat.coding import (
+    Away,
+    Closest,
+    Coding,
+    Count,
+    Cut,
+    Do,
+    Expression,
+    Kept,
+    Name,
+    Nearest,
+    Number,
+    Rounded,
+    Sign,
+    Small,
+    Word,
+)
 from qformat.errors import UsageError
 from qformat.evaluate import as_float32
 from qformat.rules.groups import Extremes, extremes, join, split
 from qformat.rules.microscale import GGML, coding_with, encode_with, sign_of_code
 from qformat.rules.rule import Coded, Encode, Rule, Values
-from qformat.scheme import Integers, Scheme
+from qformat.scheme import Grid, Integers, Scheme
 
 F32 = NDArray[np.float32]
 
 SOURCE = "ggml d99724f2, quantize_row_*_ref"
 INT32_LIMIT = np.float32(2.0**31)
+JUST_BELOW_ZERO = -(2.0**-149)  # of float32
 # NVFP4: a scale that is neither 0 nor the largest is a ninth of each weight at least, and half of the largest 2^-15 of this.
 WITHIN = 2.0**22
 
@@ -103,6 +120,13 @@ def _microscale_coding(scheme: Scheme) -> Coding:
     scales = Kept("scales", Do(Word.DIV, (Name("magnitude"), Number(6))), Small())
     closest = Closest(tuple(values("float4_e2m1fn")[:8]), Sign.OF_CODE, WITHIN)
     return Coding((scales,), Name("scales"), False, closest)
+
+
+def _sign_coding(scheme: Scheme) -> Coding:
+    """Say what `sign_blocks` computes."""
+    (n_weights,) = {group.cols for param in scheme.params if isinstance(group := param.group, Grid)}
+    mean = Do(Word.DIV, (Name("total"), Number(n_weights)))
+    return Coding((_kept("scales", mean),), Number(1), False, Count((JUST_BELOW_ZERO,)))
 
 
 def _kept(name: str, value: Expression) -> Kept:
@@ -217,7 +241,7 @@ RULES = {
     "q8_k": _rule(
         "1 / d = -127 / m, m the first x of largest |x|; code = x / d rounded, ties to even", wide_blocks, _wide_coding
     ),
-    "q1_0": _rule("d = mean |x|; code 1 where x >= 0", sign_blocks),
+    "q1_0": _rule("d = mean |x|; code 1 where x >= 0", sign_blocks, _sign_coding),
     "q2_0": _rule(_TERNARY, partial(rounded_blocks, 1, -1), partial(_rounded_coding, 1, -1)),
     "tq1_0": _rule(_TERNARY, partial(rounded_blocks, 1, 0), partial(_rounded_coding, 1, 0)),
     "tq2_0": _rule(_TERNARY, partial(rounded_blocks, 1, 0), partial(_rounded_coding, 1, 0)),

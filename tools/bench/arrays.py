@@ -63,12 +63,15 @@ def quantize(n_rows: int = cases.N_ROWS, chosen: Sequence[Case] = cases.QUANTIZE
     for case in chosen:
         for n_threads in cases.THREADS:
             qformat.set_threads(n_threads)
-            make = _quantizing(weights, case.target)
-            actions = [Action(COPY, copies(room, weights), weights.nbytes), fitted(OURS, make, n_rows, row_bytes)]
+            actions = [
+                Action(COPY, copies(room, weights), weights.nbytes),
+                fitted(OURS, _quantizing(weights, case.target, to_same=True), n_rows, row_bytes),
+                fitted(OURS_FRESH, _quantizing(weights, case.target), n_rows, row_bytes),
+            ]
             if n_threads == 1:
                 makers = {peer: peers.encoder(peer, case, weights) for peer in case.peers}
                 actions += [fitted(peer, maker, n_rows, row_bytes) for peer, maker in makers.items()]
-            yield _result("quantize", case.name, "float32", n_threads, actions, dict.fromkeys(AGAINST, OURS))
+            yield _result("quantize", case.name, "float32", n_threads, actions, {**AGAINST, OURS_FRESH: OURS})
         qformat.set_threads(None)
 
 
@@ -145,8 +148,14 @@ def _seen(room: NDArray[np.uint8], shape: tuple[int, ...], dtype: str) -> NDArra
     return room[: int(np.prod(shape)) * wanted.itemsize].view(wanted).reshape(shape)
 
 
-def _quantizing(weights: NDArray[np.float32], target: str) -> Callable[[int], Callable[[], object]]:
-    return lambda n_rows: lambda: qformat.quantize(weights[:n_rows], target)
+def _quantizing(weights: NDArray[np.float32], target: str, to_same: bool = False) -> Callable[[int], Callable[[], object]]:
+    """Give what quantizes as many rows, to new memory or to the same every time."""
+
+    def make(n_rows: int) -> Callable[[], object]:
+        out = qformat.quantize(weights[:n_rows], target) if to_same else None
+        return lambda: qformat.quantize(weights[:n_rows], target, out=out)
+
+    return make
 
 
 def _make_all(made: Sequence[Callable[[], object]]) -> None:

@@ -16,11 +16,13 @@ from qformat.kernels.vector.extremes import WIDEST, extremes
 from qformat.kernels.vector.ir import F32, I8, I16, I32, I64, Value, ask_for, load, moved, pick, store, table, vector
 from qformat.kernels.vector.pack import pack_bytes, runs
 from qformat.kernels.vector.params import Params, operands_of
-from qformat.units import Packed
+from qformat.kernels.vector.totals import totals
+from qformat.units import Packed, Trits
 
 AT_ONCE = 512  # weights, 2 KiB: they are read twice, the second time from the first cache
 AHEAD = 8192  # bytes that are asked for before they are read
 LINE = 64
+TOTAL = "total"
 MOST = 512  # weights of a group whose number is part of the kernel
 
 
@@ -50,7 +52,7 @@ class Job:
     dtype: str
     group: int
     n_weights: int
-    codes: Packed
+    codes: Packed | Trits
     n_bytes: int
     places: tuple[Place, ...]
 
@@ -110,6 +112,7 @@ class _Encoder:
         n = groups_at_once(job)
         self.room = -(-n // machine.lanes) * machine.lanes
         self.seen = {name: self.scratch(I32) for name in sorted(job.coding.seen)}
+        self.extremes = job.coding.seen - {TOTAL}
         self.operands = {name: self.scratch(F32) for name in operands_of(job.coding)}
         self.stored = {kept.name: self.scratch(width_of(kept.stored)) for kept in job.coding.kept}
 
@@ -120,14 +123,17 @@ class _Encoder:
         width = WIDEST if not self.job.group or self.job.group % WIDEST == 0 else WIDEST // 2
         with cgutils.for_range(b, n_groups, intp=I64) as loop:
             start = b.mul(loop.index, self.group)
-            found = extremes(b, lambda at, n: self.load(b.add(start, at), n), self.group, width, self.job.coding.seen)
-            for name, place in self.seen.items():
-                self.put(found[name], place, loop.index)
+            found = extremes(b, lambda at, n: self.load(b.add(start, at), n), self.group, width, self.extremes)
+            for name in sorted(self.extremes):
+                self.put(found[name], self.seen[name], loop.index)
             b.store(larger(b, found["size"], b.load(largest)), largest)
         n_lanes = number(self.machine.lanes)
         n_vectors = b.udiv(b.add(n_groups, number(self.machine.lanes - 1)), n_lanes)
         with cgutils.for_range(b, n_vectors, intp=I64) as loop:
-            self.params(b.mul(loop.index, n_lanes))
+            at = b.mul(loop.index, n_lanes)
+            if TOTAL in self.seen:
+                self.put(self.totals(at, n_groups), self.seen[TOTAL], at)
+            self.params(at)
         with cgutils.for_range(b, n_groups, intp=I64) as loop:
             self.put_params(loop.index)
         rounding = self.job.coding.rounding
@@ -141,6 +147,13 @@ class _Encoder:
         else:
             self.codes(n_groups)
         return b.load(largest)
+
+    def totals(self, at: Value, n_groups: Value) -> Value:
+        """Add up a vector of groups; those beyond the last are the last once more."""
+        b, last = self.b, self.b.sub(n_groups, number(1))
+        groups = [b.add(at, number(lane)) for lane in range(self.machine.lanes)]
+        groups = [b.select(b.icmp_signed("<", group, last), group, last) for group in groups]
+        return totals(b, self.load, [b.mul(group, self.group) for group in groups], self.group)
 
     def params(self, at: Value) -> None:
         """Work out the parameters and operands of a vector of groups."""

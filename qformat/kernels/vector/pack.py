@@ -1,7 +1,8 @@
 """Writes integers into bit planes, many at a time: the bytes that hold them, every other bit 0.
 
 The inverse of `fields`. A plane of single bits, eight to each byte, is tested and gathered. Any other is cut into moves: bits
-of values that go the same way into their bytes are picked, shifted and masked together. No way knows a format.
+of values that go the same way into their bytes are picked, shifted and masked together. Digits are multiplied into fractions.
+No way knows a format.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from qformat.kernels.vector.ir import I8, Value, choose, constant, splat, vector
-from qformat.units import Packed, Places
+from qformat.kernels.vector.ir import I8, I16, Value, choose, constant, splat, vector
+from qformat.units import Packed, Places, Trits
 
 BYTE = 8
+FIVE_TIMES = (1, 3, 9, 27, 81)  # digits, the most significant first
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,14 @@ class Piece:
     mask: int
 
 
-def pack_bytes(b: ir.IRBuilder, field: Packed, codes: Sequence[Value], first: int, last: int) -> Value:
+def pack_bytes(b: ir.IRBuilder, field: Packed | Trits, codes: Sequence[Value], first: int, last: int) -> Value:
     """Give bytes [first, last) of a unit as they hold values of a field, and zeros in their other bits: a vector of i8.
 
     field : whose values have at most 8 bits
     codes : all values of the unit, in vectors of i8 of one length; low bits count, as many as the field has
     """
+    if isinstance(field, Trits):
+        return _digits(b, field, codes, first, last)
     offset = splat(I8, field.minus % 256, codes[0].type.count)
     stored = [b.add(piece, offset) for piece in codes] if field.minus else list(codes)
     found: Value = None
@@ -43,8 +47,13 @@ def pack_bytes(b: ir.IRBuilder, field: Packed, codes: Sequence[Value], first: in
     return constant(I8, [0] * (last - first)) if found is None else found
 
 
-def runs(field: Packed) -> list[tuple[int, int]]:
-    """Give the runs of bytes of a unit that a field has bits of the same planes in: [first, last) of each."""
+def runs(field: Packed | Trits) -> list[tuple[int, int]]:
+    """Give the runs of bytes of a unit that a field has bits of the same planes in, or neighbouring digits: [first, last)."""
+    if isinstance(field, Trits):
+        first = _first_digits(field)
+        ends = [byte + 1 for byte in first if first.get(byte + 1) != first[byte] + 1]
+        starts = [byte for byte in first if first.get(byte - 1) != first[byte] - 1]
+        return list(zip(starts, ends, strict=True))
     planes: dict[int, set[int]] = {}
     for number, plane in enumerate(field.planes):
         for piece in _pieces(plane):
@@ -52,6 +61,26 @@ def runs(field: Packed) -> list[tuple[int, int]]:
     ends = [byte + 1 for byte in sorted(planes) if planes[byte] != planes.get(byte + 1)]
     starts = [byte for byte in sorted(planes) if planes[byte] != planes.get(byte - 1)]
     return list(zip(starts, ends, strict=True))
+
+
+def _first_digits(field: Trits) -> dict[int, int]:
+    """Give the value whose digit is the most significant one of each byte, bytes in order."""
+    found = ((byte, value) for value, (byte, times) in enumerate(zip(field.at, field.times, strict=True)) if times == 1)
+    return dict(sorted(found))
+
+
+def _digits(b: ir.IRBuilder, field: Trits, codes: Sequence[Value], first: int, last: int) -> Value:
+    """Give the least fractions of 256 above those of 243 that the digits of each byte are; a fifth that is not there is 0."""
+    n, known = last - first, {place: value for value, place in enumerate(zip(field.at, field.times, strict=True))}
+    found: Value = splat(I8, 0, n)
+    for times in FIVE_TIMES:
+        found = b.mul(found, splat(I8, 3, n))
+        if (first, times) in known:
+            picked = _picked(b, codes, [known[byte, times] for byte in range(first, last)])
+            found = b.add(found, b.add(picked, splat(I8, 1, n)))
+    wide, kind = b.zext(found, vector(I16, n)), vector(I8, n)
+    more = b.add(b.mul(wide, splat(I16, 256 - 243, n)), splat(I16, 242, n))
+    return b.add(found, b.trunc(b.udiv(more, splat(I16, 243, n)), kind))
 
 
 def _plane(b: ir.IRBuilder, plane: Places, codes: Sequence[Value], first: int, last: int) -> Value:
