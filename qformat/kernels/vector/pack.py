@@ -1,7 +1,8 @@
 """Writes integers into bit planes, many at a time: the bytes that hold them, every other bit 0.
 
 The inverse of `fields`. A plane of single bits, eight to each byte, is tested and gathered. Any other is cut into moves: bits
-of values that go the same way into their bytes are picked, shifted and masked together. Digits are multiplied into fractions.
+of values that go the same way into their bytes are picked, shifted and masked together. Neighbours of 2 and 4 bits are folded,
+two lanes into one. Digits are multiplied into fractions.
 No way knows a format.
 """
 
@@ -16,6 +17,7 @@ from qformat.kernels.vector.ir import I8, I16, Value, choose, constant, splat, v
 from qformat.units import Packed, Places, Trits
 
 BYTE = 8
+FOLDED = (2, 4)  # bits of values of which a byte holds several
 FIVE_TIMES = (1, 3, 9, 27, 81)  # digits, the most significant first
 
 
@@ -90,6 +92,9 @@ def _plane(b: ir.IRBuilder, plane: Places, codes: Sequence[Value], first: int, l
     bits = {BYTE * (piece.byte - first) + piece.mask.bit_length() - 1: piece.value for piece in pieces}
     if plane.bits == 1 and len(bits) == BYTE * (last - first):
         return _tested(b, plane.shift, codes, [bits[bit] for bit in range(len(bits))])
+    values = [bits.get(plane.bits * (i + 1) - 1) for i in range(BYTE * (last - first) // plane.bits)]
+    if plane.bits in FOLDED and plane.shift == 0 and None not in values:
+        return _folded(b, plane.bits, _picked(b, codes, [value for value in values if value is not None]))
     found: Value = None
     for move in _moves(pieces):
         part = _moved(b, move, codes, first, last)
@@ -102,6 +107,19 @@ def _tested(b: ir.IRBuilder, bit: int, codes: Sequence[Value], order: Sequence[i
     picked = _picked(b, codes, order)
     is_set = b.icmp_unsigned("!=", b.and_(picked, splat(I8, 1 << bit, len(order))), splat(I8, 0, len(order)))
     return b.bitcast(is_set, vector(I8, len(order) // BYTE))
+
+
+def _folded(b: ir.IRBuilder, bits: int, values: Value) -> Value:
+    """Push values that follow one another into the same byte together: two, then two of those."""
+    found = b.and_(values, splat(I8, (1 << bits) - 1, values.type.count))
+    width, n = BYTE, values.type.count
+    while bits < BYTE:
+        width, n = 2 * width, n // 2
+        wide = b.bitcast(found, vector(ir.IntType(width), n))
+        found = b.or_(wide, b.lshr(wide, splat(wide.type.element, width // 2 - bits, n)))
+        bits *= 2
+        found = b.and_(found, splat(wide.type.element, (1 << bits) - 1, n))
+    return b.trunc(found, vector(I8, n))
 
 
 def _moved(b: ir.IRBuilder, move: Sequence[Piece], codes: Sequence[Value], first: int, last: int) -> Value:
