@@ -33,7 +33,7 @@ from qformat.tiling import ROWS
 F32 = NDArray[np.float32]
 KernelOf = Callable[[int], Fused | None]
 
-AT_ONCE = 1 << 20  # weights that a thread takes at a time, at least
+AT_ONCE = 1 << 20  # weights that a thread takes at a time, at least; of those that become arrays first, at most
 SHARES = 4  # of a thread: few, because each time somebody has to be waked, and several, because threads are not equally fast
 
 
@@ -236,14 +236,15 @@ def _tiles(array: NDArray[Any], form: Format) -> Iterator[tuple[int, F32]]:
     """Cut a tensor where `encode` allows it: number of the first weight, and (n_rows, K) float32; one tile at least."""
     n_rows, n_cols = matrix(tuple(int(n) for n in array.shape))
     group = form.scheme.param("scales").group
+    together = min(AT_ONCE, max(TILE_WEIGHTS, array.size // (SHARES * n_threads())))
     if isinstance(group, Flat):
         flat = array.reshape(-1)
-        step = max(1, TILE_WEIGHTS // group.n_weights) * group.n_weights
+        step = max(1, together // group.n_weights) * group.n_weights
         for low in range(0, max(1, flat.size), step):
             yield low, np.ascontiguousarray(flat[None, low : low + step], np.float32)
         return
     rows = array.reshape(n_rows, n_cols)
-    step = max(1, TILE_WEIGHTS // max(1, n_cols))
+    step = max(1, together // max(1, n_cols))
     for low in range(0, max(1, n_rows), step):
         yield low * n_cols, np.ascontiguousarray(rows[low : low + step], np.float32)
 

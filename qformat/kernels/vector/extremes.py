@@ -6,12 +6,12 @@ others, the most negative last. Zeros, and a tie between a value and its negativ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 from numba.core import cgutils
 
-from qformat.kernels.vector.ir import I32, I64, SIZE, Value, call, splat, vector
+from qformat.kernels.vector.ir import I32, I64, SIZE, Value, call, pick, splat, vector
 
 WIDEST = 32  # weights at a time
 
@@ -49,6 +49,33 @@ def extremes(b: ir.IRBuilder, weights: Weights, n_weights: Value, width: int, na
         is_zero = b.icmp_unsigned("==", b.and_(below, ir.Constant(I32, SIZE)), zero)
         found["least"] = _first(b, weights, n_weights, is_zero, zero, below)
         found["most"] = b.select(b.icmp_unsigned("==", b.and_(above, ir.Constant(I32, SIZE)), zero), zero, above)
+    return found
+
+
+def magnitudes(b: ir.IRBuilder, weights: Weights, firsts: Sequence[Value], n_weights: int) -> Value:
+    """Emit the largest bits but the sign of several groups, a vector of i32.
+
+    firsts    : number of the first weight of each group, a power of two of them
+    n_weights : of each, a multiple of their number
+    """
+    n = len(firsts)
+    rows = [_largest(b, weights, first, n_weights, n) for first in firsts]
+    size = 1
+    while size < n:  # of neighbours, each lane takes from one or the other the larger of two lanes
+        upper = [lane if lane & size == 0 else n + lane - size for lane in range(n)]
+        lower = [lane + size if lane & size == 0 else n + lane for lane in range(n)]
+        pairs = list(zip(rows[::2], rows[1::2], strict=True))
+        rows = [call(b, "llvm.umax", [pick(b, one, upper, other), pick(b, one, lower, other)]) for one, other in pairs]
+        size *= 2
+    return rows[0]
+
+
+def _largest(b: ir.IRBuilder, weights: Weights, first: Value, n_weights: int, n: int) -> Value:
+    found: Value = None
+    for at in range(0, n_weights, n):
+        bits = b.bitcast(weights(b.add(first, ir.Constant(I64, at)), n), vector(I32, n))
+        size = b.and_(bits, splat(I32, SIZE, n))
+        found = size if found is None else call(b, "llvm.umax", [found, size])
     return found
 
 

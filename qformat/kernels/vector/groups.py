@@ -12,8 +12,8 @@ from numba.core import cgutils
 from qformat.coding import Closest, Coding, Rounded
 from qformat.kernels.vector import values
 from qformat.kernels.vector.codes import round_codes
-from qformat.kernels.vector.extremes import WIDEST, extremes
-from qformat.kernels.vector.ir import F32, I8, I16, I32, I64, Value, ask_for, load, moved, pick, store, table, vector
+from qformat.kernels.vector.extremes import WIDEST, extremes, magnitudes
+from qformat.kernels.vector.ir import F32, I8, I16, I32, I64, Value, ask_for, call, load, moved, pick, store, table, vector
 from qformat.kernels.vector.pack import pack_bytes, runs
 from qformat.kernels.vector.params import Params, operands_of
 from qformat.kernels.vector.totals import totals
@@ -22,7 +22,8 @@ from qformat.units import Packed, Trits
 AT_ONCE = 512  # weights, 2 KiB: they are read twice, the second time from the first cache
 AHEAD = 8192  # bytes that are asked for before they are read
 LINE = 64
-TOTAL = "total"
+MAGNITUDE, TOTAL = "magnitude", "total"
+SHORT = 64  # weights of groups that are looked at side by side
 MOST = 512  # weights of a group whose number is part of the kernel
 
 
@@ -120,19 +121,21 @@ class _Encoder:
         b = self.b
         largest = cgutils.alloca_once(b, I32)  # type: ignore[no-untyped-call]
         b.store(ir.Constant(I32, 0), largest)
-        width = WIDEST if not self.job.group or self.job.group % WIDEST == 0 else WIDEST // 2
-        with cgutils.for_range(b, n_groups, intp=I64) as loop:
-            start = b.mul(loop.index, self.group)
-            found = extremes(b, lambda at, n: self.load(b.add(start, at), n), self.group, width, self.extremes)
-            for name in sorted(self.extremes):
-                self.put(found[name], self.seen[name], loop.index)
-            b.store(larger(b, found["size"], b.load(largest)), largest)
+        are_short = 0 < self.job.group <= SHORT and self.extremes <= {MAGNITUDE}
+        if not are_short:
+            self.look_at_each(n_groups, largest)
         n_lanes = number(self.machine.lanes)
         n_vectors = b.udiv(b.add(n_groups, number(self.machine.lanes - 1)), n_lanes)
         with cgutils.for_range(b, n_vectors, intp=I64) as loop:
             at = b.mul(loop.index, n_lanes)
+            firsts = self.firsts(at, n_groups)
             if TOTAL in self.seen:
-                self.put(self.totals(at, n_groups), self.seen[TOTAL], at)
+                self.put(totals(b, self.load, firsts, self.group), self.seen[TOTAL], at)
+            if are_short:
+                sizes = magnitudes(b, self.load, firsts, self.job.group)
+                b.store(larger(b, call(b, "llvm.vector.reduce.umax", [sizes], I32), b.load(largest)), largest)
+                if MAGNITUDE in self.seen:
+                    self.put(sizes, self.seen[MAGNITUDE], at)
             self.params(at)
         with cgutils.for_range(b, n_groups, intp=I64) as loop:
             self.put_params(loop.index)
@@ -148,12 +151,21 @@ class _Encoder:
             self.codes(n_groups)
         return b.load(largest)
 
-    def totals(self, at: Value, n_groups: Value) -> Value:
-        """Add up a vector of groups; those beyond the last are the last once more."""
+    def look_at_each(self, n_groups: Value, largest: Value) -> None:
+        """Find the extremes of one group after the other."""
+        b, width = self.b, WIDEST if not self.job.group or self.job.group % WIDEST == 0 else WIDEST // 2
+        with cgutils.for_range(b, n_groups, intp=I64) as loop:
+            start = b.mul(loop.index, self.group)
+            found = extremes(b, lambda at, n: self.load(b.add(start, at), n), self.group, width, self.extremes)
+            for name in sorted(self.extremes):
+                self.put(found[name], self.seen[name], loop.index)
+            b.store(larger(b, found["size"], b.load(largest)), largest)
+
+    def firsts(self, at: Value, n_groups: Value) -> list[Value]:
+        """Give the first weight of each of a vector of groups; those beyond the last are the last once more."""
         b, last = self.b, self.b.sub(n_groups, number(1))
         groups = [b.add(at, number(lane)) for lane in range(self.machine.lanes)]
-        groups = [b.select(b.icmp_signed("<", group, last), group, last) for group in groups]
-        return totals(b, self.load, [b.mul(group, self.group) for group in groups], self.group)
+        return [b.mul(b.select(b.icmp_signed("<", group, last), group, last), self.group) for group in groups]
 
     def params(self, at: Value) -> None:
         """Work out the parameters and operands of a vector of groups."""
