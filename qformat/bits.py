@@ -86,6 +86,12 @@ def values(name: str) -> tuple[float, ...]:
     return tuple(_value(element, code) for code in range(1 << element.bits))
 
 
+def largest_of(name: str) -> float:
+    """Give the largest finite number of a float type of 16 bits or more, as IEEE 754 lays them out."""
+    element = DTYPES[name]
+    return (2 - 2.0**-element.mantissa) * 2.0**element.bias
+
+
 def _value(element: Element, code: int) -> float:
     if element.mantissa == 0:  # an exponent alone: no sign, no zero
         top = {"fn": math.nan, "ieee": math.inf}.get(element.specials) if code == 255 else None

@@ -47,7 +47,7 @@ class Requantizer:
             importance = np.ascontiguousarray(np.broadcast_to(importance, rows.shape)).reshape(given.shape)
         made = encode(given, self.form, self.rule, self.state, first * self.tensor.n_cols, self.tensor.shape, importance)
         for name, array in made.items():
-            check(self.form, name, array, first, last)
+            check(self.form, name, array, self.chosen.limited, first, last)
         return made
 
     def parts(self, first: int, last: int) -> dict[str, NDArray[np.uint8]]:
@@ -60,18 +60,18 @@ class Requantizer:
 
 def by_method(tensor: PackedTensor, form: Format, by: Calibrated) -> Callable[[int, int], dict[str, NDArray[Any]]]:
     """Prepare a tensor for a method; give what makes codes and parameters of rows [first, last), as `Requantizer.values`."""
-    rounded = by.rounded(tensor)
+    rounded, limited = by.rounded(tensor), find(by.form, by.rule).limited
 
     def values(first: int, last: int) -> dict[str, NDArray[Any]]:
         made = rounded(first, last)
         for name, array in made.items():
-            check(form, name, array, first, last)
+            check(form, name, array, limited, first, last)
         return made
 
     return values
 
 
-def check(form: Format, name: str, array: NDArray[Any], first: int, last: int) -> None:
-    """Refuse parameters of rows [first, last) that are not finite."""
+def check(form: Format, name: str, array: NDArray[Any], limited: bool, first: int, last: int) -> None:
+    """Refuse parameters of rows [first, last) that their type does not hold; `limited` as for `check_parameter`."""
     if array.dtype.kind == "f":
-        check_parameter(form, name, array, first, last)
+        check_parameter(form, name, array, limited, first, last)

@@ -147,7 +147,7 @@ class Rounding:
         for name, array in found.items():
             values = as_float32(array, self.scheme.param(name).dtype)
             way_out = "" if self.grouping.is_fixed else ", or more damping"
-            check_parameter(self.form, name, values, first, first + len(rows), way_out)
+            check_parameter(self.form, name, values, self.rule.limited, first, first + len(rows), way_out)
         return found
 
 

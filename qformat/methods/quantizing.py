@@ -113,4 +113,4 @@ def _by_rows(array: NDArray[Any], form: Format, rule: Rule, how: Method, calibra
         each = [tile[param.name] for tile in made]
         values[param.name] = each[0] if is_shared else np.concatenate(each)
     packed = from_values(stored, tuple(map(int, array.shape)), values, array.dtype.name, rule.name)
-    return check_parameters(packed, stored)
+    return check_parameters(packed, stored, rule.limited)

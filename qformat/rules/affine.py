@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.bits import DTYPES
+from qformat.bits import DTYPES, largest_of
 from qformat.coding import Coding, Do, Expression, Integer, Kept, Name, Nearest, Number, Rounded, Word
 from qformat.errors import UsageError
 from qformat.fields import numpy_dtype
@@ -96,7 +96,7 @@ def store(values: F32, dtype: str) -> NDArray[Any]:
     element = DTYPES[dtype]
     if element.kind != "float" or element.bits < 16:
         raise UsageError(f"scales of {dtype}, expected float16, bfloat16 or float32", field="scales", found=dtype)
-    largest = (2 - 2.0**-element.mantissa) * 2.0**element.bias
+    largest = largest_of(dtype)
     smallest = 2.0 ** (1 - element.bias - element.mantissa)
     limited = np.clip(values, -largest, largest).astype(np.float32)
     stored = limited.astype(numpy_dtype(dtype))
@@ -181,6 +181,7 @@ SCALED = (
         USUAL,
         partial(_encode_scaled, symmetric, True),
         coded=partial(_scaled_coding, "magnitude", lambda codes: codes.high, True),
+        limited=True,
         mirrored=True,
     ),
     Rule(
@@ -189,6 +190,7 @@ SCALED = (
         USUAL,
         partial(_encode_scaled, symmetric_full, False),
         coded=partial(_scaled_coding, "magnitude", lambda codes: -codes.low, False),
+        limited=True,
     ),
     Rule(
         "signed-extreme",
@@ -196,6 +198,7 @@ SCALED = (
         "the scale of ggml's Q4_0, codes against the scale as stored, ties to even",
         partial(_encode_scaled, signed_extreme, False),
         coded=partial(_scaled_coding, "largest", lambda codes: codes.low, False),
+        limited=True,
     ),
 )
 ZEROED = (
@@ -205,6 +208,7 @@ ZEROED = (
         USUAL,
         _encode_zeroed,
         coded=_zeroed_coding,
+        limited=True,
     ),
 )
 BIASED = (
@@ -213,5 +217,6 @@ BIASED = (
         "scale = (max(x) - min(x)) / (2^N - 1); bias = min(x); code = round((x - bias) / scale)",
         USUAL,
         _encode_biased,
+        limited=True,
     ),
 )

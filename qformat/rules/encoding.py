@@ -52,7 +52,7 @@ def quantize(
     rule       : one of `rules(format)`; the format's default if absent
     importance : float32 [K], how much an error in each column counts; [E, K] for a stack of E matrices; what a rule has no
                  use for is ignored
-    must_hold  : refuse parameters that are not finite; else ggml's rules give them as ggml does
+    must_hold  : refuse parameters that their type does not hold; else ggml's rules give what ggml does, others the largest
     out        : what quantizing gave for weights of this shape and this target: its memory is written anew, and it is worth
                  nothing where this raises an error
     returns    : tensor of the same shape, the rule's name in `rule`
@@ -100,7 +100,7 @@ def quantize(
         if state is not None:
             whole |= {name: made[0][name] for name in made[0] if name != "codes"}
         packed = from_values(form, shape, whole, array.dtype.name, chosen.name)
-    return rewritten(check_parameters(packed, form) if must_hold else packed, given)
+    return rewritten(check_parameters(packed, form, chosen.limited) if must_hold else packed, given)
 
 
 def encode(
@@ -180,7 +180,8 @@ def encode_parts(
             parts[role][form.part_bytes((1, whole))[role] :] = data
         largest = max(largest, float(np.abs(rest).max()))
     if must_hold and not surely_holds(form, largest):
-        check_parameters(assemble(form, shape, {role: Memory(data) for role, data in parts.items()}), form, first // n_cols)
+        packed = assemble(form, shape, {role: Memory(data) for role, data in parts.items()})
+        check_parameters(packed, form, rule.limited, first // n_cols)
     return parts
 
 

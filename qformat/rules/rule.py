@@ -32,6 +32,7 @@ class Rule:
     encode  : (rows, K) float32, scheme, extremes of the whole tensor where one group covers it -> logical arrays
     weighted: the same with an importance of every column, (1 or rows, K) float32; absent where the rule has no use for it
     coded   : what `encode` computes, for each group, as data of which a kernel is made; absent where it cannot be said so
+    limited : whether a parameter beyond its type becomes the largest that the type holds, in place of infinity
     mirrored: whether integer codes reach equally far to both sides, the lowest of a signed alphabet being left out
     """
 
@@ -41,6 +42,7 @@ class Rule:
     encode: Encode
     weighted: Weighted | None = None
     coded: Coded | None = None
+    limited: bool = False
     mirrored: bool = False
 
     def limits(self, scheme: Scheme) -> tuple[int, int] | None:

@@ -54,6 +54,7 @@ def searching(base: Rule, scheme: Scheme) -> Rule | None:
         "a search of the clipping range by squared error, codes against the scale as stored, ties to the even code",
         partial(_encode, base, factors),
         partial(_search, base, factors),
+        limited=base.limited,
         mirrored=base.mirrored,
     )
 

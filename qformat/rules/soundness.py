@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qformat.bits import DTYPES
+from qformat.bits import DTYPES, largest_of
 from qformat.coding import SOURCES
 from qformat.errors import NotExact, UsageError
 from qformat.evaluate import as_float32
@@ -18,6 +18,8 @@ from qformat.formats.form import Format
 from qformat.tensor import PackedTensor
 
 F32 = NDArray[np.float32]
+
+BYTE = 8  # bits
 
 # Weights of at most this magnitude give finite parameters of a type: no rule makes one that is four times as large.
 SURE = {"float16": 2.0**14, **dict.fromkeys(("bfloat16", "float32", "float8_e8m0fnu", "float8_e8m0half"), 2.0**124)}
@@ -36,17 +38,29 @@ def check_dtype(array: NDArray[Any]) -> None:
         raise UsageError(message, field="dtype", found=array.dtype.name, expected=SOURCES)
 
 
-def check_parameters(packed: PackedTensor, form: Format, first: int = 0) -> PackedTensor:
-    """Give a tensor whose parameters are finite, of rows from `first` on; raise NotExact for another."""
+def check_parameters(packed: PackedTensor, form: Format, limited: bool, first: int = 0) -> PackedTensor:
+    """Give a tensor whose parameters its type holds, of rows from `first` on; raise NotExact for another.
+
+    limited : whether the rule makes the largest number of a type of what is beyond it: then that is not believed
+    """
     for param in packed.scheme.params:
-        check_parameter(form, param.name, as_float32(packed.param(param.name), param.dtype), first, first + packed.n_rows)
+        values = as_float32(packed.param(param.name), param.dtype)
+        check_parameter(form, param.name, values, limited, first, first + packed.n_rows)
     return packed
 
 
-def check_parameter(form: Format, name: str, values: NDArray[Any], first: int, last: int, way_out: str = "") -> None:
-    """Raise NotExact for floats that a parameter of rows [first, last) came to and that are not finite."""
-    if not np.isfinite(values).all():
-        value = float(values[~np.isfinite(values)][0])
+def check_parameter(
+    form: Format, name: str, values: NDArray[Any], limited: bool, first: int, last: int, way_out: str = ""
+) -> None:
+    """Raise NotExact for floats that a parameter of rows [first, last) came to and that its type does not hold.
+
+    limited : as for `check_parameters`
+    """
+    dtype = form.scheme.param(name).dtype
+    is_limited = limited and DTYPES[dtype].kind == "float" and DTYPES[dtype].bits > BYTE
+    wrong = ~(np.abs(values) < largest_of(dtype)) if is_limited else ~np.isfinite(values)
+    if wrong.any():
+        value = float(values[wrong][0])
         message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {form.name} can hold{way_out}"
         raise NotExact(message, field=name, found=value)
 
