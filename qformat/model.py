@@ -61,6 +61,7 @@ class Model(Closing):
                     where the container has no digests
     files      : those that hold the weights; empty where `path` alone does
     beside     : those that lie beside the weights and belong to the checkpoint: configs, an index, a tokenizer's
+    read_own   : gives the metadata that is not in a header that the file keeps of another; all of it if absent
     kind_of    : what tensors share, by name, that differ in name, place and values alone; each by itself if absent
     """
 
@@ -79,6 +80,7 @@ class Model(Closing):
     files: Sequence[Path] = ()
     beside: Sequence[Path] = ()
     packed_by: Mapping[str, str] = field(default_factory=dict)
+    read_own: Callable[[], Mapping[str, Any]] | None = None
     kind_of: Callable[[str], Hashable] = str
 
     def __repr__(self) -> str:

@@ -92,7 +92,7 @@ def open_qfmt(path: Path, verify: bool) -> Model:
         own = plain()  # of one from GGUF, what was said of it since
         return own if header is None else {**{key: pair.value for key, pair in header.key_values.items()}, **own}
 
-    model.read_metadata = read_metadata
+    model.read_metadata, model.read_own = read_metadata, plain
     return model
 
 

@@ -105,8 +105,9 @@ def facts_of(kind: Kind) -> dict[str, Any]:
 
 
 def said_of_quantizing(model: Model) -> dict[str, str]:
-    """Give what a file says of how its tensors were quantized, by key."""
-    return {key: str(value) for key, value in model.metadata.items() if key.startswith("quantize.")}
+    """Give what a file says of how its tensors were quantized, by key; not what a header says that a `.qfmt` keeps."""
+    metadata = model.metadata if model.read_own is None else model.read_own()
+    return {key: str(value) for key, value in metadata.items() if key.startswith("quantize.")}
 
 
 def role_bytes(kinds: Iterable[Kind]) -> dict[str, int]:
@@ -136,7 +137,7 @@ def _sum(kinds: Iterable[Kind]) -> Totals:
 def _print_summary(model: Model, kinds: Sequence[Kind]) -> None:
     totals = _sum(kinds)
     click.echo(f"{show(str(model.path))}: {model.container}, {size(model.n_bytes)}, dialects: {', '.join(model.dialects)}")
-    for key in HEADLINES:
+    for key in HEADLINES if model.container != "qfmt" else ():  # a .qfmt may keep them compressed, with a whole vocabulary
         if isinstance(value := model.metadata.get(key), str):
             click.echo(f"{key}: {show(value, limit=100)}")
     for key, value in said_of_quantizing(model).items():
