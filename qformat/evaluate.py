@@ -82,8 +82,11 @@ class Operands:
         if isinstance(group, Grid):
             low, high = (0, 1) if group.rows == 0 else (first // group.rows, -(-last // group.rows))
             stored = self.read(name, low, high)
-            rows = np.zeros(last - first, np.intp) if group.rows == 0 else np.arange(first, last) // group.rows - low
-            return (stored if group.rows == 1 else stored[rows]), group.cols or n_cols
+            if group.rows != 1:
+                stored = stored[
+                    np.zeros(last - first, np.intp) if group.rows == 0 else np.arange(first, last) // group.rows - low
+                ]
+            return stored, group.cols or n_cols
         if isinstance(group, Flat):
             run = math.gcd(n_cols, group.n_weights)  # no group ends within such a run
             low = first * n_cols // group.n_weights
