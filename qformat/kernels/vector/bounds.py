@@ -38,7 +38,7 @@ class Key:
 def count_below(b: ir.IRBuilder, bounds: Sequence[float], values: Value, n_among: int) -> Value:
     """Count the bounds below each value: i8, of a NaN any.
 
-    bounds  : ascending, 127 at most
+    bounds  : ascending, 255 at most
     values  : float32
     n_among : how many values, of as many, one instruction picks by their numbers; 0 where there is none
     """
