@@ -8,7 +8,7 @@ float32, which stays in the cache. The whole matrix never exists. Must not know 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qformat.arrays import aligned
@@ -34,7 +34,7 @@ Multiply = Callable[[int, int, "F32"], None]
 
 FLOATS = ("float32", "float16", "bfloat16")
 TOGETHER = 4  # rows of activations that are multiplied at a time; twice as many where decoding takes long
-FEW_ROWS = 16  # of them: for more, decoding a row once costs less than decoding it for every four
+FEW_ROWS = 32  # of them: for more, decoding a row once costs less than decoding it for every four
 WIDE = 128  # weights of a unit, where rows are whole ones: registers are full of codes, and loops cost less
 MOST_WEIGHTS = 1 << 25  # that are bound at a time: of some, the bytes are turned first
 
@@ -43,14 +43,12 @@ MOST_WEIGHTS = 1 << 25  # that are bound at a time: of some, the bytes are turne
 class Units:
     """What a tensor is multiplied in.
 
-    order    : number of the column, of those of a unit, that each activation is of
-    multiply : by rows of activations
+    order : number of the column, of those of a unit, that each activation is of
     """
 
     rows: Rows
     unit: Unit
     order: NDArray[np.intp]
-    multiply: dict[int, Any] = field(default_factory=dict)
 
 
 def matmul(x: NDArray[Any], packed: PackedTensor, out: F32 | None = None, rows: slice | None = None) -> F32:
@@ -140,7 +138,8 @@ def _multiplier(x: NDArray[Any], n_x: int, packed: PackedTensor) -> tuple[Multip
 
 def units_of(packed: PackedTensor) -> Units | None:
     """Find the units that a tensor is multiplied in; None where there are none."""
-    from qformat.kernels.vector.unordered import looked_up, order_of
+    from qformat.kernels.vector.product import order_of
+    from qformat.kernels.vector.unordered import looked_up
     from qformat.streamed import rows_of
 
     for least in (WIDE, LEAST):
@@ -152,26 +151,20 @@ def units_of(packed: PackedTensor) -> Units | None:
 
 
 def _of_units(x: NDArray[Any], n_x: int, units: Units) -> Multiply:
-    """Multiply with weights in registers."""
-    from qformat.kernels.vector.product import multiplier
-    from qformat.kernels.vector.unordered import takes_long
+    """Multiply with units of weights."""
+    from qformat.kernels.vector.product import multiplier, together
 
-    rows, n_weights = units.rows, units.unit.n_weights
-    ordered = np.asarray(x, np.float32).reshape(len(x), rows.n_units, n_weights)[:, :, units.order]
-    factors = _padded(ordered.reshape(x.shape), n_x, x.shape[1])
-    sizes = (2 * TOGETHER, TOGETHER, 2, 1) if takes_long(units.unit) else (TOGETHER, 2, 1)
-    cuts, at = [], 0
-    while at < n_x:
-        size = next(size for size in sizes if size <= n_x - at)
-        if size not in units.multiply:
-            units.multiply[size] = multiplier(units.unit, size)
-        cuts.append((units.multiply[size], slice(at, at + size)))
-        at += size
+    rows, n_cols = units.rows, x.shape[1]
+    ordered = np.asarray(x, np.float32).reshape(len(x), rows.n_units, units.unit.n_weights)[:, :, units.order]
+    n_together = together(units.unit, n_x, n_cols)
+    padded = _padded(ordered.reshape(x.shape), n_x, -(-n_cols // n_together) * n_together)
+    factors = aligned((padded.shape[1] // n_together, n_x, n_together), np.dtype(np.float32))
+    factors[...] = padded.reshape(n_x, -1, n_together).swapaxes(0, 1)
+    multiply = multiplier(units.unit, n_x)
 
     def run(first: int, last: int, out: F32) -> None:
         bound, number, _held = rows.bind(first, last)
-        for multiply, cut in cuts:
-            multiply(bound, number, rows.n_units, factors[cut], out[cut])
+        multiply(bound, number, rows.n_units, factors, out)
 
     return run
 

@@ -81,10 +81,24 @@ def moved(b: ir.IRBuilder, address: Value, n_bytes: int) -> Value:
     return b.add(address, ir.Constant(I64, n_bytes)) if n_bytes else address
 
 
+def pinned(b: ir.IRBuilder, address: Value) -> Value:
+    """Give an address that LLVM takes as it is.
+
+    It would add each constant to what does not change over a loop, before the loop: hundreds of sums that no registers are for.
+    """
+    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], False)
+
+
 def pick(b: ir.IRBuilder, one: Value, lanes: Sequence[int], other: Value | None = None) -> Value:
     """Make a vector of lanes of one vector, or of two of the same type, those of the second numbered on."""
     second = ir.Constant(one.type, ir.Undefined) if other is None else other
     return b.shuffle_vector(one, second, constant(I32, lanes))
+
+
+def filled(b: ir.IRBuilder, value: Value, n: int) -> Value:
+    """Make a vector of `n` times one value."""
+    one = b.insert_element(ir.Constant(vector(value.type, n), ir.Undefined), value, ir.Constant(I32, 0))
+    return pick(b, one, [0] * n)
 
 
 def join(b: ir.IRBuilder, parts: Sequence[Value]) -> Value:

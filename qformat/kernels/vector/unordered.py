@@ -1,36 +1,42 @@
 """Makes float32 of the codes of a unit in whichever order costs least: for sums, where weights may come in any.
 
-Two orders are composed. Codes come as they lie, those at one bit of neighbouring bytes together, so that nothing is shuffled.
-Each 32 of them become four vectors of floats without moving a byte from one half of a register to the other. Whoever multiplies
-lays the other factor in the order that `order_of` tells.
+Four ways, chosen by what codes are and where they lie. Bytes: codes come as they lie, those at one bit of neighbouring bytes
+together, and each 32 of them become four vectors of floats without moving a byte from one half of a register to the other.
+Words: codes that lie across bytes are brought to words of their own, by one shuffle within halves and one shift. Entries of
+tables are loaded one by one, and base-3 digits are made as for any decoding. Whoever multiplies lays the other factor in the
+order that `order_of` tells.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 
 from llvmlite import ir
 
-from qformat.kernels.vector.fields import Load, chosen
-from qformat.kernels.vector.grids import Read, reader
-from qformat.kernels.vector.ir import F32, I32, Value, call, cut, entries, join, look_up, pick, splat, vector
-from qformat.units import LEAST, Packed, Unit
+from qformat.kernels.vector import grids, runs
+from qformat.kernels.vector.emit import Target
+from qformat.kernels.vector.fields import Load, chosen, signed
+from qformat.kernels.vector.ir import F32, I8, I16, I32, Value, constant, cut, entries, join, look_up, pick, splat, vector
+from qformat.kernels.vector.narrow import Narrow, narrow
+from qformat.units import LEAST, Packed, Places, Shifted, Signed, Unit
 
 LANES = 8  # floats of a vector
 BYTE, NIBBLE = 8, 4
-SHUFFLE = 16  # bytes that are looked up at a time
+SHUFFLE = 16  # bytes that are looked up at a time, and moved about among themselves
 FEW = 4 * SHUFFLE  # bytes of the levels that are looked up in registers
 TOP = 0xFFFF0000  # the half of a float32 that a short level fits into
+
+# Gives 32 weights of a unit before its first operation, from one on in the order of `order_of`: four vectors of float32.
+Read = Callable[[int], Sequence[Value]]
 
 
 def looked_up(unit: Unit) -> Unit:
     """Have integers of at most four bits looked up as levels are: cheaper than making floats of them."""
     codes = unit.codes
-    if unit.levels or not isinstance(codes, Packed) or codes.width > NIBBLE:
+    if unit.levels or not isinstance(codes, Packed) or codes.width > NIBBLE or _is_across(codes):
         return unit
     fields, sign = range(1 << codes.width), 1 << (codes.width - 1) if codes.signed else 0
     values = [float((field ^ sign) - sign - codes.minus) for field in fields]
@@ -38,64 +44,182 @@ def looked_up(unit: Unit) -> Unit:
     return replace(unit, codes=plain, levels=struct.pack(f"<{len(values)}f", *values))
 
 
-def order_of(unit: Unit) -> tuple[int, ...]:
+def order_of(unit: Unit, target: Target) -> tuple[int, ...]:
     """Give the number of the weight that each float is of."""
-    stored = _as_stored(unit)
-    lanes = _lanes(unit.levels)
+    if isinstance(unit.codes, Signed | Shifted) or _in_words(unit):
+        return tuple(range(unit.n_weights))
+    stored, lanes = _as_stored(unit), _lanes(unit.levels, target)
     return tuple(stored[first + lane] for first in range(0, unit.n_weights, LEAST) for lane in lanes)
 
 
-def takes_long(unit: Unit) -> bool:
-    """Tell whether decoding takes longer than several products: codes of grids, digits or several planes, many levels."""
-    return not isinstance(unit.codes, Packed) or len(unit.codes.planes) > 1 or len(unit.levels) > FEW
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Emits the codes of a unit at given addresses.
 
-
-def codes_of(b: ir.IRBuilder, load: Load, unit: Unit, address: Callable[[int], Value]) -> Read:
-    """Give what reads the codes of a unit as they lie; the arguments as those of `grids.reader`."""
-    codes = unit.codes
-    if not isinstance(codes, Packed):
-        return reader(b, load, codes, address)
-    stored = _as_stored(unit)
-    return lambda first, last: chosen(b, load, codes, stored[first:last])
-
-
-def floats_of(
-    b: ir.IRBuilder, unit: Unit, codes: Value, shuffle: str, table: Callable[[Sequence[float]], Value]
-) -> Sequence[Value]:
-    """Make four vectors of float32 of 32 codes.
-
-    shuffle, table : as those of `emit.Emitter`
+    load    : bytes of a source's present place
+    address : of a source's present place
+    table   : makes a constant of the module of float32 values, and gives its address
     """
-    if not unit.levels:
-        return _of_integers(b, codes, unit.codes.low < 0)
-    narrow = _narrow(unit.levels)
-    if narrow is not None:
-        return [narrow.floats(b, word) for word in _tops(b, codes, narrow.width)]
-    if len(unit.levels) > FEW:
-        return cut(b, entries(b, table(struct.unpack(f"<{len(unit.levels) // 4}f", unit.levels)), F32, codes), LANES)
-    tables, zero = _tables(unit.levels), ir.Constant(codes.type, None)
-    planes = [_look_up(b, each, codes, shuffle) if any(each) else zero for each in tables]
-    upper = _pairs(b, *planes[2:])
-    if _are_short(unit.levels):
-        wide = [b.bitcast(half, vector(I32, LANES)) for half in upper]
-        found = [word for half in wide for word in (b.shl(half, splat(I32, 16, LANES)), b.and_(half, splat(I32, TOP, LANES)))]
-    else:
-        lower = _pairs(b, *planes[:2])
-        found = [word for low, high in zip(lower, upper, strict=True) for word in _pairs(b, low, high)]
-    return [b.bitcast(word, vector(F32, LANES)) for word in found]
+
+    b: ir.IRBuilder
+    unit: Unit
+    target: Target
+    load: Load
+    address: Callable[[int], Value]
+    table: Callable[[Sequence[float]], Value]
+
+    def floats(self) -> Read:
+        """Give what makes the floats."""
+        b, codes = self.b, self.unit.codes
+        if isinstance(codes, Signed | Shifted):
+            of_entries = runs.reader(b, self.load, codes, self.address)
+            return lambda first: [of_entries(at) for at in range(first, first + LEAST, LANES)]
+        if not isinstance(codes, Packed):
+            of_digits = grids.reader(b, self.load, codes, self.address)
+            return lambda first: self.of_bytes(of_digits(first, first + LEAST))
+        if _in_words(self.unit):
+            return partial(self.of_words, codes)
+        stored = _as_stored(self.unit)
+        return lambda first: self.of_bytes(self.stored(codes, stored[first : first + LEAST]))
+
+    def stored(self, codes: Packed, numbers: Sequence[int]) -> Value:
+        """Read the codes of 32 weights, as bytes in this order."""
+        b = self.b
+        planes = [self.plane(codes.source + plane.source, plane, numbers) for plane in codes.planes]
+        if None in planes:
+            return chosen(b, self.load, codes, numbers)
+        found = planes[0]
+        for plane in planes[1:]:
+            found = b.or_(found, plane)
+        return signed(b, codes, found)
+
+    def plane(self, source: int, plane: Places, numbers: Sequence[int]) -> Value | None:
+        """Read bits of codes that lie within bytes, single ones or all at the same bit; None for others."""
+        b, n = self.b, len(numbers)
+        places = [divmod(plane.positions[number], BYTE) for number in numbers]
+        shifts = {shift for _, shift in places}
+        data = self.spread(source, [byte for byte, _ in places])
+        if data is None or (len(shifts) > 1 and plane.bits > 1):
+            return None
+        if len(shifts) > 1:
+            bits, one = constant(I8, [1 << shift for _, shift in places]), splat(I8, 1 << plane.shift, n)
+            return b.select(b.icmp_unsigned("==", b.and_(data, bits), bits), one, ir.Constant(one.type, None))
+        (shift,) = shifts
+        moved = b.lshr(data, splat(I8, shift, n)) if shift else data
+        masked = b.and_(moved, splat(I8, (1 << plane.bits) - 1, n)) if shift + plane.bits < BYTE else moved
+        return b.shl(masked, splat(I8, plane.shift, n)) if plane.shift else masked
+
+    def spread(self, source: int, wanted: Sequence[int]) -> Value | None:
+        """Bring bytes of a source to lanes, within halves of a register; None where they are too far apart."""
+        if all(byte == wanted[0] + lane for lane, byte in enumerate(wanted)):
+            return self.load(source, wanted[0], len(wanted))
+        halves = [self.window(source, wanted[at : at + SHUFFLE]) for at in range(0, len(wanted), SHUFFLE)]
+        return None if None in halves else self.side_by_side([half for half in halves if half])
+
+    def window(self, source: int, wanted: Sequence[int]) -> tuple[Value, list[int]] | None:
+        """Load as many bytes of a source, at once or in two halves, and tell which lanes of them are wanted."""
+        n, low = len(wanted), min(wanted)
+        start = min(low, self.unit.sources[source].n_bytes - n)
+        if start >= 0 and max(wanted) - start < n:
+            return self.load(source, start, n), [byte - start for byte in wanted]
+        if n <= SHUFFLE // 2:
+            return None
+        halves = [self.window(source, wanted[at : at + n // 2]) for at in (0, n // 2)]
+        return None if None in halves else (self.side_by_side([half for half in halves if half]), list(range(n)))
+
+    def side_by_side(self, parts: Sequence[tuple[Value, list[int]]]) -> Value:
+        """Join the wanted lanes of vectors."""
+        found, n = join(self.b, [part for part, _ in parts]), parts[0][0].type.count
+        lanes = [n * number + lane for number, (_, wanted) in enumerate(parts) for lane in wanted]
+        return found if lanes == list(range(len(lanes))) else pick(self.b, found, lanes)
+
+    def of_words(self, codes: Packed, first: int) -> Sequence[Value]:
+        """Make floats of codes that lie across bytes."""
+        b, floats = self.b, _narrow(self.unit.levels)
+        if floats is not None and self.target.has_f16c:
+            parts = [self.words(codes, range(at, at + SHUFFLE), I16) for at in range(first, first + LEAST, SHUFFLE)]
+            return [found for part in parts for found in floats.of_halves(b, part)]
+        tops = [self.words(codes, range(at, at + LANES), I32) for at in range(first, first + LEAST, LANES)]
+        if floats is not None:
+            return [floats.of_words(b, top) for top in tops]
+        down = splat(I32, I32.width - codes.width, LANES)
+        fields = [b.lshr(top, down) for top in tops]
+        return [b.sitofp(signed(b, codes, field), vector(F32, LANES)) for field in fields]
+
+    def words(self, codes: Packed, numbers: Sequence[int], kind: ir.IntType) -> Value:
+        """Bring codes to the top of words, anything below them."""
+        b, (plane,) = self.b, codes.planes
+        n_bytes, places = kind.width // BYTE, [divmod(plane.positions[number], BYTE) for number in numbers]
+        wanted = []
+        for byte, shift in places:
+            last = byte + (shift + plane.bits > BYTE)
+            wanted += [byte] * (n_bytes - 1) + [last]
+        found = self.spread(codes.source + plane.source, wanted)
+        if found is None:
+            low = min(wanted)
+            data = self.load(codes.source + plane.source, low, max(wanted) + 1 - low)
+            found = pick(b, data, [byte - low for byte in wanted])
+        ups = [2 * BYTE - shift - plane.bits for _, shift in places]
+        return b.shl(b.bitcast(found, vector(kind, len(numbers))), constant(kind, ups))
+
+    def of_bytes(self, codes: Value) -> Sequence[Value]:
+        """Make floats of 32 codes of a byte."""
+        b, levels = self.b, self.unit.levels
+        if not levels:
+            return _of_integers(b, codes, self.unit.codes.low < 0)
+        floats = _narrow(levels)
+        if floats is not None and self.target.has_f16c:
+            return [found for half in _halves(b, codes, floats.width) for found in floats.of_halves(b, half)]
+        if floats is not None:
+            return [floats.of_words(b, word) for word in _tops(b, codes, floats.width)]
+        if len(levels) > FEW:
+            return cut(b, entries(b, self.table(struct.unpack(f"<{len(levels) // 4}f", levels)), F32, codes), LANES)
+        tables, zero = _tables(levels), ir.Constant(codes.type, None)
+        planes = [_look_up(b, each, codes, self.target.byte_shuffle) if any(each) else zero for each in tables]
+        upper = _pairs(b, *planes[2:])
+        if _are_short(levels):
+            wide = [b.bitcast(half, vector(I32, LANES)) for half in upper]
+            up, top = splat(I32, 16, LANES), splat(I32, TOP, LANES)
+            words = [word for half in wide for word in (b.shl(half, up), b.and_(half, top))]
+        else:
+            lower = _pairs(b, *planes[:2])
+            words = [word for low, high in zip(lower, upper, strict=True) for word in _pairs(b, low, high)]
+        return [b.bitcast(word, vector(F32, LANES)) for word in words]
+
+
+def _is_across(codes: Packed) -> bool:
+    """Tell whether codes lie across bytes."""
+    return any(position % BYTE + plane.bits > BYTE for plane in codes.planes for position in plane.positions)
+
+
+def _in_words(unit: Unit) -> bool:
+    """Tell whether codes are brought to words one by one: numbers, or floats, of one plane that lie across bytes."""
+    codes = unit.codes
+    if not isinstance(codes, Packed) or len(codes.planes) > 1 or codes.width > BYTE or not _is_across(codes):
+        return False
+    return not unit.levels or _narrow(unit.levels) is not None
+
+
+def _narrow(levels: bytes) -> Narrow | None:
+    """Find which floats of fewer bits levels are, of those too many to be looked up in registers; None: none."""
+    return narrow(levels) if len(levels) > FEW else None
 
 
 def _as_stored(unit: Unit) -> Sequence[int]:
-    """Order weights by where their codes lie: runs of 32 bytes, in each the codes at one bit after those at another."""
+    """Order weights by where their codes lie: runs of 32 bytes that hold some, in each those at one bit, then at another."""
     if not isinstance(unit.codes, Packed):
         return range(unit.n_weights)
-    positions = unit.codes.planes[0].positions
-    return sorted(range(unit.n_weights), key=lambda i: (positions[i] // BYTE // LEAST, positions[i] % BYTE, positions[i]))
+    places = [divmod(position, BYTE) for position in unit.codes.planes[0].positions]
+    number = {byte: i for i, byte in enumerate(sorted({byte for byte, _ in places}))}
+    keys = [(number[byte] // LEAST, shift, byte) for byte, shift in places]
+    return sorted(range(unit.n_weights), key=keys.__getitem__)
 
 
-def _lanes(levels: bytes) -> Sequence[int]:
+def _lanes(levels: bytes, target: Target) -> Sequence[int]:
     """Give the code that each of 32 floats is of."""
     n = LEAST // LANES
+    if _narrow(levels) is not None and target.has_f16c:
+        return [lane for odd in (0, 1) for lane in range(odd, LEAST, 2)]
     if not levels or _narrow(levels) is not None:
         return [n * i + k for k in range(n) for i in range(LANES)]
     if len(levels) > FEW:
@@ -106,73 +230,22 @@ def _lanes(levels: bytes) -> Sequence[int]:
     return [lane for half in halves for at in (0, 4) for lane in (*half[at : at + 4], *half[8 + at : 12 + at])]
 
 
-def _of_integers(b: ir.IRBuilder, codes: Value, signed: bool) -> Sequence[Value]:
+def _of_integers(b: ir.IRBuilder, codes: Value, is_signed: bool) -> Sequence[Value]:
     top = splat(I32, 24, LANES)
-    found = [(b.ashr if signed else b.lshr)(word, top) for word in _tops(b, codes, BYTE)]
-    return [(b.sitofp if signed else b.uitofp)(word, vector(F32, LANES)) for word in found]
+    found = [(b.ashr if is_signed else b.lshr)(word, top) for word in _tops(b, codes, BYTE)]
+    return [(b.sitofp if is_signed else b.uitofp)(word, vector(F32, LANES)) for word in found]
 
 
 def _tops(b: ir.IRBuilder, codes: Value, width: int) -> Sequence[Value]:
-    """Bring codes of so many bits to the top of words, others below them."""
+    """Bring codes of so many bits to the top of words of 32, others below them."""
     words, ups = b.bitcast(codes, vector(I32, LANES)), [up + BYTE - width for up in (24, 16, 8, 0)]
     return [b.shl(words, splat(I32, up, LANES)) if up else words for up in ups]
 
 
-@dataclass(frozen=True, slots=True)
-class _Narrow:
-    """Levels that are the floats of fewer bits: sign, exponent, mantissa, subnormals too.
-
-    width, exponent : bits of a code, and of its exponent
-    factor          : of the float32 with the same fields
-    others          : codes without their sign that stand for something else, infinity or NaN
-    """
-
-    width: int
-    exponent: int
-    factor: float
-    others: tuple[tuple[int, float], ...]
-
-    def floats(self, b: ir.IRBuilder, words: Value) -> Value:
-        """Make float32 of codes at the top of words."""
-        sign = b.and_(words, splat(I32, 1 << 31, LANES))
-        size = b.and_(words, splat(I32, ((1 << (self.width - 1)) - 1) << (32 - self.width), LANES))
-        above = b.or_(size, splat(I32, 1 << 31, LANES))  # an exponent of its own, for subnormal float32 take long to multiply
-        normal = b.bitcast(b.lshr(above, splat(I32, 8 - self.exponent, LANES)), vector(F32, LANES))
-        least = 2.0 ** ((1 << self.exponent) - 126)  # normal; below it, a mantissa begins with 0
-        twice = call(b, "llvm.fmuladd", [normal, splat(F32, 2.0, LANES), splat(F32, -least, LANES)])
-        found = b.select(b.fcmp_ordered("<", normal, twice), normal, twice)
-        signed = b.bitcast(b.or_(b.bitcast(found, size.type), sign), found.type)
-        found = b.fmul(signed, splat(F32, self.factor / 2.0 ** (1 << self.exponent), LANES))
-        for code, value in self.others:
-            bits = splat(I32, struct.unpack("<I", struct.pack("<f", value))[0], LANES)
-            other = b.bitcast(b.or_(bits, sign), found.type)
-            found = b.select(b.icmp_unsigned("==", size, splat(I32, code << (32 - self.width), LANES)), other, found)
-        return found
-
-
-@lru_cache(maxsize=64)
-def _narrow(levels: bytes) -> _Narrow | None:
-    """Find which floats of fewer bits levels are, of those too many to be looked up in registers; None: none."""
-    values = struct.unpack(f"<{len(levels) // 4}f", levels)
-    half, width = len(values) // 2, len(values).bit_length() - 1
-    if len(levels) <= FEW or len(values) != 1 << width or width > BYTE:
-        return None
-    others = tuple((code, value) for code, value in enumerate(values[:half]) if not math.isfinite(value))
-    for exponent in range(2, width - 1):
-        mantissa = width - 1 - exponent
-        patterns = struct.unpack(f"<{half}f", struct.pack(f"<{half}I", *(code << (23 - mantissa) for code in range(half))))
-        factor = values[1 << mantissa] / patterns[1 << mantissa]
-        pairs = zip(values[:half], patterns, strict=True)
-        if all(value == factor * pattern or not math.isfinite(value) for value, pattern in pairs) and _are_signed(values):
-            return _Narrow(width, exponent, factor, others)
-    return None
-
-
-def _are_signed(values: Sequence[float]) -> bool:
-    """Tell whether the upper half of all values is the lower one, negated."""
-    half = len(values) // 2
-    pairs = zip(values[:half], values[half:], strict=True)
-    return all(struct.pack("<f", -one) == struct.pack("<f", other) or (one != one and other != other) for one, other in pairs)
+def _halves(b: ir.IRBuilder, codes: Value, width: int) -> Sequence[Value]:
+    """Bring codes of so many bits to the top of words of 16, others below them."""
+    words = b.bitcast(codes, vector(I16, codes.type.count // 2))
+    return [b.shl(words, splat(I16, up, words.type.count)) if up else words for up in (2 * BYTE - width, BYTE - width)]
 
 
 def _tables(levels: bytes) -> Sequence[bytes]:
