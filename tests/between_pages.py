@@ -15,7 +15,7 @@ from qformat.arrays import Memory
 from qformat.tensor import PackedTensor, assemble
 
 SHAPE = (3, 4096)
-MULTIPLIED = ("q4_0", "q6_k", "iq3_s", "tq1_0", "mxfp4", "int3_g64", "uint5_g64")
+MULTIPLIED = ("q4_0", "q5_1", "q6_k", "iq1_m", "iq2_s", "iq3_s", "tq1_0", "mxfp4", "int3_g64", "int5_g64", "uint6_g64")
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -52,7 +52,8 @@ def main() -> None:
             if tensor_of(form, moved).dequantize().tobytes() != wanted:
                 raise SystemExit(f"{form.name} has other values elsewhere")
             if form.name in MULTIPLIED:
-                qformat.matmul(np.ones(SHAPE[1], np.float32), tensor_of(form, moved))
+                for n_x in (1, 4):
+                    qformat.matmul(np.ones((n_x, SHAPE[1]), np.float32), tensor_of(form, moved))
         n_done += 1
     print(n_done)
 

@@ -140,7 +140,7 @@ def _of_tiles(unit: Unit, target: Target) -> Kernel:
     key_of_tile = piece(_tile, n_together * n_block * unit.n_weights, returns=types.int64)
 
     def run(starts, steps, first, n_units, n_x, n_rows, x, x_step, out, out_step, row_step):  # type: ignore[no-untyped-def]  # compiled
-        tile = put(key_of_tile, ())  # type: ignore[call-arg]  # likewise
+        tile: int = put(key_of_tile, ())  # type: ignore[call-arg]  # likewise
         for low in range(0, n_rows, PANEL):
             for block in range(0, n_units, n_block):
                 n, here = min(n_block, n_units - block), x + block // n_block * n_x * x_step
@@ -149,15 +149,15 @@ def _of_tiles(unit: Unit, target: Target) -> Kernel:
                     for i in range(n_here):
                         for j in range(n):
                             at = tile + (i * n_block + j) * n_bytes
-                            put(key_of_unit, (starts, steps, first + row + i, block + j, at))  # type: ignore[call-arg]  # likewise
+                            put(key_of_unit, (starts, steps, first + row + i, block + j, at))
                     rows = (tile,), (n_block * n_bytes,)
                     for i in range(0, n_x, n_taken):
                         at, to = here + i * x_step, out + i * out_step + row * row_step
                         if n_here == n_together:
-                            put(key, (*rows, 0, n * n_runs, at, x_step, to, out_step, row_step))  # type: ignore[call-arg]  # likewise
+                            put(key, (*rows, 0, n * n_runs, at, x_step, to, out_step, row_step))
                         else:
                             for j in range(n_here):
-                                put(key_of_one, (*rows, j, n * n_runs, at, x_step, to + j * row_step, out_step, row_step))  # type: ignore[call-arg]  # likewise
+                                put(key_of_one, (*rows, j, n * n_runs, at, x_step, to + j * row_step, out_step, row_step))
 
     return compiled(run)
 
