@@ -1,8 +1,8 @@
 """Multiplies packed weights with float activations: which kernel, how much at a time, over how many threads.
 
-A few rows of activations are multiplied with weights as these are decoded, in registers: row by row, or down the columns where
-stored words run over rows. For more of them, and for weights that vector kernels do not read, a tile of rows is decoded to
-float32, which stays in the cache. The whole matrix never exists. Must not know what any format looks like.
+A few rows of activations are multiplied with weights as these are decoded, in registers or next to them: row by row, or down
+the columns where stored words run over rows. For more of them, and for weights that vector kernels do not read, a tile of rows
+is decoded to float32, which stays in the cache. The whole matrix never exists. Must not know what any format looks like.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ else:
 Multiply = Callable[[int, int, "F32"], None]
 
 FLOATS = ("float32", "float16", "bfloat16")
-TOGETHER = 4  # rows of activations that are multiplied at a time; twice as many where decoding takes long
-FEW_ROWS = 32  # of them: for more, decoding a row once costs less than decoding it for every four
+TOGETHER = 4  # rows of activations that are multiplied at a time
+FEW_ROWS = 32  # of them: with more, a few columns of all of them leave the nearest cache, and larger tiles cost less
 WIDE = 128  # weights of a unit, where rows are whole ones: registers are full of codes, and loops cost less
 MOST_WEIGHTS = 1 << 25  # that are bound at a time: of some, the bytes are turned first
 

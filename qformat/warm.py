@@ -23,7 +23,7 @@ from qformat.tensor import assemble
 
 N_COLS = 4096  # whole units and groups of every format
 N_ROWS = 128  # as float32 too large for the caches
-ACTIVATIONS = (1, 2, 4, 32)  # rows that kernels are made for: by themselves, four at a time, with decoded weights
+ACTIVATIONS = (1, 2, 4, 36)  # rows that kernels are made for: one, two, several, and many, with decoded weights
 TYPES = ("float32", "float16", "bfloat16")
 
 
