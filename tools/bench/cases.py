@@ -99,6 +99,7 @@ PRODUCTS = (
     Case("mxfp4", "mxfp4", ("mlx",)),
     Case("int4_g128", "int4_g128", ("mlx",)),
     Case("nf4", "nf4"),
+    Case("int5_g64", "int5_g64"),
     Case("int8", "int8"),
-    *(Case(f"gguf:{kind}", f"gguf:{kind}") for kind in ("q4_0", "q8_0", "q4_k", "q6_k", "iq3_s")),
+    *(Case(f"gguf:{kind}", f"gguf:{kind}") for kind in ("q4_0", "q5_1", "q8_0", "q4_k", "q6_k", "iq2_xxs", "iq3_s")),
 )

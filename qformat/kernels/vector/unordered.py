@@ -72,7 +72,7 @@ class Reader:
         """Give what makes the floats."""
         b, codes = self.b, self.unit.codes
         if isinstance(codes, Signed | Shifted):
-            of_entries = runs.reader(b, self.load, codes, self.address)
+            of_entries = runs.reader(b, codes, self.address)
             return lambda first: [of_entries(at) for at in range(first, first + LEAST, LANES)]
         if not isinstance(codes, Packed):
             of_digits = grids.reader(b, self.load, codes, self.address)
