@@ -8,7 +8,7 @@ is decoded to float32, which stays in the cache. The whole matrix never exists. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qformat.arrays import aligned
@@ -43,12 +43,14 @@ MOST_WEIGHTS = 1 << 25  # that are bound at a time: of some, the bytes are turne
 class Units:
     """What a tensor is multiplied in.
 
-    order : number of the column, of those of a unit, that each activation is of
+    order    : number of the column, of those of a unit, that each activation is of
+    multiply : by rows of activations, at most `TOGETHER`
     """
 
     rows: Rows
     unit: Unit
     order: NDArray[np.intp]
+    multiply: dict[int, Any] = field(default_factory=dict)
 
 
 def matmul(x: NDArray[Any], packed: PackedTensor, out: F32 | None = None, rows: slice | None = None) -> F32:
@@ -160,7 +162,10 @@ def _of_units(x: NDArray[Any], n_x: int, units: Units) -> Multiply:
     padded = _padded(ordered.reshape(x.shape), n_x, -(-n_cols // n_together) * n_together)
     factors = aligned((padded.shape[1] // n_together, n_x, n_together), np.dtype(np.float32))
     factors[...] = padded.reshape(n_x, -1, n_together).swapaxes(0, 1)
-    multiply = multiplier(units.unit, n_x)
+    size = min(n_x, TOGETHER)
+    if size not in units.multiply:
+        units.multiply[size] = multiplier(units.unit, size)
+    multiply = units.multiply[size]
 
     def run(first: int, last: int, out: F32) -> None:
         bound, number, _held = rows.bind(first, last)
