@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qformat.arrays import Part, read_all
+from qformat.arrays import Part, count_of, read_all
 from qformat.evaluate import Operands, as_float32, operand_run
-from qformat.fields import numpy_dtype
+from qformat.fields import numpy_dtype, read_field, read_made, value_dtype
 from qformat.layout import CODES, Field
 from qformat.readings import packed
-from qformat.scheme import Grid, Integers, Operand, Ref
+from qformat.scheme import Grid, Indexed, Integers, Operand, Ref, Scheme
 from qformat.upright import turn_of
 
 if TYPE_CHECKING:
@@ -60,11 +60,17 @@ class Columns:
 
         n, per = self.word.together, self.word.n_rows
         low, high = first // n * n, -(-last // n) * n
-        data = read_all(self.part.source, 0, self.part.source.n_bytes).reshape(self.n_lines, -1)
+        n_stored = self.tensor.n_cols // self.word.n_cols * self.word.n_lines
+        data = read_all(self.part.source, 0, self.part.source.n_bytes).reshape(n_stored, -1)
         found = []
         for step in self.tensor.scheme.steps:
-            values, run = self.operand(step.operand, low, high)
-            found.append(Each(step.op, laid(values, self.word), run // self.word.n_cols))
+            index = _index(self.tensor.scheme, step.operand)
+            if index is None:
+                values, run = self.operand(step.operand, low, high)
+                found.append(Each(step.op, laid(values, self.word), run // self.word.n_cols))
+            else:
+                values, runs = self.runs(step.operand, index, low, high)
+                found.append(Each(step.op, laid(values, self.word), 0, runs))
         sums = np.zeros((len(x), high - low), np.float32)
         multiply(self.word, data[:, low // per * WORD : high // per * WORD], found, self.together, x, sums)
         out += in_order(sums, self.word)[:, first - low : last - low]
@@ -84,13 +90,22 @@ class Columns:
                     data = read_all(part.source, 0, part.source.n_bytes).view(dtype)
                     stored = data.reshape(-1, part.bound.padded[0])[:, first:last]  # as lanes lie: turning twice takes longer
                     return as_float32(stored, field.dtype), group.cols or n_cols
+            if (
+                isinstance(group, Grid)
+                and group.rows == 1
+                and (values := _as_stored(part, operand.name, first, last)) is not None
+            ):
+                return as_float32(values, tensor.scheme.param(operand.name).dtype), group.cols or n_cols
         values, run = Operands(tensor.scheme, n_cols, tensor.param).operand(operand, first, last)
         return np.broadcast_to(values, (last - first, values.shape[1])).T, min(run, n_cols)
 
-    @property
-    def n_lines(self) -> int:
-        """Lines of words."""
-        return self.tensor.n_cols // self.word.n_cols
+    def runs(self, operand: Operand, index: Indexed, first: int, last: int) -> tuple[F32, NDArray[np.int64]]:
+        """Give an operand whose columns' groups are named: (groups, rows) float32, and the number of each column's."""
+        assert isinstance(operand, Ref)  # to a parameter of named groups
+        tensor = self.tensor
+        groups = np.arange(index.n_groups)[tensor.param(index.index).reshape(-1)]  # checked, and counted from the end as well
+        stored = as_float32(tensor.param(operand.name, first, last), tensor.scheme.param(operand.name).dtype)
+        return stored.T, np.ascontiguousarray(groups, np.int64)
 
 
 def columns_of(tensor: PackedTensor) -> Columns | None:
@@ -102,24 +117,58 @@ def columns_of(tensor: PackedTensor) -> Columns | None:
     word = word_of(part)
     if word is None or not tensor.n_weights or tensor.n_rows % word.together or n_cols % word.n_cols:
         return None
-    runs = [min(n_cols, operand_run(tensor.scheme, step.operand, n_cols)) for step in steps]
+    plain = [step.operand for step in steps if _index(tensor.scheme, step.operand) is None]
+    runs = [min(n_cols, operand_run(tensor.scheme, operand, n_cols)) for operand in plain]
     if any(run % word.n_cols for run in runs):
         return None
     most, lines = SEVERAL if word.n_cols > 1 else ONE
-    together = math.gcd(lines, *(run // word.n_cols for run in runs if run < n_cols))
-    n_roundings = together * word.n_cols + n_cols // (together * word.n_cols) + 2
-    return Columns(tensor, part, word, together, most) if n_roundings <= n_cols // 8 + 8 else None
+    together = math.gcd(max(1, lines // word.n_lines), *(run // word.n_cols for run in runs if run < n_cols))
+    while together % 2 == 0 and not _is_within(together * word.n_cols, n_cols):
+        together //= 2
+    return Columns(tensor, part, word, together, most) if _is_within(together * word.n_cols, n_cols) else None
+
+
+def _is_within(n_together: int, n_cols: int) -> bool:
+    """Tell whether sums of so many columns, added up then, have no more roundings than a product may."""
+    return n_together + n_cols // n_together + 2 <= n_cols // 8 + 8
+
+
+def _index(scheme: Scheme, operand: Operand) -> Indexed | None:
+    """Give how the columns' groups are named, where they are."""
+    group = scheme.param(operand.name).group if isinstance(operand, Ref) else None
+    return group if isinstance(group, Indexed) else None
+
+
+def _as_stored(part: Part, name: str, first: int, last: int) -> NDArray[Any] | None:
+    """Give a parameter of rows [first, last) as (groups, rows), where blocks of several rows lie so: they need no turning."""
+    tiling, layout = part.form.tiling, part.form.layout
+    stored, inner = ([axis for axis, _, _ in axes] for axes in (tiling.stored, tiling.inner))
+    if layout.n_weights or tiling.word_axis or len(stored) != 2 or len(tiling.logical) != 2:
+        return None
+    if tiling.logical != ((stored[1], *inner), (stored[0],)) or len(inner) != 1:
+        return None
+    count, field = count_of(layout, name), layout.part(name)
+    low, high = first // count, -(-last // count)
+    blocks = part.blocks(stored[1], low, high)
+    if layout.made == name:
+        found = read_made(blocks, layout)
+    else:
+        assert field is not None  # the part holds it
+        found = np.empty((*blocks.shape[:-2], count), value_dtype(field))
+        read_field(blocks, layout, field, found)
+    return found.reshape(len(found), -1)[: part.bound.dims[1], first - low * count : last - low * count]
 
 
 def word_of(part: Part) -> Word | None:
-    """Read off a part what its words hold, where each is of one row or of one column; None elsewhere."""
+    """Read off a part what its words hold, where they are of one row or of one column; None elsewhere."""
     from qformat.kernels.vector.columns import Word
 
     turn, layout = turn_of(part.form), part.form.layout
     if turn is None or part.bound.padded != part.bound.dims or layout.codes is None:
         return None
-    if layout.n_bytes != WORD or turn.width not in (0, WORD) or len(layout.codes.planes) != 1:
+    n_lines, rest = divmod(layout.n_bytes, WORD)
+    if rest or turn.width not in (0, WORD) or (n_lines > 1 and not part.form.tiling.word_axis):
         return None
-    codes, numbers = packed(0, layout.codes, 1, WORD), tuple(range(layout.n_weights))
+    codes, numbers = packed(0, layout.codes, 1, layout.n_bytes), tuple(range(layout.n_weights))
     nothing = (0,) * layout.n_weights
-    return Word(codes, numbers, nothing) if turn.width else Word(codes, nothing, numbers)
+    return Word(codes, numbers, nothing, n_lines) if turn.width else Word(codes, nothing, numbers)

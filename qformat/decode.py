@@ -68,18 +68,30 @@ class AsStored:
 
 
 @dataclass(frozen=True, slots=True)
+class LessOne:
+    """Fields of so many bits of words, least significant first, each stored less one; see `unpack_less_one`."""
+
+    bits: int
+
+    @property
+    def ones(self) -> int:
+        """What is added to a word to give the fields of it; 0 where fields reach over words, and each is added to by itself."""
+        return sum(1 << i for i in range(0, WORD_BITS, self.bits)) if WORD_BITS % self.bits == 0 else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Unpacker:
     """A pair of opposites; arrays are (..., values of a block), or those of several blocks together.
 
     unpack : pieces by name -> int8 codes
     pack   : int8 codes -> pieces. Raises NotExact for codes that the pieces cannot say
-    how    : the same as data, for those that make codes in other ways; None: there are no others
+    how    : the same as data, for those that make values in other ways
     whole  : values depend on every bit of the pieces, and are different for different bits
     """
 
     unpack: Callable[[Pieces], Ints]
     pack: Callable[[Ints], Pieces]
-    how: Trits | Signed | Shifted | AsStored | None = None
+    how: Trits | Signed | Shifted | AsStored | LessOne
     whole: bool = False
 
     @property
@@ -159,21 +171,21 @@ def pack_shifted(how: Shifted, codes: Ints) -> Pieces:
     return {"index": _index_in(how.grid, values // EIGHTH), "shift": down[..., 0].astype(np.uint8)}
 
 
-def unpack_less_one(bits: int, pieces: Pieces) -> Ints:
+def unpack_less_one(how: LessOne, pieces: Pieces) -> Ints:
     """Give zero points that are stored less one, the one of every field subtracted from the word as a whole.
 
     A field of 0 so borrowed from its neighbour, and adding to the word gives it back. Fields of 3 bits reach over words and
     were subtracted one by one.
     """
     words = pieces["words"].astype(np.uint32)
-    if WORD_BITS % bits == 0:
-        return _fields(words + _ones(bits), bits)
-    return (_fields(words, bits) + np.uint8(1)) & np.uint8((1 << bits) - 1)
+    if how.ones:
+        return _fields(words + np.uint32(how.ones), how.bits)
+    return (_fields(words, how.bits) + np.uint8(1)) & np.uint8((1 << how.bits) - 1)
 
 
-def pack_less_one(bits: int, zeros: Ints) -> Pieces:
+def pack_less_one(how: LessOne, zeros: Ints) -> Pieces:
     """Give the words of zero points 1 and up. Raises NotExact for a 0, which readers that add field by field make 2^bits of."""
-    n_wrong = int(np.count_nonzero(zeros < 1))
+    bits, n_wrong = how.bits, int(np.count_nonzero(zeros < 1))
     if n_wrong:
         message = f"{n_wrong} zero points of 0, which readers that add field by field take for {1 << bits}; use gptq:v2"
         raise NotExact(message, field="zeros", found=0, expected=1)
@@ -242,10 +254,6 @@ def _parity(signs: Ints) -> Ints:
     return bits
 
 
-def _ones(bits: int) -> np.uint32:
-    return np.uint32(sum(1 << i for i in range(0, WORD_BITS, bits)))
-
-
 def _fields(words: Ints, bits: int) -> Ints:
     """Read words as one stream of fields, least significant bits first."""
     stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")
@@ -285,7 +293,7 @@ UNPACKERS = {
     "iq1_s": _shifted(run=32),
     "iq1_m": _shifted(run=8),
     **{
-        f"less_one_{bits}": Unpacker(partial(unpack_less_one, bits), partial(pack_less_one, bits), whole=True)
-        for bits in (2, 3, 4, 8)
+        f"less_one_{how.bits}": Unpacker(partial(unpack_less_one, how), partial(pack_less_one, how), how, whole=True)
+        for how in map(LessOne, (2, 3, 4, 8))
     },
 }

@@ -96,8 +96,8 @@ class Operands:
             return stored.reshape(last - first, n_cols // run), run
         if isinstance(group, Strided):
             stored = self.read(name, 0, None)
-            index = np.arange(first * n_cols, last * n_cols) % stored.size
-            return stored[index].reshape(last - first, n_cols), 1
+            n = (last - first) * n_cols
+            return np.resize(np.roll(stored, -first * n_cols), n).reshape(last - first, n_cols), 1
         if isinstance(group, Indexed):
             columns = self.read(group.index, 0, None).reshape(-1)
             return self.read(name, first, last)[:, columns], 1

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from qformat.bits import OWN
 from qformat.errors import UsageError
-from qformat.layout import Bits, Field, Layout
+from qformat.layout import Bits, Field, Layout, Plane
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from qformat.decode import Unpacker
+    from qformat import decode
 else:
-    from qformat.deferred import np
+    from qformat.deferred import Deferred, np
+
+    decode = Deferred("qformat.decode")  # of all layouts few need it
 
 
 def read_field(blocks: NDArray[np.uint8], layout: Layout, field: Field | Bits, out: NDArray[Any]) -> None:
@@ -57,7 +59,23 @@ def read_made(blocks: NDArray[np.uint8], layout: Layout) -> NDArray[Any]:
     for piece, field in layout.pieces.items():
         pieces[piece] = np.empty((*blocks.shape[:-2], field.count), value_dtype(field))
         read_field(blocks, layout, field, pieces[piece])
-    return unpacker_of(layout).unpack(pieces)
+    unpacker = unpacker_of(layout)
+    if isinstance(unpacker.how, decode.LessOne):
+        return _more_by_one(pieces, unpacker.how)
+    return unpacker.unpack(pieces)
+
+
+def _more_by_one(pieces: dict[str, NDArray[Any]], how: decode.LessOne) -> NDArray[np.uint8]:
+    """Do what `decode.unpack_less_one` does, by a kernel."""
+    from qformat.kernels.planes import unpack
+
+    words = pieces["words"].astype(np.uint32) + np.uint32(how.ones)
+    data = words.view(np.uint8)[..., None, :]
+    out = np.empty((*words.shape[:-1], 8 * data.shape[-1] // how.bits), np.uint8)
+    unpack(data, Bits("fields", (Plane(0, how.bits, word=4),), out.shape[-1]), out)
+    if not how.ones:
+        out = (out + np.uint8(1)) & np.uint8((1 << how.bits) - 1)
+    return out
 
 
 def write_made(values: NDArray[Any], layout: Layout, blocks: NDArray[np.uint8]) -> None:
@@ -92,8 +110,6 @@ def value_dtype(field: Field | Bits) -> np.dtype[Any]:
     raise UsageError(f"field '{field.name}' has {field.width} bits, expected at most 31")
 
 
-def unpacker_of(layout: Layout) -> Unpacker:
+def unpacker_of(layout: Layout) -> decode.Unpacker:
     """Find what makes codes of a layout's pieces."""
-    from qformat import decode  # here: of all layouts few need it
-
     return decode.find(layout.unpacker)

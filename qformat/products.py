@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from qformat.streamed import Rows
+    from qformat.streamed import Pieces
     from qformat.tensor import PackedTensor
 
     F32 = NDArray[np.float32]
@@ -41,16 +41,17 @@ MOST_WEIGHTS = 1 << 25  # that are bound at a time: of some, the bytes are turne
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What a tensor is multiplied in.
+    """What a tensor is multiplied in, piece by piece.
 
-    order    : number of the column, of those of a unit, that each activation is of
-    multiply : by rows of activations, at most `TOGETHER`
+    units    : of each piece
+    orders   : number of the column, of those of a unit, that each activation is of
+    multiply : by piece and rows of activations, at most `TOGETHER`
     """
 
-    rows: Rows
-    unit: Unit
-    order: NDArray[np.intp]
-    multiply: dict[int, Any] = field(default_factory=dict)
+    rows: Pieces
+    units: tuple[Unit, ...]
+    orders: tuple[tuple[int, ...], ...]
+    multiply: dict[tuple[int, int], Any] = field(default_factory=dict)
 
 
 def matmul(x: NDArray[Any], packed: PackedTensor, out: F32 | None = None, rows: slice | None = None) -> F32:
@@ -141,14 +142,14 @@ def _multiplier(x: NDArray[Any], n_x: int, packed: PackedTensor) -> tuple[Multip
 def units_of(packed: PackedTensor) -> Units | None:
     """Find the units that a tensor is multiplied in; None where there are none."""
     from qformat.kernels.vector.product import order_of
-    from qformat.kernels.vector.unordered import looked_up
+    from qformat.kernels.vector.unordered import has_operands_of_each, looked_up
     from qformat.streamed import rows_of
 
     for least in (WIDE, LEAST):
         rows = rows_of(packed, True, least)
-        if rows is not None:
-            unit = looked_up(rows.reading.unit)
-            return Units(rows, unit, np.array(order_of(unit)))
+        units = tuple(looked_up(piece.rows.reading.unit) for piece in rows.pieces) if rows is not None else ()
+        if rows is not None and (least == LEAST or not any(map(has_operands_of_each, units))):
+            return Units(rows, units, tuple(order_of(unit) for unit in units))
     return None
 
 
@@ -156,22 +157,32 @@ def _of_units(x: NDArray[Any], n_x: int, units: Units) -> Multiply:
     """Multiply with units of weights."""
     from qformat.kernels.vector.product import multiplier, together
 
-    rows, n_cols = units.rows, x.shape[1]
-    ordered = np.asarray(x, np.float32).reshape(len(x), rows.n_units, units.unit.n_weights)[:, :, units.order]
-    n_together = together(units.unit, n_x, n_cols)
-    padded = _padded(ordered.reshape(x.shape), n_x, -(-n_cols // n_together) * n_together)
-    factors = aligned((padded.shape[1] // n_together, n_x, n_together), np.dtype(np.float32))
-    factors[...] = padded.reshape(n_x, -1, n_together).swapaxes(0, 1)
-    size = min(n_x, TOGETHER)
-    if size not in units.multiply:
-        units.multiply[size] = multiplier(units.unit, size)
-    multiply = units.multiply[size]
+    made: dict[tuple[tuple[int, ...], int], F32] = {}
+    of_pieces, size = [], min(n_x, TOGETHER)
+    for number, (unit, order) in enumerate(zip(units.units, units.orders, strict=True)):
+        n_together = together(unit, n_x, x.shape[1])
+        if (order, n_together) not in made:
+            made[order, n_together] = _side_by_side(x, n_x, order, n_together)
+        if (number, size) not in units.multiply:
+            units.multiply[number, size] = multiplier(unit, size)
+        of_pieces.append((units.multiply[number, size], units.rows.pieces[number].rows.n_units, made[order, n_together]))
 
     def run(first: int, last: int, out: F32) -> None:
-        bound, number, _held = rows.bind(first, last)
-        multiply(bound, number, rows.n_units, factors, out)
+        for part in units.rows.bind(first, last):
+            multiply, n_units, factors = of_pieces[part.piece]
+            multiply(part.bound, part.at, n_units, factors, out[:, part.first - first : part.last - first])
 
     return run
+
+
+def _side_by_side(x: NDArray[Any], n_x: int, order: tuple[int, ...], n_together: int) -> F32:
+    """Lay activations in the order of a unit's weights: (runs of columns, rows, columns of a run)."""
+    n_cols = x.shape[1]
+    ordered = np.asarray(x, np.float32).reshape(len(x), -1, len(order))[:, :, order]
+    padded = _padded(ordered.reshape(x.shape), n_x, -(-n_cols // n_together) * n_together)
+    found: F32 = aligned((padded.shape[1] // n_together, n_x, n_together), np.dtype(np.float32))
+    found[...] = padded.reshape(n_x, -1, n_together).swapaxes(0, 1)
+    return found
 
 
 def _of_tiles(factors: F32, packed: PackedTensor) -> Multiply:

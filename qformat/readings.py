@@ -276,7 +276,7 @@ def _is_whole(layout: Layout) -> bool:
         other = pieces["signs" if isinstance(how, decode.Signed) else "shift"]
         fits = isinstance(index, Bits) and index.low == 0 and index.high < len(table)
         return fits and index.count * table.shape[1] == other.count * run == layout.n_weights
-    return how is not None and [piece.count for piece in pieces.values()] == [layout.n_weights]
+    return isinstance(how, decode.AsStored) and [piece.count for piece in pieces.values()] == [layout.n_weights]
 
 
 def _is_read(dtype: str) -> bool:

@@ -150,6 +150,13 @@ class Fixed:
 Expression = Packed | Whole | Fixed | Join
 
 
+def count_of(expression: Expression) -> int:
+    """Give the values of an expression for a unit."""
+    if isinstance(expression, Join):
+        return max(count_of(expression.left), count_of(expression.right))
+    return 1 if isinstance(expression, Fixed) else expression.count
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """What a kernel decodes at a time.

@@ -39,9 +39,12 @@ DOWN = {
     "gptq 8 bits": gptq("v2", 8, 128),
     "gptq 2 bits": gptq("v2", 2, 64, "bfloat16"),
     "gptq by row": gptq("v2", 4, 0),
+    "gptq 3 bits": gptq("v2", 3, 128),
+    "planar 7 bits": gptq("planar", 7, 128),
     "awq": awq.gemm(128),
     "awq by row": awq.gemm(0),
 }
+NAMED = gptq("v2", 4, 128, act_order=(8, 1024))
 
 some_formats = pytest.mark.parametrize("name", SOME)
 
@@ -140,6 +143,46 @@ def test_some_rows_of_words_that_run_over_rows_are_those_of_all(form: Format, n_
 
     for first, last in ((0, 1), (63, 130), (64, 128), (191, 192)):
         assert qformat.matmul(x, tensor, rows=slice(first, last)).tobytes() == whole[:, first:last].tobytes()
+
+
+@pytest.mark.parametrize("n_x", [1, 2, 8])
+def test_columns_whose_groups_are_named_are_multiplied_where_they_are(n_x: int) -> None:
+    named = np.arange(1024) * 5 % 1024 // 128  # neighbours are of different groups
+    tensor, x = made(NAMED, (64, 1024), g_idx=named), activations(n_x, 1024)
+
+    assert tensor.columns is not None
+    assert_within_the_bound(qformat.matmul(x, tensor), x, reference.decode(tensor))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_zero_points_less_one_are_multiplied_with_their_borrows(bits: int) -> None:
+    tensor, x = filled(gptq("v1", bits, 128), (64, 1024)), activations(2, 1024)
+
+    assert tensor.columns is not None
+    assert tensor.dequantize().tobytes() == reference.decode(tensor).tobytes()
+    assert_within_the_bound(qformat.matmul(x, tensor), x, reference.decode(tensor))
+
+
+@pytest.mark.parametrize("wrong", [8, -9])
+def test_a_group_that_is_not_there_is_an_error(wrong: int) -> None:
+    tensor = made(NAMED, (64, 1024), g_idx=np.where(np.arange(1024) == 700, wrong, 3))
+
+    with pytest.raises(IndexError):
+        qformat.matmul(activations(1, 1024), tensor)
+
+
+LEFT_OVER = {"gptq by row": 536, "gptq 4 bits": 1000, "awq": 1003, "awq by row": 1003}  # columns
+
+
+@pytest.mark.parametrize("n_x", [1, 4])
+@pytest.mark.parametrize("name", LEFT_OVER)
+def test_lines_that_are_left_over_are_added_up_by_themselves(name: str, n_x: int) -> None:
+    n_cols = LEFT_OVER[name]
+    tensor, x = made(DOWN[name], (128, n_cols)), activations(n_x, n_cols)
+
+    assert tensor.columns is not None
+    assert n_cols // tensor.columns.word.n_cols % tensor.columns.together
+    assert_within_the_bound(qformat.matmul(x, tensor), x, reference.decode(tensor))
 
 
 @pytest.mark.parametrize("shape", [(24, 1024), (128, 256), (120, 1024)], ids=str)

@@ -102,4 +102,5 @@ PRODUCTS = (
     Case("int5_g64", "int5_g64"),
     Case("int8", "int8"),
     *(Case(f"gguf:{kind}", f"gguf:{kind}") for kind in ("q4_0", "q5_1", "q8_0", "q4_k", "q6_k", "iq2_xxs", "iq3_s")),
+    *(Case(name, name) for name in ("gptq:v1", "awq:gemm", "hqq:4", "bitnet")),  # words and slabs that run over rows
 )

@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 from qconvert.containers.gguf_types import GGML_TYPES
 
 import qformat
+from qformat import formats
+from qformat.arrays import Memory
+from qformat.bits import DTYPES
+from qformat.fields import numpy_dtype
+from qformat.layout import Field
+from qformat.tensor import assemble
 
 DISTINCT, DISTINCT_PACKED = 256, 16
 SIGMA = np.float32(0.02)
@@ -47,8 +53,29 @@ def ggml_blocks(target: str, weights: NDArray[np.float32]) -> NDArray[np.uint8]:
     return repeated(ggml.quantize(some, type_id(target), np.ones(some.shape[1], np.float32)), len(weights))
 
 
+def filled(form: formats.Format, n_rows: int, n_cols: int) -> qformat.PackedTensor:
+    """Give weights of any codes and zero points, all floats alike: to be measured, not to be compared."""
+    rng, made = np.random.default_rng(2), {}
+    for part in form.parts:
+        n_bytes = form.part_bytes((n_rows, n_cols))[part.role]
+        (field,) = part.layout.parts
+        if isinstance(field, Field) and DTYPES[field.dtype].kind == "float":
+            dtype = numpy_dtype(field.dtype)
+            made[part.role] = np.full(n_bytes // dtype.itemsize, SIGMA, dtype).view(np.uint8)
+        else:
+            made[part.role] = rng.integers(0, 256, n_bytes, np.uint8)
+    return assemble(form, (n_rows, n_cols), {role: Memory(data) for role, data in made.items()})
+
+
 def packed(target: str, weights: NDArray[np.float32], folder: Path) -> qformat.PackedTensor:
-    """Give weights in a format; GGUF's as ggml packs them, mapped from a file in the folder, in the place of the one before."""
+    """Give weights in a format.
+
+    GGUF's are as ggml packs them, mapped from a file in the folder, in the place of the one before; those of a dialect, which
+    nothing is quantized to, hold anything.
+    """
+    form = next((form for form in formats.DIALECTS if form.name == target), None)
+    if form is not None and not form.rule:
+        return filled(form, *weights.shape)
     if not target.startswith("gguf:"):
         return qformat.quantize(weights, target)
     path = folder / "packed.gguf"

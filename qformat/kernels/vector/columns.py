@@ -1,7 +1,8 @@
 """Compiles products of words that run over the rows of a matrix with activations: sums grow down the columns, a lane for a row.
 
 Lines of words are read as they are stored, a few at a time, so that their sums stay in registers; these are then added to those
-of the lines before. What an operand has for each row lies as the lanes do. Weights are the floats that decoding gives.
+of the lines before. What an operand has for each row lies as the lanes do; which of its runs a column is of may be told column
+by column. Weights are the floats that decoding gives.
 """
 
 from __future__ import annotations
@@ -18,29 +19,33 @@ from numpy.typing import NDArray
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.vector.emit import apply
 from qformat.kernels.vector.fields import signed
-from qformat.kernels.vector.ir import F32, I32, I64, Value, call, load, moved, splat, store, vector
+from qformat.kernels.vector.ir import F32, I32, I64, Value, ask_for, call, load, moved, splat, store, vector
 from qformat.kernels.vector.pieces import piece, put
 from qformat.scheme import Op
-from qformat.units import Packed
+from qformat.units import Packed, Places
 
 LANES = 8  # words of a vector, and rows
 WORD = 4  # bytes
+INDEX = 8
+AHEAD = 256  # bytes of each line: lines are met a few bytes at a time, and are more than the processor foresees
 HELD = 16  # sums at a time
 FEW = (4, 2, 1)  # rows of activations that are multiplied at a time, the most first
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What a word of 32 bits holds: neighbouring codes of one row, or of one column.
+    """What a word of 32 bits holds, or several of lines behind one another: neighbouring codes of one row, or of one column.
 
-    codes  : one plane of the word
-    column : of each code, among those of a line of words
-    row    : of each code, among those of a word
+    codes   : planes of these words together
+    column  : of each code, among those of a line of words
+    row     : of each code, among those of a word
+    n_lines : stored lines, that hold the words of a line
     """
 
     codes: Packed
     column: tuple[int, ...]
     row: tuple[int, ...]
+    n_lines: int = 1
 
     @property
     def n_cols(self) -> int:
@@ -69,19 +74,21 @@ class Each:
 
     values  : (runs, rows) float32, rows as `laid` lays them, contiguous
     n_lines : of words, that share a run
+    run_of  : number of each column's run instead, int64 and contiguous
     """
 
     op: Op
     values: NDArray[np.float32]
     n_lines: int
+    run_of: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a kernel is made of: words, the operations on a code in order, rows of activations."""
+    """What a kernel is made of: words, the operations on a code in order and whether runs are told, rows of activations."""
 
     word: Word
-    ops: tuple[Op, ...]
+    ops: tuple[tuple[Op, bool], ...]
     n_x: int
 
 
@@ -106,16 +113,23 @@ def multiply(
 ) -> None:
     """Add products of all columns with activations to an array.
 
-    codes    : (lines, bytes of the words of the rows at hand), lines at any distance
+    codes    : (stored lines, bytes of the words of the rows at hand), lines at any distance
     operands : at least one, in the order of the operations
     together : lines whose sums are made before they are added to the others; all share a run
     x        : (1, 2 or a multiple of 4, columns), rows at any distance
     out      : (rows of activations, rows), as `laid` lays them; contiguous
     """
-    kernel = _kernel(Job(word, tuple(operand.op for operand in operands), min(len(x), max(FEW))))
+    ops = tuple((operand.op, operand.run_of is not None) for operand in operands)
+    kernel = _kernel(Job(word, ops, min(len(x), max(FEW))))
     starts, steps = zip(*((operand.values.ctypes.data, operand.values.strides[0]) for operand in operands), strict=True)
-    lines = tuple(operand.n_lines for operand in operands)
-    at = codes.ctypes.data, codes.strides[0], len(codes), together, codes.shape[1] // (LANES * word.n_vectors * WORD)
+    lines = tuple(operand.n_lines if operand.run_of is None else operand.run_of.ctypes.data for operand in operands)
+    at = (
+        codes.ctypes.data,
+        codes.strides[0],
+        len(codes) // word.n_lines,
+        together,
+        codes.shape[1] // (LANES * word.n_vectors * WORD),
+    )
     kernel(*at, starts, steps, lines, len(x), x.ctypes.data, x.strides[0], out.ctypes.data, out.strides[0])
 
 
@@ -169,16 +183,22 @@ class _Lines:
             b.store(zero, place_of)
         n_all = self.job.word.n_vectors * self.job.word.n_rows
         held = b.add(b.mul(self.block, I64(n_all)), I64(first))
-        operands = [self.operand(number, held, len(sums)) for number in range(len(self.job.ops))]
+        operands = [
+            None if is_told else self.operand(number, b.udiv(self.line, b.extract_value(self.lines, number)), held, len(sums))
+            for number, (_, is_told) in enumerate(self.job.ops)
+        ]
         with cgutils.for_range_slice(b, self.line, self.last, I64(1)) as (line, _):
             found = {key: b.load(place_of) for key, place_of in kept.items()}
             here = b.add(self.x, b.mul(line, I64(WORD * self.job.word.n_cols)))
+            told = [self.told(line, held, len(sums), number) for number, (_, is_told) in enumerate(self.job.ops) if is_told]
             for n, (number, row) in enumerate(sums):
-                words = self.words(line, number)
+                words = [self.words(line, number, part) for part in range(self.job.word.n_lines)]
                 for field, column in enumerate(self.job.word.column):
                     if self.job.word.row[field] != row:
                         continue
-                    weights = self.weights(words, field, [values[n] for values in operands])
+                    of_column = iter(told)
+                    values = [(next(of_column)[column] if each is None else each)[n] for each in operands]
+                    weights = self.weights(words, field, values)
                     for i in range(n_x):
                         at = moved(b, b.add(here, b.mul(self.x_step, I64(i))), WORD * column)
                         factor = _filled(b, load(b, at, vector(F32, 1)))
@@ -191,31 +211,50 @@ class _Lines:
             before = b.load(b.inttoptr(address, zero.type.as_pointer()), align=1)
             store(b, b.fadd(before, b.load(place_of)), address, 1, False)
 
-    def operand(self, number: int, held: Value, n: int) -> list[Value]:
-        """Load an operand for `n` vectors of rows."""
+    def operand(self, number: int, run: Value, held: Value, n: int) -> list[Value]:
+        """Load a run of an operand for `n` vectors of rows."""
         b = self.b
-        run = b.udiv(self.line, b.extract_value(self.lines, number))
         at = b.add(b.extract_value(self.starts, number), b.mul(run, b.extract_value(self.steps, number)))
         at = b.add(at, b.mul(held, I64(WORD * LANES)))
         return [load(b, moved(b, at, WORD * LANES * i), vector(F32, LANES)) for i in range(n)]
 
-    def words(self, line: Value, number: int) -> Value:
-        """Load a vector of words of a line."""
+    def told(self, line: Value, held: Value, n: int, number: int) -> list[list[Value]]:
+        """Load an operand for each column of a line, of the run that is told."""
+        b, n_cols = self.b, self.job.word.n_cols
+        at = b.add(b.extract_value(self.lines, number), b.mul(line, I64(INDEX * n_cols)))
+        runs = [b.extract_element(load(b, moved(b, at, INDEX * i), vector(I64, 1)), I32(0)) for i in range(n_cols)]
+        return [self.operand(number, run, held, n) for run in runs]
+
+    def words(self, line: Value, number: int, part: int) -> Value:
+        """Load a vector of words of a stored line."""
         b, n_bytes = self.b, WORD * LANES
-        at = b.add(self.codes, b.add(b.mul(line, self.step), b.mul(self.block, I64(n_bytes * self.job.word.n_vectors))))
+        stored = b.add(b.mul(line, I64(self.job.word.n_lines)), I64(part))
+        at = b.add(self.codes, b.add(b.mul(stored, self.step), b.mul(self.block, I64(n_bytes * self.job.word.n_vectors))))
+        if number == 0:
+            ask_for(b, moved(b, at, AHEAD))
         return load(b, moved(b, at, n_bytes * number), vector(I32, LANES))
 
-    def weights(self, words: Value, field: int, operands: Sequence[Value]) -> Value:
-        """Decode one field of each word."""
+    def weights(self, words: Sequence[Value], field: int, operands: Sequence[Value]) -> Value:
+        """Decode one field of the words of each row."""
         b, codes = self.b, self.job.word.codes
-        shift = codes.planes[0].positions[field]
-        raw = b.lshr(words, splat(I32, shift, LANES)) if shift else words
-        if shift + codes.width < WORD * 8:
-            raw = b.and_(raw, splat(I32, (1 << codes.width) - 1, LANES))
+        planes = [self.plane(words, plane, plane.positions[field]) for plane in codes.planes]
+        raw = planes[0]
+        for plane in planes[1:]:
+            raw = b.or_(raw, plane)
         found = b.sitofp(signed(b, codes, raw), vector(F32, LANES))
-        for op, operand in zip(self.job.ops, operands, strict=True):
+        for (op, _), operand in zip(self.job.ops, operands, strict=True):
             found = apply(b, op, found, operand)
         return found
+
+    def plane(self, words: Sequence[Value], plane: Places, position: int) -> Value:
+        """Read one plane of a field, which may begin in one word and end in the next."""
+        b, (number, shift) = self.b, divmod(position, WORD * 8)
+        raw = b.lshr(words[number], splat(I32, shift, LANES)) if shift else words[number]
+        if shift + plane.bits > WORD * 8:
+            raw = b.or_(raw, b.shl(words[number + 1], splat(I32, WORD * 8 - shift, LANES)))
+        if shift + plane.bits != WORD * 8:
+            raw = b.and_(raw, splat(I32, (1 << plane.bits) - 1, LANES))
+        return b.shl(raw, splat(I32, plane.shift, LANES)) if plane.shift else raw
 
 
 def _filled(b: ir.IRBuilder, one: Value) -> Value:

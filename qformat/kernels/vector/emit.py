@@ -11,8 +11,8 @@ from llvmlite import ir
 from qformat.bits import DTYPES
 from qformat.bits import values as element_values
 from qformat.kernels.vector import values
-from qformat.kernels.vector.fields import Load, integers
-from qformat.kernels.vector.grids import reader
+from qformat.kernels.vector.fields import Load, in_words, integers, of_words
+from qformat.kernels.vector.grids import Read, reader
 from qformat.kernels.vector.ir import F32, I64, Value, cut, entries, join, loader, moved, pick, splat, store, vector
 from qformat.scheme import Op
 from qformat.units import LEAST, Expression, Fixed, Packed, Source, Unit, Whole
@@ -64,13 +64,20 @@ class Emitter:
     def run(self, out: Value) -> None:
         """Decode all weights and store them from this address on."""
         operands = [(op, self.operand(expression)) for op, expression in self.unit.steps]
-        read = reader(self.b, self.load, self.unit.codes, self.at.__getitem__)
+        read = self.reader()
         for first in range(0, self.unit.n_weights, LEAST):
             found = self.of_codes(read(first, first + LEAST))
             for op, operand in operands:
                 group = self.unit.n_weights // operand.type.count
                 found = self.apply(op, found, pick(self.b, operand, [(first + i) // group for i in range(LEAST)]))
             self.write(found, moved(self.b, out, first * self.target.n_bytes))
+
+    def reader(self) -> Read:
+        """Give what reads the codes from one on to another."""
+        codes = self.unit.codes
+        if isinstance(codes, Packed) and not self.unit.levels and in_words(self.unit):
+            return lambda first, last: of_words(self.b, self.load, codes, first, last)
+        return reader(self.b, self.load, codes, self.at.__getitem__)
 
     def of_codes(self, codes: Value) -> Value:
         """Give the values of codes before the first operation."""

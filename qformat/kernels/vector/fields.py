@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from qformat.kernels.vector.ir import I8, I16, I32, Value, choose, constant, pick, splat, vector
-from qformat.units import Packed, Places
+from qformat.units import Packed, Places, Unit
 
 FEW_SHIFTS = 4
-NARROW, WIDE = 8, 16
+NARROW, WIDE, WORD = 8, 16, 32
 
 # Gives so many bytes of a source's present place, from one on.
 Load = Callable[[int, int, int], Value]
@@ -35,6 +35,24 @@ def chosen(b: ir.IRBuilder, load: Load, field: Packed, numbers: Sequence[int]) -
     for plane in planes[1:]:
         found = b.or_(found, plane)
     return signed(b, field, found)
+
+
+def in_words(unit: Unit) -> bool:
+    """Tell whether each code is a field of a word of 32 bits of its own, at the same bit of each."""
+    codes = unit.codes
+    if not isinstance(codes, Packed) or len(codes.planes) > 1 or codes.dtype:
+        return False
+    positions = codes.planes[0].positions
+    fits = positions[0] + codes.width <= WORD and unit.sources[codes.source].n_bytes == WORD // 8 * unit.n_weights
+    return fits and positions == tuple(range(positions[0], positions[0] + WORD * unit.n_weights, WORD))
+
+
+def of_words(b: ir.IRBuilder, load: Load, field: Packed, first: int, last: int) -> Value:
+    """Read values [first, last) of a field that `in_words` tells of: a vector of i32."""
+    n, shift = last - first, field.planes[0].positions[0]
+    words = b.bitcast(load(field.source, WORD // 8 * first, WORD // 8 * n), vector(I32, n))
+    raw = b.lshr(words, splat(I32, shift, n)) if shift else words
+    return signed(b, field, b.and_(raw, splat(I32, (1 << field.width) - 1, n)))
 
 
 def signed(b: ir.IRBuilder, field: Packed, raw: Value) -> Value:

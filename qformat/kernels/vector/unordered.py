@@ -18,10 +18,11 @@ from llvmlite import ir
 
 from qformat.kernels.vector import grids, runs
 from qformat.kernels.vector.emit import Target
-from qformat.kernels.vector.fields import Load, chosen, signed
+from qformat.kernels.vector.fields import Load, chosen, in_words, integers, of_words, signed
 from qformat.kernels.vector.ir import F32, I8, I16, I32, Value, constant, cut, entries, join, look_up, pick, splat, vector
 from qformat.kernels.vector.narrow import Narrow, narrow
-from qformat.units import LEAST, Packed, Places, Shifted, Signed, Unit
+from qformat.kernels.vector.values import of_integers
+from qformat.units import LEAST, Packed, Places, Shifted, Signed, Unit, count_of
 
 LANES = 8  # floats of a vector
 BYTE, NIBBLE = 8, 4
@@ -36,7 +37,7 @@ Read = Callable[[int], Sequence[Value]]
 def looked_up(unit: Unit) -> Unit:
     """Have integers of at most four bits looked up as levels are: cheaper than making floats of them."""
     codes = unit.codes
-    if unit.levels or not isinstance(codes, Packed) or codes.width > NIBBLE or _is_across(codes):
+    if unit.levels or not isinstance(codes, Packed) or codes.width > NIBBLE or _is_across(codes) or is_ordered(unit):
         return unit
     fields, sign = range(1 << codes.width), 1 << (codes.width - 1) if codes.signed else 0
     values = [float((field ^ sign) - sign - codes.minus) for field in fields]
@@ -44,9 +45,21 @@ def looked_up(unit: Unit) -> Unit:
     return replace(unit, codes=plain, levels=struct.pack(f"<{len(values)}f", *values))
 
 
+def is_ordered(unit: Unit) -> bool:
+    """Tell whether floats are made in the order of weights: words of single codes, or codes that lie in it as operands do."""
+    if unit.levels or not isinstance(unit.codes, Packed):
+        return False
+    return in_words(unit) or (has_operands_of_each(unit) and [*_as_stored(unit)] == [*range(unit.n_weights)])
+
+
+def has_operands_of_each(unit: Unit) -> bool:
+    """Tell whether an operation takes another value for each weight."""
+    return any(count_of(operand) == unit.n_weights for _, operand in unit.steps)
+
+
 def order_of(unit: Unit, target: Target) -> tuple[int, ...]:
     """Give the number of the weight that each float is of."""
-    if isinstance(unit.codes, Signed | Shifted) or _in_words(unit):
+    if isinstance(unit.codes, Signed | Shifted) or _in_words(unit) or is_ordered(unit):
         return tuple(range(unit.n_weights))
     stored, lanes = _as_stored(unit), _lanes(unit.levels, target)
     return tuple(stored[first + lane] for first in range(0, unit.n_weights, LEAST) for lane in lanes)
@@ -77,6 +90,8 @@ class Reader:
         if not isinstance(codes, Packed):
             of_digits = grids.reader(b, self.load, codes, self.address)
             return lambda first: self.of_bytes(of_digits(first, first + LEAST))
+        if is_ordered(self.unit):
+            return partial(self.in_order, codes)
         if _in_words(self.unit):
             return partial(self.of_words, codes)
         stored = _as_stored(self.unit)
@@ -132,6 +147,12 @@ class Reader:
         found, n = join(self.b, [part for part, _ in parts]), parts[0][0].type.count
         lanes = [n * number + lane for number, (_, wanted) in enumerate(parts) for lane in wanted]
         return found if lanes == list(range(len(lanes))) else pick(self.b, found, lanes)
+
+    def in_order(self, codes: Packed, first: int) -> Sequence[Value]:
+        """Make floats of the codes of 32 weights, one after the other."""
+        b, last = self.b, first + LEAST
+        read = of_words if in_words(self.unit) else integers
+        return cut(b, of_integers(b, read(b, self.load, codes, first, last), codes.low < 0), LANES)
 
     def of_words(self, codes: Packed, first: int) -> Sequence[Value]:
         """Make floats of codes that lie across bytes."""

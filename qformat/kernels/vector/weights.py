@@ -38,7 +38,7 @@ def weights_of(
 
 def _spread(b: ir.IRBuilder, emitter: Emitter, expression: Expression) -> Spread:
     n_weights = emitter.unit.n_weights
-    if isinstance(expression, Whole):
+    if isinstance(expression, Whole) and expression.count < n_weights:
         group, every = n_weights // expression.count, _loader(b, emitter, expression)
         return lambda weights: _filled(b, every, [weight // group for weight in weights])
     operand = emitter.operand(expression)
