@@ -497,10 +497,10 @@ def test_scales_that_lie_otherwise_than_words_do_are_read_as_the_reference_reads
     steps = (Step(Op.MUL, Ref("scales")), *(Step(Op.ADD, Ref(name)) for name in names[1:]))
     scheme = Scheme("words", Integers(0, 15), tuple(Param(name, "float16", group) for name in names), steps)
     form = Format("words", scheme, (NIBBLES, PartForm("scales", layout, Tiling(order))))
-    tensor = made(form, (64, 1024))
+    tensor = made(form, (32, 512))
     assert tensor.columns is not None
     for n_x in (1, 3, 33):
-        x = activations(n_x, 1024)
+        x = activations(n_x, 512)
         assert_within_the_bound(qformat.matmul(x, tensor), x, reference.decode(tensor))
 
 
