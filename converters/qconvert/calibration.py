@@ -139,7 +139,7 @@ def write_calibration(
 ) -> None:
     """Write statistics of weights to a file.
 
-    statistics : by name; each is looked up once, so that of an open `Calibration` one is held at a time
+    statistics : by name; each is looked up twice, first for its columns; one is held at a time
     dtype      : of the sums: "float64", which keeps every bit, or "float32", half the size
     force      : replace a file that exists
 
@@ -149,11 +149,14 @@ def write_calibration(
         merge_calibration([statistics.path], path, dtype, force)
         return
     check_paths((), Path(path), force)
-    for name, found in statistics.items():
+    columns = dict[str, int]()
+    for name in statistics:
+        found = statistics[name]
         if not name or not isinstance(found, Statistics):
             message = f"{type(found).__name__} for {show(name, quote=True)}, expected Statistics by the names of weights"
             raise UsageError(message, field="statistics", found=type(found).__name__)
-    _write(Path(path), {name: found.n_cols for name, found in statistics.items()}, statistics.__getitem__, dtype)
+        columns[name] = found.n_cols
+    _write(Path(path), columns, statistics.__getitem__, dtype)
 
 
 def merge_calibration(paths: Iterable[str | Path], dst: str | Path, dtype: str = "float64", force: bool = False) -> None:

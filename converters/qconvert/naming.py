@@ -5,6 +5,7 @@ The one place where a model becomes a view of itself. Which names an architectur
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from qconvert import architectures
@@ -34,6 +35,11 @@ def as_wanted(model: Model, target: Target, dst: Path | None = None, names: str 
     """
     if names not in NAMES:
         raise UsageError(f"names '{names}', expected one of {', '.join(NAMES)}", expected=NAMES)
+    view = _seen(model, target, dst, names, like)
+    return view if view.model is model else replace(view, source=model)
+
+
+def _seen(model: Model, target: Target, dst: Path | None, names: str, like: Model | None) -> View:
     wanted = family_wanted(target, dst)
     if names == RUNTIME and not wanted:
         raise NotExact(f"no runtime will load this file: {target.name} in one file has names of its own", path=model.path)

@@ -29,7 +29,7 @@ from qconvert.planning import MIN_MATRIX_RANK, matches, traced
 from qconvert.quantized import keep, kept, kept_by_name, quantized
 from qconvert.report import Report
 from qconvert.roles import traits_of
-from qconvert.said import said_next
+from qconvert.said import listed, said_next
 from qconvert.targets import find_mixed, gguf_type
 from qconvert.views import View
 from qconvert.wish import Wish, check_method
@@ -248,7 +248,7 @@ def said_by_method(wish: Wish, items: Sequence[Item]) -> list[KeyValue]:
         said["quantize.calibration.file"] = calibration.path.name
         said["quantize.calibration.blake3"] = digest_file(calibration.path)
         unknown = uncalibrated(items)
-        said |= {"quantize.uncalibrated": "\n".join(unknown)} if unknown else {}
+        said |= {"quantize.uncalibrated": listed(unknown)} if unknown else {}
     return [key_value(key, STRING, text) for key, text in said.items()]
 
 

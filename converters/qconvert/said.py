@@ -11,7 +11,7 @@ Decides on key-values and names alone. Must not know how anything is quantized, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from qconvert.containers.gguf_types import STRING
@@ -26,6 +26,7 @@ TENSORS, UNCALIBRATED = "tensors", "uncalibrated"
 # Source: ggml-org/llama.cpp: tools/quantize/quantize.cpp (LLM_KV_QUANTIZE_IMATRIX_*); gguf-py/gguf/constants.py.
 OF_QUANTIZING = (BEGIN, "general.quantized_by")
 
+_ESCAPED = re.compile(r"\\[n\\]")
 _KEY = re.compile(r"quantize\.(?:earlier\.([1-9]\d{0,3})\.)?(.+)", re.DOTALL)
 
 # One time that tensors were quantized: key-values by what follows `quantize.` in their keys.
@@ -41,7 +42,7 @@ def said_next(view: View, items: Sequence[Item], new: Sequence[KeyValue] = ()) -
     """
     packed = [item.name for item in items if not item.form.scheme.is_dense]
     stays = [item for item in items if not (item.rule or item.tensor.scheme.is_dense or item.form.scheme.is_dense)]
-    old = {pair.key: pair for pair in pairs_of(view.model, BEGIN)}
+    here, old = ({pair.key: pair for pair in pairs_of(model, BEGIN)} for model in (view.model, view.source or view.model))
     records = (
         [({pair.key.removeprefix(BEGIN): pair for pair in new}, [item.name for item in items if item.rule])] if new else []
     )
@@ -52,7 +53,7 @@ def said_next(view: View, items: Sequence[Item], new: Sequence[KeyValue] = ()) -
         begin = f"{BEGIN}earlier.{number}." if number else BEGIN
         found |= {begin + key: replace(pair, key=begin + key) for key, pair in said.items()}
     is_changed = len(stays) < sum(bool(item.rule) or not item.tensor.scheme.is_dense for item in items)
-    is_same = {key: pair.value for key, pair in found.items()} == {key: pair.value for key, pair in old.items()}
+    is_same = {key: pair.value for key, pair in found.items()} == {key: pair.value for key, pair in here.items()}
     return ((), ()) if is_same and not is_changed else (tuple(found.values()), OF_QUANTIZING)
 
 
@@ -69,15 +70,26 @@ def _of_these(records: Iterable[Record], stays: Sequence[Item], view: View) -> I
     """Give each record without its names of tensors that do not stay as they are, and the names of those that do."""
     for record in records:
         known, uncalibrated = _names(record, TENSORS), _names(record, UNCALIBRATED)
-        left = [item.name for item in stays if TENSORS not in record or known.intersection(view.names_of(item.name))]
+        left = [item.name for item in stays if TENSORS not in record or _is_one_of(known, *view.names_of(item.name))]
         rounded = [name for name in left if uncalibrated.intersection(view.names_of(name))]
         kept = {key: pair for key, pair in record.items() if key not in (TENSORS, UNCALIBRATED)}
         yield kept | ({UNCALIBRATED: _listed(rounded)} if rounded else {}), left
 
 
+def _is_one_of(known: Collection[str], own: str, *sources: str) -> bool:
+    """Tell whether a tensor is one of these by its name, or all that it is made of are."""
+    return own in known or (bool(sources) and all(name in known for name in sources))
+
+
 def _names(record: Record, key: str) -> set[str]:
-    return set(str(record[key].value).split("\n")) if key in record else set()
+    lines = str(record[key].value).split("\n") if key in record else []
+    return {_ESCAPED.sub(lambda found: "\n" if found[0] == "\\n" else "\\", line) for line in lines}
+
+
+def listed(names: Iterable[str]) -> str:
+    """Write names one in a line: a line's end in a name as \\n, a backslash twice."""
+    return "\n".join(name.replace("\\", "\\\\").replace("\n", "\\n") for name in names)
 
 
 def _listed(names: Sequence[str]) -> KeyValue:
-    return key_value(TENSORS, STRING, "\n".join(names))
+    return key_value(TENSORS, STRING, listed(names))

@@ -38,6 +38,7 @@ class View:
     missing    : why the model is as it was: unknown architecture, tensors that are not there; empty where it is complete
     notices    : what a user should hear
     left_out   : the source's tensors that have no place here on purpose: copies, and what a runtime computes by itself
+    source     : the model that this is a view of, where its metadata are not those of `model`
     """
 
     model: Model
@@ -46,6 +47,7 @@ class View:
     missing: str = ""
     notices: tuple[str, ...] = ()
     left_out: frozenset[str] = frozenset()
+    source: Model | None = None
 
     def names_of(self, name: str) -> tuple[str, ...]:
         """Give the names by which a user may call a tensor: the view's, and the source's of what it is made of."""

@@ -53,7 +53,7 @@ def quantize(
     importance or calibration of another width, calibration that is not of one tensor, a method without the calibration it
     needs, with what it has no use for or that the target is not for, a Hessian that is not positive definite, an `out` of
     another shape or format, and a weight that is NaN or infinite; NotExact for weights too large for the parameters of the
-    target.
+    target, at their limit or beyond, but for NVFP4, whose rule cuts at 2688.
 
     >>> quantize(np.array([[0.5, -1.2, 3.7, -0.3, 2.1]], np.float32), "int4_channel", "symmetric-full").codes().tolist()
     [[1, -3, 7, -1, 5]]
@@ -74,8 +74,9 @@ def quantize(
         raise UsageError(f"method {how.name} needs calibration, none was given", field="calibration")
     if importance is not None:
         raise UsageError(f"method {how.name} takes calibration, not importance", field="importance")
-    made = _by_rows(array, form, chosen, how, calibration)
-    return made if out is None else rewritten(made, arrays_of(out, made.form, array))
+    n_cols = array.shape[-1] if array.ndim else 1
+    given = None if out is None else arrays_of(out, how.stored(form, n_cols), array)
+    return rewritten(_by_rows(array, form, chosen, how, calibration), given)
 
 
 def rule_of(method: Method, form: Format, name: str | None = None) -> Rule:

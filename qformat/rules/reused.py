@@ -22,17 +22,23 @@ Arrays = dict[str, NDArray[np.uint8]]  # stored bytes by the role of the part
 def arrays_of(out: PackedTensor, form: Format, weights: NDArray[Any]) -> Arrays:
     """Give the arrays that hold a tensor, for weights of its shape.
 
-    Raises UsageError where format or shape are others, bytes lie in no memory that can be written, or in that of the weights.
+    Raises UsageError where it is no tensor, format or shape are others, bytes lie in no memory that can be written from end to
+    end, or in that of the weights.
     """
+    if not isinstance(out, PackedTensor):
+        found_type = type(out).__name__
+        raise UsageError(f"out is {found_type}, expected a PackedTensor that quantize gave", field="out", found=found_type)
     if (out.shape, out.scheme, tuple(part.form for part in out.parts)) != (weights.shape, form.scheme, form.parts):
         message = f"out is {out.form.name} {out.shape}, expected {form.name} {weights.shape}"
         raise UsageError(message, field="out", found=(out.form.name, out.shape), expected=(form.name, weights.shape))
     found = Arrays()
     for part in out.parts:
-        if not isinstance(part.source, Memory) or part.swapped or not part.source.data.flags.writeable:
-            raise UsageError(f"out cannot be written: expected what quantize gave, not read from a file ({part.form.role})")
-        found[part.form.role] = part.source.data
-        if np.may_share_memory(part.source.data, weights):
+        data = part.source.data if isinstance(part.source, Memory) and not part.swapped else None
+        if data is None or not (data.flags.writeable and data.flags.c_contiguous and data.dtype == np.uint8):
+            message = f"out cannot be written: expected what quantize gave, not read from a file ({part.form.role})"
+            raise UsageError(message, field="out", found=part.form.role)
+        found[part.form.role] = data
+        if np.may_share_memory(data, weights):
             raise UsageError("out lies in the memory of the weights, expected its own", field="out")
     return found
 

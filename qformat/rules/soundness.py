@@ -61,7 +61,8 @@ def check_parameter(
     wrong = ~(np.abs(values) < largest_of(dtype)) if is_limited else ~np.isfinite(values)
     if wrong.any():
         value = float(values[wrong][0])
-        message = f"{name} of {value} in rows {first} to {last - 1}, expected weights that {form.name} can hold{way_out}"
+        limit = f", the largest {dtype}," if np.isfinite(value) else ""
+        message = f"{name} of {value}{limit} in rows {first} to {last - 1}, expected weights that {form.name} can hold{way_out}"
         raise NotExact(message, field=name, found=value)
 
 

@@ -105,11 +105,10 @@ def strings_of(model: Model, items: Sequence[Item], said: Mapping[str, Mapping[s
 
 
 def metadata_of(model: Model, plan: Plan) -> dict[str, str]:
-    """Give the strings that go over from one file of arrays to another, but for what is not so any more."""
-    if model.container == "gguf":
-        return {}
+    """Give the strings that go over from one file of arrays to another, but for what is not so any more, and what is so now."""
+    old = {} if model.container == "gguf" else model.metadata
     gone = {KEY, TENSOR_NAMES, *(model if TENSOR_NAMES in model.metadata else ())}
-    kept = {key: value for key, value in model.metadata.items() if key not in gone and not key.startswith(plan.unsaid)}
+    kept = {key: value for key, value in old.items() if key not in gone and not key.startswith(plan.unsaid)}
     said = {**kept, **{pair.key: pair.value for pair in plan.key_values}}
     return {key: value for key, value in said.items() if isinstance(value, str)}
 

@@ -1,7 +1,7 @@
 """Compiles a coding into a kernel that runs over groups of weights: from floats to stored bytes in one pass.
 
-Some groups at a time, while their weights are in the first cache: their extremes, one group after the other; their parameters,
-a vector of groups at a time; their codes, packed straight into their blocks.
+Some groups at a time, while their weights are in the first cache: their extremes and sums, short groups side by side; their
+parameters, a vector of groups at a time; their codes, packed straight into their blocks.
 """
 
 from __future__ import annotations
