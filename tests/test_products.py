@@ -229,18 +229,25 @@ def test_every_code_of_narrow_floats_is_multiplied_as_it_is_decoded(form: Format
         assert np.isnan(found[~is_finite]).all()  # NaN times 0
 
 
-def with_infinities(exponent: int) -> NDArray[np.float32]:
-    """List a float of a byte as IEEE 754 would have it: the largest exponent is of infinity and NaN."""
+def narrow_floats(exponent: int, has_infinities: bool = True) -> NDArray[np.float32]:
+    """List a float of a byte as IEEE 754 would have it: the largest exponent is of infinity and NaN, or of numbers."""
     mantissa = 7 - exponent
     codes, bias = np.arange(128), (1 << (exponent - 1)) - 1
     high, low = codes >> mantissa, codes & ((1 << mantissa) - 1)
     normal = (1 + low / 2**mantissa) * 2.0 ** (high - bias)
     found = np.where(high == 0, low / 2**mantissa * 2.0 ** (1 - bias), normal)
-    found = np.where(high == (1 << exponent) - 1, np.where(low == 0, np.inf, np.nan), found)
+    if has_infinities:
+        found = np.where(high == (1 << exponent) - 1, np.where(low == 0, np.inf, np.nan), found)
     return np.concatenate([found, -found]).astype(np.float32)
 
 
-OWN = {"float8_e4m3": with_infinities(4), "float8_e3m4": with_infinities(3)}
+OWN = {
+    "float8_e4m3": narrow_floats(4),
+    "float8_e3m4": narrow_floats(3),
+    "float8_e5m2 of numbers": narrow_floats(5, has_infinities=False),
+    "float8_e4m3, small": narrow_floats(4) * np.float32(2**-30),
+    "float8_e2m5, large": narrow_floats(2, has_infinities=False) * np.float32(2**12),
+}
 STORED = ("float8_e5m2", "float8_e4m3fn", "float8_e4m3fnuz", "float6_e3m2fn", "float6_e2m3fn")
 
 

@@ -1,6 +1,6 @@
 """Makes float32 of floats of fewer bits: sign, exponent, mantissa, subnormals too. Which they are is told by their values.
 
-Where the processor converts them, by way of float16, which has room for all their exponents; else by shifts.
+Where the processor converts them, by way of float16, which has room for all their numbers; else by shifts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ BYTE = 8
 HALF = 16
 EXPONENT, MANTISSA = 5, 10  # bits of a float16
 INFINITY = 0x7C00
+LEAST_FACTOR = 2.0**-126  # a normal float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ class Narrow:
     others: tuple[tuple[int, float], ...]
 
     @property
+    def factors(self) -> tuple[float, float]:
+        """What words are multiplied with once an exponent has made them normal, and what halves are."""
+        return self.factor / 2.0 ** (1 << self.exponent), self.factor * 2.0 ** (2 ** (EXPONENT - 1) - 128)
+
+    @property
     def size(self) -> int:
         """All bits of a code but its sign."""
         return (1 << (self.width - 1)) - 1
@@ -52,7 +58,7 @@ class Narrow:
         twice = call(b, "llvm.fmuladd", [normal, splat(F32, 2.0, LANES), splat(F32, -least, LANES)])
         found = b.select(b.fcmp_ordered("<", normal, twice), normal, twice)
         signed = b.bitcast(b.or_(b.bitcast(found, size.type), sign), found.type)
-        found = b.fmul(signed, splat(F32, self.factor / 2.0 ** (1 << self.exponent), LANES))
+        found = b.fmul(signed, splat(F32, self.factors[0], LANES))
         for code, value in self.others:
             bits = splat(I32, struct.unpack("<I", struct.pack("<f", value))[0], LANES)
             other = b.bitcast(b.or_(bits, sign), found.type)
@@ -76,7 +82,7 @@ class Narrow:
                 signed = b.or_(b.and_(halves, splat(I16, 1 << (HALF - 1), n)), splat(I16, INFINITY, n))
                 found = b.select(is_other, signed, found)
         wide = [b.fpext(b.bitcast(piece, vector(F16, LANES)), vector(F32, LANES)) for piece in cut(b, found, LANES)]
-        factor = self.factor * 2.0 ** (2 ** (EXPONENT - 1) - 128)
+        factor = self.factors[1]
         return wide if factor == 1 else [b.fmul(piece, splat(F32, factor, LANES)) for piece in wide]
 
     def half(self, code: int) -> float:
@@ -94,11 +100,14 @@ def narrow(levels: bytes) -> Narrow | None:
     others = tuple((code, value) for code, value in enumerate(values[:half]) if not math.isfinite(value))
     for exponent in range(2, min(width - 1, EXPONENT + 1)):
         mantissa = width - 1 - exponent
+        if exponent == EXPONENT and len(others) < 1 << mantissa:
+            continue  # a float16 with the largest exponent is no number
         patterns = struct.unpack(f"<{half}f", struct.pack(f"<{half}I", *(code << (23 - mantissa) for code in range(half))))
         factor = values[1 << mantissa] / patterns[1 << mantissa]
         pairs = zip(values[:half], patterns, strict=True)
         if all(value == factor * pattern or not math.isfinite(value) for value, pattern in pairs) and _are_signed(values):
-            return Narrow(width, exponent, factor, others)
+            found = Narrow(width, exponent, factor, others)
+            return found if all(LEAST_FACTOR <= abs(one) <= 1 / LEAST_FACTOR for one in found.factors) else None
     return None
 
 
