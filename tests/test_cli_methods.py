@@ -16,12 +16,13 @@ from qconvert.repackaging import repackage
 from safetensors.numpy import save_file
 
 import qformat
+from qformat import methods
 from qformat.calibration import Statistics
 from qformat.methods import gptq
 
 WEIGHTS = {"a.weight": weights(12, 256, seed=1), "b.weight": weights(20, 256, seed=2), "norm.weight": weights(256)}
 KNOWN = {name: statistics(correlated(300, 256, seed)) for seed, name in enumerate(("a.weight", "b.weight"))}
-METHODS = ("mse", "gptq", "gptq-ordered", "awq", "awq-weights")
+METHODS = tuple(name for name in methods.METHODS if name != "rtn")
 
 
 @pytest.fixture

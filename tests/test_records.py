@@ -35,6 +35,13 @@ def test_names_of_a_runtime_change_no_record(searched: Path, tmp_path: Path) -> 
     assert said(tmp_path / "back") == said(searched)
 
 
+def test_one_file_of_the_same_names_keeps_the_record(searched: Path, tmp_path: Path) -> None:
+    convert(searched, tmp_path / "a.gguf", "gguf")
+    convert(tmp_path / "a.gguf", tmp_path / "a.safetensors", "gptq", names="own")
+
+    assert said(tmp_path / "a.safetensors") == said(searched) != {}
+
+
 def test_what_is_quantized_anew_by_other_names_leaves_the_record_of_the_rest(searched: Path, tmp_path: Path) -> None:
     quantize(searched, tmp_path / "a.gguf", "gguf:q4_0", include=["blk.0.attn_k.weight"], method="mse")
 

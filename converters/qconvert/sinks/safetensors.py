@@ -16,6 +16,7 @@ from qconvert.containers.strict_json import parse_json
 from qconvert.dialects.dialect import METADATA, PACKING_FILES, PACKING_KEYS, Array, Dialect, Written
 from qconvert.dialects.grouped import BESIDE
 from qconvert.items import Item, Plan
+from qconvert.said import BEGIN
 from qconvert.sinks.placed import PlacedSink, PlannedFile
 from qconvert.verdict import SAME_BYTES
 from qformat.errors import NotExact
@@ -106,7 +107,8 @@ def strings_of(model: Model, items: Sequence[Item], said: Mapping[str, Mapping[s
 
 def metadata_of(model: Model, plan: Plan) -> dict[str, str]:
     """Give the strings that go over from one file of arrays to another, but for what is not so any more, and what is so now."""
-    old = {} if model.container == "gguf" else model.metadata
+    is_gguf = model.container == "gguf"  # of which only what is said of quantizing goes over
+    old = {key: value for key, value in model.metadata.items() if not is_gguf or key.startswith(BEGIN)}
     gone = {KEY, TENSOR_NAMES, *(model if TENSOR_NAMES in model.metadata else ())}
     kept = {key: value for key, value in old.items() if key not in gone and not key.startswith(plan.unsaid)}
     said = {**kept, **{pair.key: pair.value for pair in plan.key_values}}
