@@ -80,6 +80,24 @@ def test_narrower_floats_are_the_float32_values_rounded_once(name: str, dtype: t
     assert tensor(name).dequantize(dtype).tobytes() == expected.tobytes()
 
 
+def test_any_float32_is_rounded_to_bfloat16() -> None:
+    """Subnormal values are among those of a group, or are all of it: processors' own conversions take them for zero."""
+    form, shape = BY_NAME["nf4_b64"], (64, 8192)
+    patterns = np.random.default_rng(5).integers(0, 1 << 32, 64 * 128, dtype=np.uint32)
+    patterns[::4] &= 0x80FFFFFF  # a few powers of two above zero, and below
+    scales = np.where(np.isnan(patterns.view(np.float32)), np.float32(np.nan), patterns.view(np.float32))
+    made_of_any = made(form, shape, scales=scales)
+    wide = made_of_any.dequantize()
+
+    found = made_of_any.dequantize(ml_dtypes.bfloat16)
+
+    is_subnormal = (wide != 0) & (np.abs(wide) < np.finfo(np.float32).tiny)
+    n_mixed = int(np.count_nonzero(is_subnormal.reshape(-1, 32).any(1) & ~is_subnormal.reshape(-1, 32).all(1)))
+    assert n_mixed > 500
+    assert np.isnan(wide).any()
+    assert found.tobytes() == wide.astype(ml_dtypes.bfloat16).tobytes()
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("offset", [0, 16, 32, 48, 1, 2, 4, 7])
 def test_any_alignment_gives_the_same_bits_and_nothing_beside_them(dtype: type, offset: int) -> None:

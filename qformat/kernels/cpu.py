@@ -41,6 +41,11 @@ def byte_shuffle() -> str:
     return "llvm.x86.ssse3.pshuf.b.128" if "ssse3" in features else ""
 
 
+def to_bfloat16() -> str:
+    """Name LLVM's operation that rounds two vectors of 16 float32 to bfloat16; empty where there is none."""
+    return "llvm.x86.avx512bf16.cvtne2ps2bf16.512" if "avx512bf16" in _target()[1] else ""
+
+
 def has_byte_products() -> bool:
     """Tell whether AVX2 is there, with its products of bytes whose neighbours are added up in 16 bits."""
     return "avx2" in _target()[1]

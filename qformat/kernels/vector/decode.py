@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from qformat.kernels.compiled import Kernel, compiled
-from qformat.kernels.cpu import byte_shuffle, has_f16c
+from qformat.kernels.cpu import byte_shuffle, has_f16c, to_bfloat16
 from qformat.kernels.vector.emit import Emitter, Target, places
 from qformat.kernels.vector.ir import F32, Value, table
 from qformat.kernels.vector.pieces import piece, put
@@ -55,7 +55,7 @@ def decode(unit: Unit, bound: Bound, first: int, n_units: int, out: NDArray[Any]
     together = address | step if len(out) > 1 else address
     aligned = next((n for n in (WIDE, 2 * NARROW, NARROW) if together % n == 0), 0)
     streams = is_kept and aligned > 0 and out.nbytes >= CACHED
-    target = Target(out.dtype.name, aligned if streams else 1, streams, has_f16c(), byte_shuffle())
+    target = Target(out.dtype.name, aligned if streams else 1, streams, has_f16c(), byte_shuffle(), to_bfloat16())
     _kernel(unit, target)(bound.starts, bound.steps, first, len(out), n_units, address, step)
 
 

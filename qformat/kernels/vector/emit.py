@@ -29,6 +29,7 @@ class Target:
     streaming    : stores go past the caches
     has_f16c     : conversions to and from float16 are instructions
     byte_shuffle : LLVM's operation that looks 16 bytes up at once; empty where there is none
+    to_bfloat16  : LLVM's operation that converts 32 values; empty where there is none
     """
 
     dtype: str
@@ -36,6 +37,7 @@ class Target:
     streaming: bool
     has_f16c: bool
     byte_shuffle: str
+    to_bfloat16: str = ""
 
     @property
     def n_bytes(self) -> int:
@@ -124,7 +126,7 @@ class Emitter:
         if self.target.dtype == "float16":
             found = values.to_float16(self.b, found)
         elif self.target.dtype == "bfloat16":
-            found = values.to_bfloat16(self.b, found)
+            found = values.to_bfloat16(self.b, found, self.target.to_bfloat16)
         store(self.b, found, address, self.target.alignment, self.target.streaming)
 
 

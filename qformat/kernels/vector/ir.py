@@ -21,6 +21,16 @@ NOWHERE = 0  # a lane of a shuffle that nobody reads; LLVM finds out
 Value = Any  # llvmlite's values are untyped
 
 
+class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite is untyped
+    """LLVM's bfloat, which llvmlite does not name; nothing but a conversion knows it."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+BF16 = _BFloat()
+
+
 def vector(element: ir.Type, n: int) -> ir.VectorType:
     """Name the type of `n` elements."""
     return ir.VectorType(element, n)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from llvmlite import ir
+from numba.core import cgutils
 
 from qformat.bits import DTYPES
-from qformat.kernels.vector.ir import F16, F32, I16, I32, Value, look_up, pick, splat, vector
+from qformat.kernels.vector.ir import BF16, F16, F32, I16, I32, Value, cut, look_up, pick, settled, splat, vector
+
+AT_ONCE = 8  # a lone half is converted in as many lanes: LLVM would load it beside what a register held, and wait for that
+CONVERTED = 32  # values of a conversion to bfloat16
+SUBNORMAL = 0x20  # the class as vfpclassps numbers it
 
 
 def of_integers(b: ir.IRBuilder, codes: Value, signed: bool) -> Value:
@@ -45,7 +50,9 @@ def is_small(dtype: str) -> bool:
 def _of_half(b: ir.IRBuilder, data: Value, has_f16c: bool) -> Value:
     n = data.type.count
     if has_f16c:
-        return b.fpext(b.bitcast(data, vector(F16, n)), vector(F32, n))
+        several = pick(b, data, [0] * AT_ONCE) if n == 1 else data
+        found = b.fpext(b.bitcast(several, vector(F16, several.type.count)), vector(F32, several.type.count))
+        return pick(b, settled(b, found), [0]) if n == 1 else found
     wide = b.zext(data, vector(I32, n))
     size = b.shl(b.and_(wide, splat(I32, 0x7FFF, n)), splat(I32, 13, n))
     scaled = b.bitcast(b.fmul(b.bitcast(size, vector(F32, n)), splat(F32, 2.0**112, n)), vector(I32, n))
@@ -63,12 +70,42 @@ def to_float16(b: ir.IRBuilder, found: Value) -> Value:
     return b.bitcast(b.fptrunc(found, vector(F16, n)), vector(I16, n))
 
 
-def to_bfloat16(b: ir.IRBuilder, found: Value) -> Value:
-    """Round to bfloat16 patterns: beyond the range infinity, NaN quiet."""
+def to_bfloat16(b: ir.IRBuilder, found: Value, convert: str = "") -> Value:
+    """Round to bfloat16 patterns: beyond the range infinity, NaN quiet.
+
+    convert : LLVM's operation that does this to 32 values, but takes subnormal ones for zero; empty where there is none
+    """
+    if not convert:
+        return _to_bfloat16(b, found)
+    low, high = cut(b, found, CONVERTED // 2)
+    with b.if_else(_any_subnormal(b, low, high), likely=False) as (some, none):
+        with some:
+            rounded, at_some = _to_bfloat16(b, found), b.block
+        with none:
+            of_two = ir.FunctionType(vector(BF16, CONVERTED), [low.type, high.type])
+            operation = cgutils.get_or_insert_function(b.module, of_two, convert)  # type: ignore[no-untyped-call]
+            converted, at_none = b.bitcast(b.call(operation, [high, low]), rounded.type), b.block
+    either = b.phi(rounded.type)
+    either.add_incoming(rounded, at_some)
+    either.add_incoming(converted, at_none)
+    return either
+
+
+def _to_bfloat16(b: ir.IRBuilder, found: Value) -> Value:
     n = found.type.count
     bits = b.bitcast(found, vector(I32, n))
-    top = b.lshr(bits, splat(I32, 16, n))
-    odd = b.and_(top, splat(I32, 1, n))
-    nearest = b.lshr(b.add(b.add(bits, splat(I32, 0x7FFF, n)), odd), splat(I32, 16, n))
+    is_even = b.icmp_unsigned("==", b.and_(bits, splat(I32, 0x10000, n)), splat(I32, 0, n))
+    nearest = b.select(is_even, b.add(bits, splat(I32, 0x7FFF, n)), b.add(bits, splat(I32, 0x8000, n)))
     is_nan = b.fcmp_unordered("uno", found, found)
-    return b.trunc(b.select(is_nan, b.or_(top, splat(I32, 0x40, n)), nearest), vector(I16, n))
+    kept = b.select(is_nan, b.or_(bits, splat(I32, 0x400000, n)), nearest)
+    return pick(b, b.bitcast(kept, vector(I16, 2 * n)), range(1, 2 * n, 2))
+
+
+def _any_subnormal(b: ir.IRBuilder, *some: Value) -> Value:
+    """Tell whether any value is subnormal; in the processor's own operation, which is there where `convert` is."""
+    kind, n = some[0].type, some[0].type.count
+    tell = ir.FunctionType(vector(ir.IntType(1), n), [kind, I32])
+    operation = cgutils.get_or_insert_function(b.module, tell, "llvm.x86.avx512.fpclass.ps.512")  # type: ignore[no-untyped-call]
+    left, right = (b.call(operation, [one, ir.Constant(I32, SUBNORMAL)]) for one in some)
+    lanes = b.bitcast(b.or_(left, right), ir.IntType(n))
+    return b.icmp_unsigned("!=", lanes, ir.Constant(lanes.type, 0))
