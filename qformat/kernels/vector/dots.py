@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 from llvmlite import ir
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle
 from qformat.kernels.vector.decode import Bound
-from qformat.kernels.vector.emit import places
+from qformat.kernels.vector.emit import ask_ahead, places
 from qformat.kernels.vector.grids import Read, reader
 from qformat.kernels.vector.ir import (
     I16,
@@ -39,8 +39,8 @@ from qformat.kernels.vector.ir import (
 from qformat.kernels.vector.pieces import piece, put
 from qformat.units import LEAST, Unit
 
-FEW = (4, 2, 1)  # rows of integers that a kernel takes, the most first
-HELD = 8  # sums of rows with rows that the registers hold
+# By rows of integers: rows of units that are read side by side, vectors that a sum is spread over, lest one wait for another.
+SHAPES = {4: (2, 1), 2: (4, 1), 1: (1, 4)}
 EMITTED = 512  # codes, at most, of rows that are read side by side: compiling takes a time for each
 PIECE = 16  # codes of a multiplication
 SUMS = PIECE // 2  # sums of neighbouring products, as vpmaddwd and its like give them
@@ -57,7 +57,8 @@ class Job:
     values  : integer that each code stands for; empty: itself
     groups  : of a unit; 1 where a group is one or several whole units
     n_x     : rows of integers
-    n_rows  : rows of units that are read side by side: one stream of memory alone is slower, and x is loaded once for all
+    n_rows  : rows of units that are read side by side: x is loaded once for all
+    n_sums  : vectors that a sum is spread over
     shuffle : LLVM's operation that looks 16 bytes up at once; empty where there is none
     """
 
@@ -66,6 +67,7 @@ class Job:
     groups: int
     n_x: int
     n_rows: int
+    n_sums: int
     shuffle: str
 
 
@@ -107,12 +109,13 @@ def dots(
     n_units = max(1, run // unit.n_weights)
     at = 0
     while at < len(x):
-        n_x = next(n for n in FEW if n <= len(x) - at)
-        row, beside = 0, max(1, min(HELD // n_x, EMITTED // unit.n_weights)) if groups == 1 else 1
+        n_x = next(n for n in SHAPES if n <= len(x) - at)
+        beside, n_sums = SHAPES[n_x] if groups == 1 else (1, 1)
+        row, beside = 0, max(1, min(beside, EMITTED // unit.n_weights))
         while row < out.shape[1]:
             beside = beside if beside <= out.shape[1] - row else 1
             last = row + (out.shape[1] - row) // beside * beside
-            kernel = _kernel(Job(unit, values, groups, n_x, beside, byte_shuffle()))
+            kernel = _kernel(Job(unit, values, groups, n_x, beside, n_sums, byte_shuffle()))
             to, step = out[at, row:].ctypes.data, out.strides[0]
             kernel(bound.starts, bound.steps, first + row, last - row, n_all, n_units, x[at:].ctypes.data, to, step)
             row = last
@@ -160,7 +163,7 @@ class _Rows:
     def run(self) -> None:
         """Add up all groups of the rows."""
         b, n = self.b, self.job.n_rows * self.job.n_x
-        kept = [cgutils.alloca_once(b, vector(I32, SUMS)) for _ in range(n)]  # type: ignore[no-untyped-call]
+        kept = [cgutils.alloca_once(b, vector(I32, SUMS)) for _ in range(n * self.job.n_sums)]  # type: ignore[no-untyped-call]
         next_out = cgutils.alloca_once(b, I64)  # type: ignore[no-untyped-call]
         b.store(self.out, next_out)
         with cgutils.for_range_slice(b, I64(0), self.n_all, self.n_units) as (begin, _):
@@ -174,7 +177,7 @@ class _Rows:
                     (found,) = self.groups(b.add(begin, loop.index), [b.load(place_of) for place_of in kept])
                     for place_of, one in zip(kept, found, strict=True):
                         b.store(one, place_of)
-                self.write([[b.load(place_of)] for place_of in kept], to)
+                self.write([[reduce(b.add, map(b.load, kept[i::n]))] for i in range(n)], to)
                 return
             waiting: list[Sequence[Value]] = []
             for number, found in enumerate(self.groups(begin, [splat(I32, 0, SUMS)] * n), 1):
@@ -189,13 +192,15 @@ class _Rows:
         reads = [self.reader(b.add(self.row, I64(i)), number) for i in range(self.job.n_rows)]
         here, x_bytes = b.add(self.x, b.mul(number, I64(2 * n))), b.mul(self.n_all, I64(2 * n))
         of_x = [b.add(here, b.mul(x_bytes, I64(i))) for i in range(self.job.n_x)]
-        found, run = list(sums), n // self.job.groups
+        found, run, n_pairs = list(sums), n // self.job.groups, self.job.n_rows * self.job.n_x
         for first in range(0, n, LEAST):
             codes = [self.widened(read(first, first + LEAST)) for read in reads]
             for odd in (0, 1):
                 x = [load(b, moved(b, address, 2 * (first + odd * PIECE)), vector(I16, PIECE)) for address in of_x]
                 pairs = ((one[odd], other) for one in codes for other in x)
-                found = [b.add(total, _multiplied(b, *pair)) for total, pair in zip(found, pairs, strict=True)]
+                at = (2 * first // LEAST + odd) % self.job.n_sums * n_pairs
+                for i, pair in enumerate(pairs, at):
+                    found[i] = b.add(found[i], _multiplied(b, *pair))
             if run < LEAST:
                 yield from ([_part(b, one, at) for one in found] for at in (0, SUMS // 2))
                 found = list(sums)
@@ -207,6 +212,7 @@ class _Rows:
         """Give what reads the codes of a unit."""
         b, unit = self.b, self.job.unit
         at = places(b, unit.sources, self.starts, self.steps, row, number)
+        ask_ahead(b, unit.sources, at)
         return reader(b, loader(b, at), unit.codes, at.__getitem__)
 
     def widened(self, codes: Value) -> Sequence[Value]:

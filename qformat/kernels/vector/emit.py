@@ -13,11 +13,13 @@ from qformat.bits import values as element_values
 from qformat.kernels.vector import values
 from qformat.kernels.vector.fields import Load, in_words, integers, of_words
 from qformat.kernels.vector.grids import Read, reader
-from qformat.kernels.vector.ir import F32, I64, Value, cut, entries, join, loader, moved, pick, splat, store, vector
+from qformat.kernels.vector.ir import F32, I64, Value, ask_for, cut, entries, join, loader, moved, pick, splat, store, vector
 from qformat.scheme import Op
 from qformat.units import LEAST, Expression, Fixed, Packed, Source, Unit, Whole
 
 SHUFFLE = 16  # bytes that are looked up at a time
+LINE = 64  # bytes of the cache
+AHEAD = 8192  # bytes: a processor foresees no further than the end of a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Target:
     has_f16c     : conversions to and from float16 are instructions
     byte_shuffle : LLVM's operation that looks 16 bytes up at once; empty where there is none
     to_bfloat16  : LLVM's operation that converts 32 values; empty where there is none
+    lanes        : floats of a vector, where weights come in any order
     """
 
     dtype: str
@@ -38,6 +41,7 @@ class Target:
     has_f16c: bool
     byte_shuffle: str
     to_bfloat16: str = ""
+    lanes: int = 8
 
     @property
     def n_bytes(self) -> int:
@@ -143,6 +147,14 @@ def places(b: ir.IRBuilder, sources: Sequence[Source], starts: Value, steps: Val
     """
     at = [(b.extract_value(starts, i), b.extract_value(steps, i)) for i in range(len(sources))]
     return [_place(b, source, *start, row, unit) for source, start in zip(sources, at, strict=True)]
+
+
+def ask_ahead(b: ir.IRBuilder, sources: Sequence[Source], at: Sequence[Value], n_bytes: int = AHEAD) -> None:
+    """Ask for what lies so many bytes after places that follow one another, units of a row and rows."""
+    for source, address in zip(sources, at, strict=True):
+        if source.units == source.rows == 1:
+            for line in range(0, source.n_bytes, LINE):
+                ask_for(b, moved(b, address, n_bytes + line))
 
 
 def _place(b: ir.IRBuilder, source: Source, start: Value, step: Value, row: Value, unit: Value) -> Value:

@@ -16,7 +16,6 @@ from llvmlite import ir
 
 from qformat.kernels.vector.ir import F16, F32, I16, I32, Value, call, cut, splat, vector
 
-LANES = 8  # floats of a vector
 BYTE = 8
 HALF = 16
 EXPONENT, MANTISSA = 5, 10  # bits of a float16
@@ -50,23 +49,24 @@ class Narrow:
 
     def of_words(self, b: ir.IRBuilder, words: Value) -> Value:
         """Make float32 of codes at the top of words of 32 bits, whatever is below."""
-        sign = b.and_(words, splat(I32, 1 << 31, LANES))
-        size = b.and_(words, splat(I32, self.size << (32 - self.width), LANES))
-        above = b.or_(size, splat(I32, 1 << 31, LANES))  # an exponent of its own, for subnormal float32 take long to multiply
-        normal = b.bitcast(b.lshr(above, splat(I32, 8 - self.exponent, LANES)), vector(F32, LANES))
+        n = words.type.count
+        sign = b.and_(words, splat(I32, 1 << 31, n))
+        size = b.and_(words, splat(I32, self.size << (32 - self.width), n))
+        above = b.or_(size, splat(I32, 1 << 31, n))  # an exponent of its own, for subnormal float32 take long to multiply
+        normal = b.bitcast(b.lshr(above, splat(I32, 8 - self.exponent, n)), vector(F32, n))
         least = 2.0 ** ((1 << self.exponent) - 126)  # normal; below it, a mantissa begins with 0
-        twice = call(b, "llvm.fmuladd", [normal, splat(F32, 2.0, LANES), splat(F32, -least, LANES)])
+        twice = call(b, "llvm.fmuladd", [normal, splat(F32, 2.0, n), splat(F32, -least, n)])
         found = b.select(b.fcmp_ordered("<", normal, twice), normal, twice)
         signed = b.bitcast(b.or_(b.bitcast(found, size.type), sign), found.type)
-        found = b.fmul(signed, splat(F32, self.factors[0], LANES))
+        found = b.fmul(signed, splat(F32, self.factors[0], n))
         for code, value in self.others:
-            bits = splat(I32, struct.unpack("<I", struct.pack("<f", value))[0], LANES)
+            bits = splat(I32, struct.unpack("<I", struct.pack("<f", value))[0], n)
             other = b.bitcast(b.or_(bits, sign), found.type)
-            found = b.select(b.icmp_unsigned("==", size, splat(I32, code << (32 - self.width), LANES)), other, found)
+            found = b.select(b.icmp_unsigned("==", size, splat(I32, code << (32 - self.width), n)), other, found)
         return found
 
-    def of_halves(self, b: ir.IRBuilder, halves: Value) -> Sequence[Value]:
-        """Make float32 of codes at the top of 16 bits each, whatever is below: as many vectors as they fill."""
+    def of_halves(self, b: ir.IRBuilder, halves: Value, lanes: int) -> Sequence[Value]:
+        """Make float32 of codes at the top of 16 bits each, whatever is below: as many vectors of `lanes` as they fill."""
         n, down = halves.type.count, EXPONENT - self.exponent
         up = HALF - self.width
         size = b.and_(halves, splat(I16, self.size << up, n))
@@ -81,9 +81,9 @@ class Narrow:
             else:
                 signed = b.or_(b.and_(halves, splat(I16, 1 << (HALF - 1), n)), splat(I16, INFINITY, n))
                 found = b.select(is_other, signed, found)
-        wide = [b.fpext(b.bitcast(piece, vector(F16, LANES)), vector(F32, LANES)) for piece in cut(b, found, LANES)]
+        wide = [b.fpext(b.bitcast(piece, vector(F16, lanes)), vector(F32, lanes)) for piece in cut(b, found, lanes)]
         factor = self.factors[1]
-        return wide if factor == 1 else [b.fmul(piece, splat(F32, factor, LANES)) for piece in wide]
+        return wide if factor == 1 else [b.fmul(piece, splat(F32, factor, lanes)) for piece in wide]
 
     def half(self, code: int) -> float:
         """Give the value of the float16 with the fields of a code without its sign."""

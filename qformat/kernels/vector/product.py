@@ -18,17 +18,16 @@ from numba.core import cgutils, types
 from numpy.typing import NDArray
 
 from qformat.kernels.compiled import Kernel, compiled
-from qformat.kernels.cpu import byte_shuffle, has_f16c
+from qformat.kernels.cpu import byte_shuffle, has_f16c, lanes
 from qformat.kernels.vector import unordered
 from qformat.kernels.vector.decode import Bound
-from qformat.kernels.vector.emit import Target, places
-from qformat.kernels.vector.ir import F32, I64, Value, ask_for, call, cut, load, moved, pick, splat, store, vector
+from qformat.kernels.vector.emit import LINE, Target, ask_ahead, places
+from qformat.kernels.vector.ir import F32, I64, Value, call, cut, load, moved, pick, splat, store, vector
 from qformat.kernels.vector.pieces import piece, put
-from qformat.kernels.vector.unordered import LANES
 from qformat.kernels.vector.weights import weights_of
 from qformat.units import LEAST, Unit
 
-LINE = 64  # bytes of the cache
+LANES = 8  # floats of a sum, which the others of a row are added to in pairs: the same on every processor
 BLOCK = 32  # runs of 32 columns: of four rows of activations, half of what a first-level cache holds
 TILE = 512  # columns that are decoded at a time, of as many rows as are multiplied together
 PANEL = 24  # rows that are gone through for one such run of columns after the other: a second-level cache holds their bytes
@@ -89,7 +88,7 @@ def multiply_floats(weights: NDArray[np.float32], x: NDArray[np.float32], out: N
 
 
 def _target() -> Target:
-    return Target("float32", 1, False, has_f16c(), byte_shuffle())
+    return Target("float32", 1, False, has_f16c(), byte_shuffle(), lanes=lanes())
 
 
 def _places(x: NDArray[np.float32], out: NDArray[np.float32]) -> tuple[int, ...]:
@@ -180,12 +179,9 @@ def _decode(
 ) -> None:
     """Lay down the weights of a unit, in the order that `order_of` tells, and ask for those of a panel further."""
     ahead = places(b, unit.sources, starts, steps, b.add(row, ir.Constant(I64, PANEL)), number)
-    for source, at in zip(unit.sources, ahead, strict=True):
-        if source.units == source.rows == 1:
-            for line in range(0, source.n_bytes, LINE):
-                ask_for(b, moved(b, at, line))
+    ask_ahead(b, unit.sources, ahead, 0)
     for part, weights in enumerate(weights_of(b, unit, target, starts, steps, row, number)):
-        store(b, weights, moved(b, to, 4 * LANES * part), 4 * LANES, False)
+        store(b, weights, moved(b, to, 4 * target.lanes * part), 4 * LANES, False)
 
 
 def _multiply(
@@ -205,8 +201,9 @@ def _multiply(
 ) -> None:
     """Add the products of rows side by side, from `row` on, to those at `out`."""
     pairs = [(r, i) for r in range(shape.n_rows) for i in range(shape.n_x)]
-    zero = splat(F32, 0.0, LANES)
-    sums = {pair: [_room(b, zero.type) for _ in range(shape.n_sums)] for pair in pairs}
+    n_lanes = target.lanes if unit else LANES
+    n_sums, zero = shape.n_sums * LANES // n_lanes, splat(F32, 0.0, n_lanes)
+    sums = {pair: [_room(b, zero.type) for _ in range(n_sums)] for pair in pairs}
     for kept in (kept for some in sums.values() for kept in some):
         b.store(zero, kept)
     with cgutils.for_range(b, n_units) as loop:
@@ -215,20 +212,24 @@ def _multiply(
             read(b, starts=starts, steps=steps, row=b.add(row, ir.Constant(I64, r)), number=loop.index)
             for r in range(shape.n_rows)
         ]
+        if unit:
+            ask_ahead(b, unit.sources, places(b, unit.sources, starts, steps, row, loop.index))
         here = b.add(x, b.mul(loop.index, ir.Constant(I64, 4 * (unit.n_weights if unit else LEAST))))
         factors = [b.add(here, b.mul(x_step, ir.Constant(I64, i))) for i in range(shape.n_x)]
         found = {pair: [b.load(kept) for kept in some] for pair, some in sums.items()}
         for number, weights in enumerate(zip(*rows, strict=True)):
-            n = number % shape.n_sums
+            n = number % n_sums
             for i in range(shape.n_x):
-                factor = load(b, moved(b, factors[i], 4 * LANES * number), zero.type)
+                factor = load(b, moved(b, factors[i], 4 * n_lanes * number), zero.type)
                 for r in range(shape.n_rows):
                     found[r, i][n] = call(b, "llvm.fmuladd", [weights[r], factor, found[r, i][n]])
         for pair, some in sums.items():
             for kept, value in zip(some, found[pair], strict=True):
                 b.store(value, kept)
     for r in range(shape.n_rows):
-        totals = _totals(b, [_added(b, [b.load(kept) for kept in sums[r, i]]) for i in range(shape.n_x)])
+        totals = _totals(
+            b, [_added(b, [part for kept in sums[r, i] for part in cut(b, b.load(kept), LANES)]) for i in range(shape.n_x)]
+        )
         for i, total in enumerate(totals):
             steps_to = b.add(b.mul(out_step, ir.Constant(I64, i)), b.mul(row_step, ir.Constant(I64, r)))
             address = b.inttoptr(b.add(out, steps_to), F32.as_pointer())

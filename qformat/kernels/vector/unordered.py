@@ -19,18 +19,15 @@ from llvmlite import ir
 from qformat.kernels.vector import grids, runs
 from qformat.kernels.vector.emit import Target
 from qformat.kernels.vector.fields import Load, chosen, in_words, integers, of_words, signed
-from qformat.kernels.vector.ir import F32, I8, I16, I32, Value, constant, cut, entries, join, look_up, pick, splat, vector
-from qformat.kernels.vector.narrow import Narrow, narrow
+from qformat.kernels.vector.floats import EIGHT, SHUFFLE, narrow_of, of_bytes
+from qformat.kernels.vector.floats import order_of as order_of_bytes
+from qformat.kernels.vector.ir import F32, I8, I16, I32, Value, constant, cut, join, pick, splat, vector
 from qformat.kernels.vector.values import of_integers
 from qformat.units import LEAST, Packed, Places, Shifted, Signed, Unit, count_of
 
-LANES = 8  # floats of a vector
 BYTE, NIBBLE = 8, 4
-SHUFFLE = 16  # bytes that are looked up at a time, and moved about among themselves
-FEW = 4 * SHUFFLE  # bytes of the levels that are looked up in registers
-TOP = 0xFFFF0000  # the half of a float32 that a short level fits into
 
-# Gives 32 weights of a unit before its first operation, from one on in the order of `order_of`: four vectors of float32.
+# Gives 32 weights of a unit before its first operation, from one on in the order of `order_of`: vectors of float32.
 Read = Callable[[int], Sequence[Value]]
 
 
@@ -61,7 +58,7 @@ def order_of(unit: Unit, target: Target) -> tuple[int, ...]:
     """Give the number of the weight that each float is of."""
     if isinstance(unit.codes, Signed | Shifted) or _in_words(unit) or is_ordered(unit):
         return tuple(range(unit.n_weights))
-    stored, lanes = _as_stored(unit), _lanes(unit.levels, target)
+    stored, lanes = _as_stored(unit), order_of_bytes(unit.levels, target)
     return tuple(stored[first + lane] for first in range(0, unit.n_weights, LEAST) for lane in lanes)
 
 
@@ -86,7 +83,7 @@ class Reader:
         b, codes = self.b, self.unit.codes
         if isinstance(codes, Signed | Shifted):
             of_entries = runs.reader(b, codes, self.address)
-            return lambda first: [of_entries(at) for at in range(first, first + LEAST, LANES)]
+            return lambda first: self.wide([of_entries(at) for at in range(first, first + LEAST, EIGHT)])
         if not isinstance(codes, Packed):
             of_digits = grids.reader(b, self.load, codes, self.address)
             return lambda first: self.of_bytes(of_digits(first, first + LEAST))
@@ -152,20 +149,20 @@ class Reader:
         """Make floats of the codes of 32 weights, one after the other."""
         b, last = self.b, first + LEAST
         read = of_words if in_words(self.unit) else integers
-        return cut(b, of_integers(b, read(b, self.load, codes, first, last), codes.low < 0), LANES)
+        return cut(b, of_integers(b, read(b, self.load, codes, first, last), codes.low < 0), self.target.lanes)
 
     def of_words(self, codes: Packed, first: int) -> Sequence[Value]:
         """Make floats of codes that lie across bytes."""
-        b, floats = self.b, _narrow(self.unit.levels)
+        b, lanes, floats = self.b, self.target.lanes, narrow_of(self.unit.levels)
         if floats is not None and self.target.has_f16c:
             parts = [self.words(codes, range(at, at + SHUFFLE), I16) for at in range(first, first + LEAST, SHUFFLE)]
-            return [found for part in parts for found in floats.of_halves(b, part)]
-        tops = [self.words(codes, range(at, at + LANES), I32) for at in range(first, first + LEAST, LANES)]
+            return [found for part in parts for found in floats.of_halves(b, part, lanes)]
+        tops = [self.words(codes, range(at, at + lanes), I32) for at in range(first, first + LEAST, lanes)]
         if floats is not None:
             return [floats.of_words(b, top) for top in tops]
-        down = splat(I32, I32.width - codes.width, LANES)
+        down = splat(I32, I32.width - codes.width, lanes)
         fields = [b.lshr(top, down) for top in tops]
-        return [b.sitofp(signed(b, codes, field), vector(F32, LANES)) for field in fields]
+        return [b.sitofp(signed(b, codes, field), vector(F32, lanes)) for field in fields]
 
     def words(self, codes: Packed, numbers: Sequence[int], kind: ir.IntType) -> Value:
         """Bring codes to the top of words, anything below them."""
@@ -185,27 +182,12 @@ class Reader:
 
     def of_bytes(self, codes: Value) -> Sequence[Value]:
         """Make floats of 32 codes of a byte."""
-        b, levels = self.b, self.unit.levels
-        if not levels:
-            return _of_integers(b, codes, self.unit.codes.low < 0)
-        floats = _narrow(levels)
-        if floats is not None and self.target.has_f16c:
-            return [found for half in _halves(b, codes, floats.width) for found in floats.of_halves(b, half)]
-        if floats is not None:
-            return [floats.of_words(b, word) for word in _tops(b, codes, floats.width)]
-        if len(levels) > FEW:
-            return cut(b, entries(b, self.table(struct.unpack(f"<{len(levels) // 4}f", levels)), F32, codes), LANES)
-        tables, zero = _tables(levels), ir.Constant(codes.type, None)
-        planes = [_look_up(b, each, codes, self.target.byte_shuffle) if any(each) else zero for each in tables]
-        upper = _pairs(b, *planes[2:])
-        if _are_short(levels):
-            wide = [b.bitcast(half, vector(I32, LANES)) for half in upper]
-            up, top = splat(I32, 16, LANES), splat(I32, TOP, LANES)
-            words = [word for half in wide for word in (b.shl(half, up), b.and_(half, top))]
-        else:
-            lower = _pairs(b, *planes[:2])
-            words = [word for low, high in zip(lower, upper, strict=True) for word in _pairs(b, low, high)]
-        return [b.bitcast(word, vector(F32, LANES)) for word in words]
+        return of_bytes(self.b, codes, self.unit.levels, self.unit.codes.low < 0, self.target, self.table)
+
+    def wide(self, eights: Sequence[Value]) -> Sequence[Value]:
+        """Join vectors of eight to those of the processor."""
+        n = self.target.lanes // EIGHT
+        return [join(self.b, eights[at : at + n]) for at in range(0, len(eights), n)]
 
 
 def _is_across(codes: Packed) -> bool:
@@ -218,12 +200,7 @@ def _in_words(unit: Unit) -> bool:
     codes = unit.codes
     if not isinstance(codes, Packed) or len(codes.planes) > 1 or codes.width > BYTE or not _is_across(codes):
         return False
-    return not unit.levels or _narrow(unit.levels) is not None
-
-
-def _narrow(levels: bytes) -> Narrow | None:
-    """Find which floats of fewer bits levels are, of those too many to be looked up in registers; None: none."""
-    return narrow(levels) if len(levels) > FEW else None
+    return not unit.levels or narrow_of(unit.levels) is not None
 
 
 def _as_stored(unit: Unit) -> Sequence[int]:
@@ -234,61 +211,3 @@ def _as_stored(unit: Unit) -> Sequence[int]:
     number = {byte: i for i, byte in enumerate(sorted({byte for byte, _ in places}))}
     keys = [(number[byte] // LEAST, shift, byte) for byte, shift in places]
     return sorted(range(unit.n_weights), key=keys.__getitem__)
-
-
-def _lanes(levels: bytes, target: Target) -> Sequence[int]:
-    """Give the code that each of 32 floats is of."""
-    n = LEAST // LANES
-    if _narrow(levels) is not None and target.has_f16c:
-        return [lane for odd in (0, 1) for lane in range(odd, LEAST, 2)]
-    if not levels or _narrow(levels) is not None:
-        return [n * i + k for k in range(n) for i in range(LANES)]
-    if len(levels) > FEW:
-        return range(LEAST)
-    halves = [[*range(at, at + 8), *range(16 + at, 24 + at)] for at in (0, 8)]
-    if _are_short(levels):
-        return [lane for half in halves for odd in (0, 1) for lane in half[odd::2]]
-    return [lane for half in halves for at in (0, 4) for lane in (*half[at : at + 4], *half[8 + at : 12 + at])]
-
-
-def _of_integers(b: ir.IRBuilder, codes: Value, is_signed: bool) -> Sequence[Value]:
-    top = splat(I32, 24, LANES)
-    found = [(b.ashr if is_signed else b.lshr)(word, top) for word in _tops(b, codes, BYTE)]
-    return [(b.sitofp if is_signed else b.uitofp)(word, vector(F32, LANES)) for word in found]
-
-
-def _tops(b: ir.IRBuilder, codes: Value, width: int) -> Sequence[Value]:
-    """Bring codes of so many bits to the top of words of 32, others below them."""
-    words, ups = b.bitcast(codes, vector(I32, LANES)), [up + BYTE - width for up in (24, 16, 8, 0)]
-    return [b.shl(words, splat(I32, up, LANES)) if up else words for up in ups]
-
-
-def _halves(b: ir.IRBuilder, codes: Value, width: int) -> Sequence[Value]:
-    """Bring codes of so many bits to the top of words of 16, others below them."""
-    words = b.bitcast(codes, vector(I16, codes.type.count // 2))
-    return [b.shl(words, splat(I16, up, words.type.count)) if up else words for up in (2 * BYTE - width, BYTE - width)]
-
-
-def _tables(levels: bytes) -> Sequence[bytes]:
-    return [levels[i::4] for i in range(4)]
-
-
-def _are_short(levels: bytes) -> bool:
-    """Tell whether the lower halves of all levels are zero."""
-    return not any(levels[0::4]) and not any(levels[1::4])
-
-
-def _look_up(b: ir.IRBuilder, table: bytes, codes: Value, shuffle: str) -> Value:
-    return join(b, [look_up(b, table, part, shuffle) for part in cut(b, codes, SHUFFLE)])
-
-
-def _pairs(b: ir.IRBuilder, low: Value, high: Value) -> Sequence[Value]:
-    """Join elements of two vectors to ones twice as wide, in each half of a register its first and its last ones."""
-    n, width = low.type.count, low.type.element.width
-    quarter = n // 4
-    wide = vector(ir.IntType(2 * width), n // 2)
-    found = []
-    for at in (0, quarter):
-        lanes = [*range(at, at + quarter), *range(2 * quarter + at, 3 * quarter + at)]
-        found.append(b.bitcast(pick(b, low, [lane for i in lanes for lane in (i, n + i)], high), wide))
-    return found

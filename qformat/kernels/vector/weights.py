@@ -12,7 +12,7 @@ from qformat.bits import values as element_values
 from qformat.kernels.vector import values
 from qformat.kernels.vector.emit import Emitter, Target, apply, places
 from qformat.kernels.vector.ir import F32, I64, Value, filled, load, moved, pick, pinned, settled, table
-from qformat.kernels.vector.unordered import LANES, Reader, order_of
+from qformat.kernels.vector.unordered import Reader, order_of
 from qformat.units import LEAST, Expression, Unit, Whole
 
 # Gives an operand for weights of these numbers.
@@ -22,7 +22,7 @@ Spread = Callable[[Sequence[int]], Value]
 def weights_of(
     b: ir.IRBuilder, unit: Unit, target: Target, starts: Value, steps: Value, row: Value, number: Value
 ) -> Iterator[Value]:
-    """Give all weights of a unit, `LANES` at a time, in the order that `order_of` tells."""
+    """Give all weights of a unit, as many at a time as a vector has lanes, in the order that `order_of` tells."""
     where = [pinned(b, address) for address in places(b, unit.sources, starts, steps, row, number)]
     constants = partial(table, b, F32)
     emitter = Emitter(b, unit, target, where, constants)
@@ -30,9 +30,9 @@ def weights_of(
     read, order = Reader(b, unit, target, emitter.load, where.__getitem__, constants).floats(), order_of(unit, target)
     for first in range(0, unit.n_weights, LEAST):
         for part, found in enumerate(read(first)):
-            at = first + LANES * part
+            at = first + target.lanes * part
             for op, operand in operands:
-                found = apply(b, op, found, operand(order[at : at + LANES]))
+                found = apply(b, op, found, operand(order[at : at + target.lanes]))
             yield found
 
 
@@ -57,13 +57,13 @@ def _filled(b: ir.IRBuilder, every: Callable[[int], Value], lanes: Sequence[int]
 
 def _loader(b: ir.IRBuilder, emitter: Emitter, expression: Whole) -> Callable[[int], Value]:
     """Give what loads one value into all lanes."""
-    dtype = expression.dtype
+    dtype, lanes = expression.dtype, emitter.target.lanes
     kind, entries = ir.IntType(DTYPES[dtype].bits), emitter.table(element_values(dtype)) if values.is_small(dtype) else None
 
     def every(number: int) -> Value:
         found = load(b, moved(b, emitter.at[expression.source], expression.at[number]), kind)
         if entries is None:
-            return values.of_element(b, filled(b, found, LANES), dtype, emitter.target.has_f16c)
-        return filled(b, load(b, b.add(entries, b.mul(b.zext(found, I64), ir.Constant(I64, 4))), F32), LANES)
+            return values.of_element(b, filled(b, found, lanes), dtype, emitter.target.has_f16c)
+        return filled(b, load(b, b.add(entries, b.mul(b.zext(found, I64), ir.Constant(I64, 4))), F32), lanes)
 
     return every
