@@ -93,6 +93,17 @@ def test_kernels_compile_for_arm() -> None:
 
 
 @on_x86
+def test_wider_vectors_change_no_bit_of_a_product() -> None:
+    missing = set(HASWELL.split(",")) - set(llvm.get_host_cpu_features().flatten().split(","))
+    if missing:
+        pytest.skip(f"this processor has no {missing}")
+    found = run("multiplied_here.py", NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=HASWELL)
+
+    assert found["lanes"] == 8
+    assert found["digests"] == run("multiplied_here.py")["digests"]
+
+
+@on_x86
 def test_bounds_are_counted_as_defined_where_no_instruction_picks() -> None:
     targets = ("nf4", "mxfp4", "gguf:nvfp4")
     found = run("quantized_here.py", *targets, NUMBA_CPU_NAME="generic")
