@@ -13,13 +13,25 @@ from qformat.bits import values as element_values
 from qformat.kernels.vector import values
 from qformat.kernels.vector.fields import Load, in_words, integers, of_words
 from qformat.kernels.vector.grids import Read, reader
-from qformat.kernels.vector.ir import F32, I64, Value, ask_for, cut, entries, join, loader, moved, pick, splat, store, vector
+from qformat.kernels.vector.ir import (
+    F32,
+    I64,
+    Value,
+    ask_ahead,
+    cut,
+    entries,
+    join,
+    loader,
+    moved,
+    pick,
+    splat,
+    store,
+    vector,
+)
 from qformat.scheme import Op
 from qformat.units import LEAST, Expression, Fixed, Packed, Source, Unit, Whole
 
 SHUFFLE = 16  # bytes that are looked up at a time
-LINE = 64  # bytes of the cache
-AHEAD = 8192  # bytes: a processor foresees no further than the end of a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +161,11 @@ def places(b: ir.IRBuilder, sources: Sequence[Source], starts: Value, steps: Val
     return [_place(b, source, *start, row, unit) for source, start in zip(sources, at, strict=True)]
 
 
-def ask_ahead(b: ir.IRBuilder, sources: Sequence[Source], at: Sequence[Value], n_bytes: int = AHEAD) -> None:
-    """Ask for what lies so many bytes after places that follow one another, units of a row and rows."""
+def asked_for(b: ir.IRBuilder, sources: Sequence[Source], at: Sequence[Value], ask: Callable[..., None] = ask_ahead) -> None:
+    """Ask for places whose successors, in a row and in the next, lie behind one another."""
     for source, address in zip(sources, at, strict=True):
         if source.units == source.rows == 1:
-            for line in range(0, source.n_bytes, LINE):
-                ask_for(b, moved(b, address, n_bytes + line))
+            ask(b, address, source.n_bytes)
 
 
 def _place(b: ir.IRBuilder, source: Source, start: Value, step: Value, row: Value, unit: Value) -> Value:

@@ -13,15 +13,13 @@ from qformat.coding import Closest, Coding, Rounded
 from qformat.kernels.vector import values
 from qformat.kernels.vector.codes import round_codes
 from qformat.kernels.vector.extremes import WIDEST, extremes, magnitudes
-from qformat.kernels.vector.ir import F32, I8, I16, I32, I64, Value, ask_for, call, load, moved, pick, store, table, vector
+from qformat.kernels.vector.ir import F32, I8, I16, I32, I64, Value, ask_ahead, call, load, moved, pick, store, table, vector
 from qformat.kernels.vector.pack import pack_bytes, runs
 from qformat.kernels.vector.params import Params, operands_of
 from qformat.kernels.vector.totals import totals
 from qformat.units import Packed, Trits
 
 AT_ONCE = 512  # weights, 2 KiB: they are read twice, the second time from the first cache
-AHEAD = 8192  # bytes that are asked for before they are read
-LINE = 64
 MAGNITUDE, TOTAL = "magnitude", "total"
 SHORT = 64  # weights of groups that are looked at side by side
 MOST = 512  # weights of a group whose number is part of the kernel
@@ -224,7 +222,7 @@ class _Encoder:
         """
         b, n = self.b, self.job.n_weights
         at = b.mul(here, number(n))
-        self.ask_for(b.add(self.weights, self.bytes_of(at)))
+        ask_ahead(b, b.add(self.weights, self.bytes_of(at)), n * self.element)
         pieces = []
         for low in range(0, n, WIDEST):
             spread = [(low + lane) * self.share // n for lane in range(WIDEST)]
@@ -234,11 +232,6 @@ class _Encoder:
         start = b.add(self.starts[0], b.mul(unit, number(self.job.n_bytes)))
         for low, high in runs(self.job.codes):
             store(b, pack_bytes(b, self.job.codes, pieces, low, high), moved(b, start, low), 1, False)
-
-    def ask_for(self, address: Value) -> None:
-        """Ask for weights that will be read soon."""
-        for line in range(0, self.job.n_weights * self.element, LINE):
-            ask_for(self.b, moved(self.b, address, AHEAD + line))
 
     def load(self, at: Value, n: int) -> Value:
         """Load so many weights of this call, from one on, as float32."""

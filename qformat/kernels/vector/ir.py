@@ -16,6 +16,8 @@ F32 = ir.FloatType()
 F64 = ir.DoubleType()
 F16 = ir.HalfType()
 SIZE = 0x7FFFFFFF  # of a float32: all bits but the sign
+LINE = 64  # bytes of the cache
+AHEAD = 8192  # bytes that are asked for before they are read: a processor foresees no further than the end of a page
 NOWHERE = 0  # a lane of a shuffle that nobody reads; LLVM finds out
 
 Value = Any  # llvmlite's values are untyped
@@ -78,17 +80,23 @@ def loader(b: ir.IRBuilder, at: Sequence[Value]) -> Callable[[int, int, int], Va
     return once
 
 
-def ask_for(b: ir.IRBuilder, address: Value) -> None:
-    """Ask for a line of the cache that will be read soon."""
-    place = b.inttoptr(address, I8.as_pointer())
-    wanted = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
+def ask_for(b: ir.IRBuilder, address: Value, n_bytes: int = 1) -> None:
+    """Ask for bytes that will be read soon."""
+    wanted = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     known = cgutils.get_or_insert_function(b.module, wanted, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
-    b.call(known, [place, *(ir.Constant(I32, word) for word in (0, 3, 1))])  # to read, to all caches, data
+    for line in range(0, n_bytes, LINE):
+        place = b.inttoptr(moved(b, address, line), I8.as_pointer())
+        b.call(known, [place, *(ir.Constant(I32, word) for word in (0, 3, 1))])  # to read, to all caches, data
 
 
 def moved(b: ir.IRBuilder, address: Value, n_bytes: int) -> Value:
     """Move an address by a constant."""
     return b.add(address, ir.Constant(I64, n_bytes)) if n_bytes else address
+
+
+def ask_ahead(b: ir.IRBuilder, address: Value, n_bytes: int) -> None:
+    """Ask for what lies further on in what is read from one end to the other, as many bytes as are read here."""
+    ask_for(b, moved(b, address, AHEAD), n_bytes)
 
 
 def pinned(b: ir.IRBuilder, address: Value) -> Value:

@@ -21,8 +21,8 @@ from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle, has_f16c, lanes
 from qformat.kernels.vector import unordered
 from qformat.kernels.vector.decode import Bound
-from qformat.kernels.vector.emit import LINE, Target, ask_ahead, places
-from qformat.kernels.vector.ir import F32, I64, Value, call, cut, load, moved, pick, splat, store, vector
+from qformat.kernels.vector.emit import Target, asked_for, places
+from qformat.kernels.vector.ir import F32, I64, LINE, Value, ask_for, call, cut, load, moved, pick, splat, store, vector
 from qformat.kernels.vector.pieces import piece, put
 from qformat.kernels.vector.weights import weights_of
 from qformat.units import LEAST, Unit
@@ -179,7 +179,7 @@ def _decode(
 ) -> None:
     """Lay down the weights of a unit, in the order that `order_of` tells, and ask for those of a panel further."""
     ahead = places(b, unit.sources, starts, steps, b.add(row, ir.Constant(I64, PANEL)), number)
-    ask_ahead(b, unit.sources, ahead, 0)
+    asked_for(b, unit.sources, ahead, ask_for)
     for part, weights in enumerate(weights_of(b, unit, target, starts, steps, row, number)):
         store(b, weights, moved(b, to, 4 * target.lanes * part), 4 * LANES, False)
 
@@ -213,7 +213,7 @@ def _multiply(
             for r in range(shape.n_rows)
         ]
         if unit:
-            ask_ahead(b, unit.sources, places(b, unit.sources, starts, steps, row, loop.index))
+            asked_for(b, unit.sources, places(b, unit.sources, starts, steps, row, loop.index))
         here = b.add(x, b.mul(loop.index, ir.Constant(I64, 4 * (unit.n_weights if unit else LEAST))))
         factors = [b.add(here, b.mul(x_step, ir.Constant(I64, i))) for i in range(shape.n_x)]
         found = {pair: [b.load(kept) for kept in some] for pair, some in sums.items()}

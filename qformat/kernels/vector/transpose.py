@@ -24,12 +24,11 @@ from qformat.arrays import aligned
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.vector.decode import CACHED, finish
 from qformat.kernels.vector.fields import Load
-from qformat.kernels.vector.ir import I8, I64, Value, ask_for, join, moved, pick, store, vector
+from qformat.kernels.vector.ir import I8, I64, LINE, Value, ask_for, join, moved, pick, store, vector
 from qformat.kernels.vector.pieces import piece, put
 from qformat.kernels.vector.transcode import emit_move
 from qformat.units import Move
 
-LINE = 64  # bytes
 RUN = 512  # bytes of a line of the result that are written together, at most: memory is slow to begin elsewhere
 TILE = 1 << 15  # bytes that are transposed together, at most
 VECTOR = 16
