@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.vector.emit import apply
 from qformat.kernels.vector.fields import signed
-from qformat.kernels.vector.ir import F32, I32, I64, Value, ask_for, call, load, moved, splat, store, vector
+from qformat.kernels.vector.ir import F32, I32, I64, Value, ask_for, call, filled, load, moved, splat, store, vector
 from qformat.kernels.vector.pieces import piece, put
 from qformat.scheme import Op
 from qformat.units import Packed, Places
@@ -201,7 +201,7 @@ class _Lines:
                     weights = self.weights(words, field, values)
                     for i in range(n_x):
                         at = moved(b, b.add(here, b.mul(self.x_step, I64(i))), WORD * column)
-                        factor = _filled(b, load(b, at, vector(F32, 1)))
+                        factor = filled(b, load(b, at, F32), LANES)
                         found[i, n] = call(b, "llvm.fmuladd", [weights, factor, found[i, n]])
             for key, place_of in kept.items():
                 b.store(found[key], place_of)
@@ -222,7 +222,7 @@ class _Lines:
         """Load an operand for each column of a line, of the run that is told."""
         b, n_cols = self.b, self.job.word.n_cols
         at = b.add(b.extract_value(self.lines, number), b.mul(line, I64(INDEX * n_cols)))
-        runs = [b.extract_element(load(b, moved(b, at, INDEX * i), vector(I64, 1)), I32(0)) for i in range(n_cols)]
+        runs = [load(b, moved(b, at, INDEX * i), I64) for i in range(n_cols)]
         return [self.operand(number, run, held, n) for run in runs]
 
     def words(self, line: Value, number: int, part: int) -> Value:
@@ -255,8 +255,3 @@ class _Lines:
         if shift + plane.bits != WORD * 8:
             raw = b.and_(raw, splat(I32, (1 << plane.bits) - 1, LANES))
         return b.shl(raw, splat(I32, plane.shift, LANES)) if plane.shift else raw
-
-
-def _filled(b: ir.IRBuilder, one: Value) -> Value:
-    """Repeat one value in all lanes."""
-    return b.shuffle_vector(one, ir.Constant(one.type, ir.Undefined), ir.Constant(vector(I32, LANES), [0] * LANES))

@@ -31,6 +31,7 @@ from qformat.kernels.vector.ir import (
     loader,
     look_up,
     moved,
+    neighbours,
     pick,
     splat,
     store,
@@ -255,13 +256,8 @@ def _four(b: ir.IRBuilder, sums: Sequence[Value]) -> Value:
     """Add up each of four vectors of 8: a vector of 4. Lanes stay in their half as long as there are several vectors."""
     while len(sums) > 1:
         pairs = zip(sums[::2], sums[1::2], strict=True)
-        sums = [b.add(pick(b, one, _lanes(0), other), pick(b, one, _lanes(1), other)) for one, other in pairs]
+        sums = [neighbours(b, b.add, one, other) for one, other in pairs]
     return _halved(b, sums[0], TOGETHER)
-
-
-def _lanes(odd: int) -> list[int]:
-    """Name every other lane of two vectors of 8, the first vector's before the second's in either half."""
-    return [half + vector * SUMS + lane + odd for half in (0, SUMS // 2) for vector in (0, 1) for lane in (0, 2)]
 
 
 def _halved(b: ir.IRBuilder, lanes: Value, n: int) -> Value:

@@ -132,6 +132,12 @@ def cut(b: ir.IRBuilder, whole: Value, n: int) -> list[Value]:
     return [pick(b, whole, range(at, at + n)) for at in range(0, whole.type.count, n)]
 
 
+def neighbours(b: ir.IRBuilder, add: Callable[[Value, Value], Value], one: Value, other: Value) -> Value:
+    """Add up neighbouring lanes of two vectors of 8: in either half those of the first, then those of the second."""
+    even, odd = ([at + 8 * side + i for at in (0, 4) for side in (0, 1) for i in (parity, parity + 2)] for parity in (0, 1))
+    return add(pick(b, one, even, other), pick(b, one, odd, other))
+
+
 def choose(b: ir.IRBuilder, sources: Sequence[Value], lanes: Sequence[tuple[int, int]]) -> Value:
     """Make a vector of lanes (source, lane of it); the sources are of one type."""
     if len(sources) == 1:

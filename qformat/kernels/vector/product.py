@@ -22,7 +22,7 @@ from qformat.kernels.cpu import byte_shuffle, has_f16c, lanes
 from qformat.kernels.vector import unordered
 from qformat.kernels.vector.decode import Bound
 from qformat.kernels.vector.emit import Target, asked_for, places
-from qformat.kernels.vector.ir import F32, I64, LINE, Value, ask_for, call, cut, load, moved, pick, splat, store, vector
+from qformat.kernels.vector.ir import F32, I64, LINE, Value, ask_for, call, cut, load, moved, neighbours, splat, store, vector
 from qformat.kernels.vector.pieces import piece, put
 from qformat.kernels.vector.weights import weights_of
 from qformat.units import LEAST, Unit
@@ -260,12 +260,6 @@ def _totals(b: ir.IRBuilder, some: Sequence[Value]) -> list[Value]:
     """Add up the lanes of each of at most four vectors of eight: neighbours, then pairs, then halves."""
     kept = [*some, *[some[-1]] * (4 - len(some))]
     while len(kept) > 1:
-        kept = [_neighbours(b, one, other) for one, other in zip(kept[::2], kept[1::2], strict=True)]
+        kept = [neighbours(b, b.fadd, one, other) for one, other in zip(kept[::2], kept[1::2], strict=True)]
     found = b.fadd(*cut(b, kept[0], LANES // 2))
     return [b.extract_element(found, ir.Constant(ir.IntType(32), i)) for i in range(len(some))]
-
-
-def _neighbours(b: ir.IRBuilder, one: Value, other: Value) -> Value:
-    """Add up neighbouring lanes of two vectors: in each half of a register those of the first, then those of the second."""
-    even, odd = ([at + 8 * side + i for at in (0, 4) for side in (0, 1) for i in (parity, parity + 2)] for parity in (0, 1))
-    return b.fadd(pick(b, one, even, other), pick(b, one, odd, other))
