@@ -83,14 +83,23 @@ def hessian_of(names: Sequence[str], calibration: Calibration | None, tensor: Pa
 
     Raises as `find_weights` does.
     """
-    known = () if calibration is None else find_weights(names, calibration, tensor)
-    return calibration[known[0]].hessian if calibration is not None and len(known) == 1 else None
+    return None if (known := _find_whole(names, calibration, tensor)) is None else known[0][known[1]].hessian
 
 
 def held_by_hessian(names: Sequence[str], calibration: Calibration | None, tensor: PackedTensor) -> int:
     """Give the bytes that `hessian_of` takes at most, and what it gives."""
+    return 0 if (known := _find_whole(names, calibration, tensor)) is None else known[0].n_held(known[1])
+
+
+def knows_none(calibration: Calibration) -> UsageError:
+    """Say that a file has nothing about any of the tensors at hand."""
+    return UsageError("has no calibration for any of the tensors", path=calibration.path, field="calibration")
+
+
+def _find_whole(names: Sequence[str], calibration: Calibration | None, tensor: PackedTensor) -> tuple[Calibration, str] | None:
+    """Find where the inputs of the whole of a tensor are told, and by which name; None: nowhere, or not of the whole."""
     known = () if calibration is None else find_weights(names, calibration, tensor)
-    return calibration.n_held(known[0]) if calibration is not None and len(known) == 1 else 0
+    return (calibration, known[0]) if calibration is not None and len(known) == 1 else None
 
 
 def find_weights(names: Sequence[str], calibration: Calibration, tensor: PackedTensor) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qconvert import opening
-from qconvert.calibrated import held_by_hessian, hessian_of
+from qconvert.calibrated import held_by_hessian, hessian_of, knows_none
 from qconvert.calibration import Calibration, holds_calibration, open_calibration
 from qconvert.containers.gguf_types import STRING, UINT32
 from qconvert.containers.gguf_values import KeyValue, key_value
@@ -266,7 +266,7 @@ def check_calibrated(wish: Wish, items: Sequence[Item], path: Path) -> None:
     if wish.calibration is None or not unknown:
         return
     if len(unknown) == sum(bool(item.rule) for item in items):
-        raise UsageError("has no calibration for any of the tensors", path=wish.calibration.path, field="calibration")
+        raise knows_none(wish.calibration)
     if not wish.allow_uncalibrated:
         them = f"it and {len(unknown) - 1} more" if len(unknown) > 1 else "it"
         way_out = f"--exclude {'it' if len(unknown) == 1 else 'them'}, or --allow-uncalibrated rounds to nearest"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert import opening
-from qconvert.calibrated import held_by_hessian, hessian_of
+from qconvert.calibrated import held_by_hessian, hessian_of, knows_none
 from qconvert.calibration import Calibration, open_calibration
 from qconvert.cutting import MAX_MEMORY, row_ranges
 from qconvert.items import Item
@@ -29,7 +29,7 @@ from qconvert.targets import find_mixed
 from qconvert.verdict import REFUSED
 from qconvert.wish import Wish
 from qformat.arrays import Memory
-from qformat.errors import UsageError, about
+from qformat.errors import about
 from qformat.fold import narrower
 from qformat.model import Model
 from qformat.rules import ErrorReport, Sums, measure, rules
@@ -119,7 +119,7 @@ def survey(
         progress("compare", len(wishes), len(wishes))
     errors = [cost.error for cost in found if cost.error is not None]
     if known is not None and errors and all(error.output_sqnr_db is None for error in errors):
-        raise UsageError("has no calibration for any of the tensors", path=known.path, field="calibration")
+        raise knows_none(known)
     return found
 
 

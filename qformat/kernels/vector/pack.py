@@ -2,8 +2,7 @@
 
 The inverse of `fields`. A plane of single bits, eight to each byte, is tested and gathered. Any other is cut into moves: bits
 of values that go the same way into their bytes are picked, shifted and masked together. Neighbours of 2 and 4 bits are folded,
-two lanes into one. Digits are multiplied into fractions.
-No way knows a format.
+two lanes into one. Digits are multiplied into fractions. No way knows a format.
 """
 
 from __future__ import annotations
