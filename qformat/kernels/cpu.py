@@ -42,8 +42,11 @@ def byte_shuffle() -> str:
 
 
 def to_bfloat16() -> str:
-    """Name LLVM's operation that rounds two vectors of 16 float32 to bfloat16; empty where there is none."""
-    return "llvm.x86.avx512bf16.cvtne2ps2bf16.512" if "avx512bf16" in _target()[1] else ""
+    """Name LLVM's operation that rounds two vectors of 16 float32 to bfloat16; empty where there is none.
+
+    It takes subnormal numbers for zero, so where these cannot be told (AVX-512 DQ) there is none either.
+    """
+    return "llvm.x86.avx512bf16.cvtne2ps2bf16.512" if _target()[1] >= {"avx512bf16", "avx512dq"} else ""
 
 
 def has_byte_products() -> bool:

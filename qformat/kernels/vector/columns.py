@@ -27,7 +27,7 @@ from qformat.units import Packed, Places
 LANES = 8  # words of a vector, and rows
 WORD = 4  # bytes
 INDEX = 8
-AHEAD = 256  # bytes of each line: lines are met a few bytes at a time, and are more than the processor foresees
+LINE_AHEAD = 256  # bytes of each line: lines are met a few bytes at a time, and are more than the processor foresees
 HELD = 16  # sums at a time
 FEW = (4, 2, 1)  # rows of activations that are multiplied at a time, the most first
 
@@ -231,7 +231,7 @@ class _Lines:
         stored = b.add(b.mul(line, I64(self.job.word.n_lines)), I64(part))
         at = b.add(self.codes, b.add(b.mul(stored, self.step), b.mul(self.block, I64(n_bytes * self.job.word.n_vectors))))
         if number == 0:
-            ask_for(b, moved(b, at, AHEAD))
+            ask_for(b, moved(b, at, LINE_AHEAD))
         return load(b, moved(b, at, n_bytes * number), vector(I32, LANES))
 
     def weights(self, words: Sequence[Value], field: int, operands: Sequence[Value]) -> Value:

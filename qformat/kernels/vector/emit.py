@@ -32,6 +32,7 @@ from qformat.scheme import Op
 from qformat.units import LEAST, Expression, Fixed, Packed, Source, Unit, Whole
 
 SHUFFLE = 16  # bytes that are looked up at a time
+FEW = 4 * SHUFFLE  # bytes of the levels that are looked up in registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,8 @@ class Emitter:
         """Give the values of codes before the first operation."""
         if not self.unit.levels:
             return values.of_integers(self.b, codes, self.unit.codes.low < 0)
-        if len(self.unit.levels) > 4 * SHUFFLE:
-            return entries(self.b, self.table(struct.unpack(f"<{len(self.unit.levels) // 4}f", self.unit.levels)), F32, codes)
+        if len(self.unit.levels) > FEW:
+            return entries(self.b, self.table(values.floats_of(self.unit.levels)), F32, codes)
         parts, shuffle = cut(self.b, codes, SHUFFLE), self.target.byte_shuffle
         return join(self.b, [values.of_levels(self.b, part, self.unit.levels, shuffle) for part in parts])
 

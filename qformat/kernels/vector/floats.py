@@ -6,13 +6,13 @@ floats are in one order on every processor; vectors that hold more hold eights s
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
-from qformat.kernels.vector.emit import Target
+from qformat.kernels.vector.emit import FEW, SHUFFLE, Target
 from qformat.kernels.vector.ir import (
+    EIGHT,
     F32,
     I16,
     I32,
@@ -28,12 +28,10 @@ from qformat.kernels.vector.ir import (
     vector,
 )
 from qformat.kernels.vector.narrow import Narrow, narrow
+from qformat.kernels.vector.values import floats_of
 from qformat.units import LEAST
 
-EIGHT = 8  # floats of which the order is told
 BYTE = 8
-SHUFFLE = 16  # bytes that are looked up at a time
-FEW = 4 * SHUFFLE  # bytes of the levels that are looked up in registers
 TOP = 0xFFFF0000  # the half of a float32 that a short level fits into
 
 Table = Callable[[Sequence[float]], Value]
@@ -54,9 +52,9 @@ def of_bytes(b: ir.IRBuilder, codes: Value, levels: bytes, is_signed: bool, targ
     if floats is not None:
         return [floats.of_words(b, word) for word in _tops(b, codes, floats.width, lanes)]
     if len(levels) > FEW:
-        return cut(b, entries(b, table(_values(levels)), F32, codes), lanes)
-    if lanes == SHUFFLE:  # the processor picks among as many floats
-        return [entries_among(b, _values(levels.ljust(FEW, b"\0")), index) for index in _indices(b, codes, levels, target)]
+        return cut(b, entries(b, table(floats_of(levels)), F32, codes), lanes)
+    if 4 * lanes == FEW:  # a vector holds as many floats, and the processor picks among them
+        return [entries_among(b, floats_of(levels.ljust(FEW, b"\0")), index) for index in _indices(b, codes, levels, target)]
     tables, zero = [levels[i::4] for i in range(4)], ir.Constant(codes.type, None)
     planes = [_look_up(b, each, codes, target.byte_shuffle) if any(each) else zero for each in tables]
     upper = _pairs(b, *planes[2:])
@@ -113,10 +111,6 @@ def _halves(b: ir.IRBuilder, codes: Value, width: int) -> Sequence[Value]:
 def _are_short(levels: bytes) -> bool:
     """Tell whether the lower halves of all levels are zero."""
     return not any(levels[0::4]) and not any(levels[1::4])
-
-
-def _values(levels: bytes) -> Sequence[float]:
-    return struct.unpack(f"<{len(levels) // 4}f", levels)
 
 
 def _indices(b: ir.IRBuilder, codes: Value, levels: bytes, target: Target) -> Sequence[Value]:

@@ -16,6 +16,7 @@ F32 = ir.FloatType()
 F64 = ir.DoubleType()
 F16 = ir.HalfType()
 SIZE = 0x7FFFFFFF  # of a float32: all bits but the sign
+EIGHT = 8  # floats that lie side by side in one order on every processor, and are added up in one
 LINE = 64  # bytes of the cache
 AHEAD = 8192  # bytes that are asked for before they are read: a processor foresees no further than the end of a page
 NOWHERE = 0  # a lane of a shuffle that nobody reads; LLVM finds out

@@ -15,6 +15,7 @@ import numpy as np
 from llvmlite import ir
 
 from qformat.kernels.vector.ir import F16, F32, I16, I32, Value, call, cut, splat, vector
+from qformat.kernels.vector.values import floats_of
 
 BYTE = 8
 HALF = 16
@@ -93,7 +94,7 @@ class Narrow:
 @lru_cache(maxsize=64)
 def narrow(levels: bytes) -> Narrow | None:
     """Find which floats of fewer bits levels are; None: none."""
-    values = struct.unpack(f"<{len(levels) // 4}f", levels)
+    values = floats_of(levels)
     half, width = len(values) // 2, len(values).bit_length() - 1
     if len(values) != 1 << width or width > BYTE:
         return None

@@ -22,12 +22,26 @@ from qformat.kernels.cpu import byte_shuffle, has_f16c, lanes
 from qformat.kernels.vector import unordered
 from qformat.kernels.vector.decode import Bound
 from qformat.kernels.vector.emit import Target, asked_for, places
-from qformat.kernels.vector.ir import F32, I64, LINE, Value, ask_for, call, cut, load, moved, neighbours, splat, store, vector
+from qformat.kernels.vector.ir import (
+    EIGHT,
+    F32,
+    I64,
+    LINE,
+    Value,
+    ask_for,
+    call,
+    cut,
+    load,
+    moved,
+    neighbours,
+    splat,
+    store,
+    vector,
+)
 from qformat.kernels.vector.pieces import piece, put
 from qformat.kernels.vector.weights import weights_of
 from qformat.units import LEAST, Unit
 
-LANES = 8  # floats of a sum, which the others of a row are added to in pairs: the same on every processor
 BLOCK = 32  # runs of 32 columns: of four rows of activations, half of what a first-level cache holds
 TILE = 512  # columns that are decoded at a time, of as many rows as are multiplied together
 PANEL = 24  # rows that are gone through for one such run of columns after the other: a second-level cache holds their bytes
@@ -39,7 +53,7 @@ class Shape:
 
     n_x    : rows of activations
     n_rows : rows of weights, where as many are left
-    n_sums : vectors of lanes that a sum is spread over
+    n_sums : vectors of eight lanes that a sum is spread over, two of them in one where registers are wider
     """
 
     n_x: int
@@ -169,7 +183,7 @@ def _of_rows(target: Target, shape: Shape) -> tuple[str, str]:
 
 def _tile(b: ir.IRBuilder, n_weights: int) -> Value:
     """Make room for so many weights, and give its address."""
-    room = _room(b, ir.ArrayType(vector(F32, LANES), n_weights // LANES))
+    room = _room(b, ir.ArrayType(vector(F32, EIGHT), n_weights // EIGHT))
     room.align = LINE
     return b.ptrtoint(room, I64)
 
@@ -181,7 +195,7 @@ def _decode(
     ahead = places(b, unit.sources, starts, steps, b.add(row, ir.Constant(I64, PANEL)), number)
     asked_for(b, unit.sources, ahead, ask_for)
     for part, weights in enumerate(weights_of(b, unit, target, starts, steps, row, number)):
-        store(b, weights, moved(b, to, 4 * target.lanes * part), 4 * LANES, False)
+        store(b, weights, moved(b, to, 4 * target.lanes * part), 4 * EIGHT, False)
 
 
 def _multiply(
@@ -201,8 +215,8 @@ def _multiply(
 ) -> None:
     """Add the products of rows side by side, from `row` on, to those at `out`."""
     pairs = [(r, i) for r in range(shape.n_rows) for i in range(shape.n_x)]
-    n_lanes = target.lanes if unit else LANES
-    n_sums, zero = shape.n_sums * LANES // n_lanes, splat(F32, 0.0, n_lanes)
+    n_lanes = target.lanes if unit else EIGHT
+    n_sums, zero = shape.n_sums * EIGHT // n_lanes, splat(F32, 0.0, n_lanes)
     sums = {pair: [_room(b, zero.type) for _ in range(n_sums)] for pair in pairs}
     for kept in (kept for some in sums.values() for kept in some):
         b.store(zero, kept)
@@ -228,7 +242,7 @@ def _multiply(
                 b.store(value, kept)
     for r in range(shape.n_rows):
         totals = _totals(
-            b, [_added(b, [part for kept in sums[r, i] for part in cut(b, b.load(kept), LANES)]) for i in range(shape.n_x)]
+            b, [_added(b, [part for kept in sums[r, i] for part in cut(b, b.load(kept), EIGHT)]) for i in range(shape.n_x)]
         )
         for i, total in enumerate(totals):
             steps_to = b.add(b.mul(out_step, ir.Constant(I64, i)), b.mul(row_step, ir.Constant(I64, r)))
@@ -240,8 +254,8 @@ def _floats(b: ir.IRBuilder, starts: Value, steps: Value, row: Value, number: Va
     """Give 32 weights that are float32 already; where a kernel wrote them itself, they do not stay."""
     at = b.add(b.extract_value(starts, 0), b.mul(b.extract_value(steps, 0), row))
     at = b.add(at, b.mul(number, ir.Constant(I64, 4 * LEAST)))
-    for first in range(0, LEAST, LANES):
-        yield b.load(b.inttoptr(moved(b, at, 4 * first), vector(F32, LANES).as_pointer()), align=1)
+    for first in range(0, LEAST, EIGHT):
+        yield b.load(b.inttoptr(moved(b, at, 4 * first), vector(F32, EIGHT).as_pointer()), align=1)
 
 
 def _room(b: ir.IRBuilder, kind: ir.Type) -> Value:
@@ -261,5 +275,5 @@ def _totals(b: ir.IRBuilder, some: Sequence[Value]) -> list[Value]:
     kept = [*some, *[some[-1]] * (4 - len(some))]
     while len(kept) > 1:
         kept = [neighbours(b, b.fadd, one, other) for one, other in zip(kept[::2], kept[1::2], strict=True)]
-    found = b.fadd(*cut(b, kept[0], LANES // 2))
+    found = b.fadd(*cut(b, kept[0], EIGHT // 2))
     return [b.extract_element(found, ir.Constant(ir.IntType(32), i)) for i in range(len(some))]

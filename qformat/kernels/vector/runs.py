@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from qformat.kernels.vector.ir import F32, I8, I16, I32, I64, Value, filled, load, moved, table, vector
+from qformat.kernels.vector.ir import EIGHT, F32, I8, I16, I32, I64, Value, filled, load, moved, table, vector
 from qformat.units import Packed, Shifted, Signed
 
-LANES = 8  # values that are made at a time, and that a pattern of signs is of
 BYTE = 8
 
 
@@ -27,25 +26,25 @@ def reader(b: ir.IRBuilder, codes: Signed | Shifted, address: Callable[[int], Va
     def read(first: int) -> Value:
         found = _entries(b, codes, address, first)
         if isinstance(codes, Signed):
-            number = _number(b, codes.signs, address, first // LANES)
-            signs = load(b, b.add(held, b.mul(number, ir.Constant(I64, 4 * LANES))), vector(I32, LANES))
+            number = _number(b, codes.signs, address, first // EIGHT)
+            signs = load(b, b.add(held, b.mul(number, ir.Constant(I64, 4 * EIGHT))), vector(I32, EIGHT))
             return b.bitcast(b.xor(b.bitcast(found, signs.type), signs), found.type)
         run = codes.index.count * codes.run // codes.shift.count
         at = b.add(held, b.mul(_number(b, codes.shift, address, first // run), ir.Constant(I64, 4)))
-        return b.fadd(found, filled(b, load(b, at, F32), LANES))
+        return b.fadd(found, filled(b, load(b, at, F32), EIGHT))
 
     return read
 
 
 def _entries(b: ir.IRBuilder, codes: Signed | Shifted, address: Callable[[int], Value], first: int) -> Value:
     """Give the entries of eight values as float32: one of the table, or several side by side."""
-    numbers = [_number(b, codes.index, address, i) for i in range(first // codes.run, (first + LANES) // codes.run)]
+    numbers = [_number(b, codes.index, address, i) for i in range(first // codes.run, (first + EIGHT) // codes.run)]
     kind = ir.IntType(BYTE * codes.run)
     found = ir.Constant(vector(kind, len(numbers)), ir.Undefined)
     for lane, number in enumerate(numbers):
         at = b.add(address(codes.table), b.mul(number, ir.Constant(I64, codes.run)))
         found = b.insert_element(found, load(b, at, kind), ir.Constant(I32, lane))
-    return b.sitofp(b.sext(b.bitcast(found, vector(I8, LANES)), vector(I32, LANES)), vector(F32, LANES))
+    return b.sitofp(b.sext(b.bitcast(found, vector(I8, EIGHT)), vector(I32, EIGHT)), vector(F32, EIGHT))
 
 
 def _number(b: ir.IRBuilder, field: Packed, address: Callable[[int], Value], number: int) -> Value:
@@ -62,5 +61,5 @@ def _number(b: ir.IRBuilder, field: Packed, address: Callable[[int], Value], num
 
 def _patterns(width: int) -> list[int]:
     """List, for all sign bits of eight values, what changes signs of float32; the eighth of 7 bits makes their number even."""
-    numbers = [number | (number.bit_count() % 2) << width if width < LANES else number for number in range(1 << width)]
-    return [(number >> lane & 1) << 31 for number in numbers for lane in range(LANES)]
+    numbers = [number | (number.bit_count() % 2) << width if width < EIGHT else number for number in range(1 << width)]
+    return [(number >> lane & 1) << 31 for number in numbers for lane in range(EIGHT)]

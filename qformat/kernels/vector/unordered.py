@@ -17,11 +17,11 @@ from functools import partial
 from llvmlite import ir
 
 from qformat.kernels.vector import grids, runs
-from qformat.kernels.vector.emit import Target
+from qformat.kernels.vector.emit import SHUFFLE, Target
 from qformat.kernels.vector.fields import Load, chosen, in_words, integers, of_words, signed
-from qformat.kernels.vector.floats import EIGHT, SHUFFLE, narrow_of, of_bytes
+from qformat.kernels.vector.floats import narrow_of, of_bytes
 from qformat.kernels.vector.floats import order_of as order_of_bytes
-from qformat.kernels.vector.ir import F32, I8, I16, I32, Value, constant, cut, join, pick, splat, vector
+from qformat.kernels.vector.ir import EIGHT, F32, I8, I16, I32, Value, constant, cut, join, pick, splat, vector
 from qformat.kernels.vector.values import of_integers
 from qformat.units import LEAST, Packed, Places, Shifted, Signed, Unit, count_of
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -64,6 +66,11 @@ def _of_half(b: ir.IRBuilder, data: Value, has_f16c: bool) -> Value:
     return b.bitcast(b.or_(found, sign), vector(F32, n))
 
 
+def floats_of(levels: bytes) -> tuple[float, ...]:
+    """Read float32 patterns."""
+    return struct.unpack(f"<{len(levels) // 4}f", levels)
+
+
 def to_float16(b: ir.IRBuilder, found: Value) -> Value:
     """Round to float16 patterns, where the processor converts them: beyond the range infinity, NaN quiet."""
     n = found.type.count
@@ -102,7 +109,7 @@ def _to_bfloat16(b: ir.IRBuilder, found: Value) -> Value:
 
 
 def _any_subnormal(b: ir.IRBuilder, *some: Value) -> Value:
-    """Tell whether any value is subnormal; in the processor's own operation, which is there where `convert` is."""
+    """Tell whether any value is subnormal, by the processor's own operation, without which none is named to convert."""
     kind, n = some[0].type, some[0].type.count
     tell = ir.FunctionType(vector(ir.IntType(1), n), [kind, I32])
     operation = cgutils.get_or_insert_function(b.module, tell, "llvm.x86.avx512.fpclass.ps.512")  # type: ignore[no-untyped-call]
