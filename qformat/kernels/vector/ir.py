@@ -1,7 +1,7 @@
 """Words of vector IR that the emitters share: loads, shuffles, constants, stores. Knows integers and vectors, no format.
 
-Words are target-neutral LLVM IR, and what a processor makes of them is LLVM's business; looking bytes up alone takes the name of
-a processor's own operation.
+Words are target-neutral LLVM IR, and what a processor makes of them is LLVM's business; looking bytes up alone takes the name
+of a processor's own operation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ F16 = ir.HalfType()
 SIZE = 0x7FFFFFFF  # of a float32: all bits but the sign
 EIGHT = 8  # floats that lie side by side in one order on every processor, and are added up in one
 LINE = 64  # bytes of the cache
-AHEAD = 8192  # bytes that products and encoding ask for before they read them: a processor foresees no further than the end of a page
+AHEAD = 8192  # bytes that products and encoding ask for ahead: a processor foresees no further than the end of a page
 NOWHERE = 0  # a lane of a shuffle that nobody reads; LLVM finds out
 
 Value = Any  # llvmlite's values are untyped
