@@ -46,6 +46,8 @@ DOWN = {
 }
 NAMED = gptq("v2", 4, 128, act_order=(8, 1024))
 
+Decoded = tuple[PackedTensor, NDArray[np.float32]]  # by the slow reference, once
+
 some_formats = pytest.mark.parametrize("name", SOME)
 
 
@@ -145,22 +147,28 @@ def test_some_rows_of_words_that_run_over_rows_are_those_of_all(form: Format, n_
         assert qformat.matmul(x, tensor, rows=slice(first, last)).tobytes() == whole[:, first:last].tobytes()
 
 
-@pytest.mark.parametrize("n_x", [8])
-def test_columns_whose_groups_are_named_are_multiplied_where_they_are(n_x: int) -> None:
-    named = np.arange(1024) * 5 % 1024 // 128  # neighbours are of different groups
-    tensor, x = made(NAMED, (64, 1024), g_idx=named), activations(n_x, 1024)
+@pytest.fixture(scope="module")
+def named_columns() -> Decoded:
+    tensor = made(NAMED, (64, 1024), g_idx=np.arange(1024) * 5 % 1024 // 128)  # neighbours are of different groups
+    return tensor, reference.decode(tensor)
+
+
+@pytest.mark.parametrize("n_x", [1, 2, 8])
+def test_columns_whose_groups_are_named_are_multiplied_where_they_are(named_columns: Decoded, n_x: int) -> None:
+    (tensor, weights), x = named_columns, activations(n_x, 1024)
 
     assert tensor.columns is not None
-    assert_within_the_bound(qformat.matmul(x, tensor), x, reference.decode(tensor))
+    assert_within_the_bound(qformat.matmul(x, tensor), x, weights)
 
 
-@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_zero_points_less_one_are_multiplied_with_their_borrows(bits: int) -> None:
     tensor, x = filled(gptq("v1", bits, 128), (64, 1024)), activations(2, 1024)
 
+    weights = reference.decode(tensor)
     assert tensor.columns is not None
-    assert tensor.dequantize().tobytes() == reference.decode(tensor).tobytes()
-    assert_within_the_bound(qformat.matmul(x, tensor), x, reference.decode(tensor))
+    assert tensor.dequantize().tobytes() == weights.tobytes()
+    assert_within_the_bound(qformat.matmul(x, tensor), x, weights)
 
 
 @pytest.mark.parametrize("wrong", [8, -9])
@@ -174,15 +182,19 @@ def test_a_group_that_is_not_there_is_an_error(wrong: int) -> None:
 LEFT_OVER = {"gptq by row": 536, "gptq 4 bits": 1000, "awq": 1003, "awq by row": 1003}  # columns
 
 
-@pytest.mark.parametrize("n_x", [4])
-@pytest.mark.parametrize("name", LEFT_OVER)
-def test_lines_that_are_left_over_are_added_up_by_themselves(name: str, n_x: int) -> None:
-    n_cols = LEFT_OVER[name]
-    tensor, x = made(DOWN[name], (128, n_cols)), activations(n_x, n_cols)
+@pytest.fixture(scope="module", params=LEFT_OVER)
+def left_over(request: pytest.FixtureRequest) -> Decoded:
+    tensor = made(DOWN[request.param], (128, LEFT_OVER[request.param]))
+    return tensor, reference.decode(tensor)
+
+
+@pytest.mark.parametrize("n_x", [1, 4])
+def test_lines_that_are_left_over_are_added_up_by_themselves(left_over: Decoded, n_x: int) -> None:
+    (tensor, weights), x = left_over, activations(n_x, left_over[0].shape[1])
 
     assert tensor.columns is not None
-    assert n_cols // tensor.columns.word.n_cols % tensor.columns.together
-    assert_within_the_bound(qformat.matmul(x, tensor), x, reference.decode(tensor))
+    assert tensor.shape[1] // tensor.columns.word.n_cols % tensor.columns.together
+    assert_within_the_bound(qformat.matmul(x, tensor), x, weights)
 
 
 @pytest.mark.parametrize("shape", [(24, 1024), (128, 256), (120, 1024)], ids=str)

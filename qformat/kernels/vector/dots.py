@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle
 from qformat.kernels.vector.decode import Bound
-from qformat.kernels.vector.emit import asked_for, places
+from qformat.kernels.vector.emit import ask_for_places, places
 from qformat.kernels.vector.grids import Read, reader
 from qformat.kernels.vector.ir import (
     I16,
@@ -213,7 +213,7 @@ class _Rows:
         """Give what reads the codes of a unit."""
         b, unit = self.b, self.job.unit
         at = places(b, unit.sources, self.starts, self.steps, row, number)
-        asked_for(b, unit.sources, at)
+        ask_for_places(b, unit.sources, at)
         return reader(b, loader(b, at), unit.codes, at.__getitem__)
 
     def widened(self, codes: Value) -> Sequence[Value]:

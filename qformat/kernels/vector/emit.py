@@ -162,7 +162,9 @@ def places(b: ir.IRBuilder, sources: Sequence[Source], starts: Value, steps: Val
     return [_place(b, source, *start, row, unit) for source, start in zip(sources, at, strict=True)]
 
 
-def asked_for(b: ir.IRBuilder, sources: Sequence[Source], at: Sequence[Value], ask: Callable[..., None] = ask_ahead) -> None:
+def ask_for_places(
+    b: ir.IRBuilder, sources: Sequence[Source], at: Sequence[Value], ask: Callable[..., None] = ask_ahead
+) -> None:
     """Ask for places whose successors, in a row and in the next, lie behind one another."""
     for source, address in zip(sources, at, strict=True):
         if source.units == source.rows == 1:

@@ -21,7 +21,7 @@ from qformat.kernels.compiled import Kernel, compiled
 from qformat.kernels.cpu import byte_shuffle, has_f16c, lanes
 from qformat.kernels.vector import unordered
 from qformat.kernels.vector.decode import Bound
-from qformat.kernels.vector.emit import Target, asked_for, places
+from qformat.kernels.vector.emit import Target, ask_for_places, places
 from qformat.kernels.vector.ir import (
     EIGHT,
     F32,
@@ -193,7 +193,7 @@ def _decode(
 ) -> None:
     """Lay down the weights of a unit, in the order that `order_of` tells, and ask for those of a panel further."""
     ahead = places(b, unit.sources, starts, steps, b.add(row, ir.Constant(I64, PANEL)), number)
-    asked_for(b, unit.sources, ahead, ask_for)
+    ask_for_places(b, unit.sources, ahead, ask_for)
     for part, weights in enumerate(weights_of(b, unit, target, starts, steps, row, number)):
         store(b, weights, moved(b, to, 4 * target.lanes * part), 4 * EIGHT, False)
 
@@ -227,7 +227,7 @@ def _multiply(
             for r in range(shape.n_rows)
         ]
         if unit:
-            asked_for(b, unit.sources, places(b, unit.sources, starts, steps, row, loop.index))
+            ask_for_places(b, unit.sources, places(b, unit.sources, starts, steps, row, loop.index))
         here = b.add(x, b.mul(loop.index, ir.Constant(I64, 4 * (unit.n_weights if unit else LEAST))))
         factors = [b.add(here, b.mul(x_step, ir.Constant(I64, i))) for i in range(shape.n_x)]
         found = {pair: [b.load(kept) for kept in some] for pair, some in sums.items()}

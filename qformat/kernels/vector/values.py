@@ -51,10 +51,10 @@ def is_small(dtype: str) -> bool:
 
 def _of_half(b: ir.IRBuilder, data: Value, has_f16c: bool) -> Value:
     n = data.type.count
+    if has_f16c and n == 1:
+        return pick(b, settled(b, _of_half(b, pick(b, data, [0] * AT_ONCE), has_f16c)), [0])
     if has_f16c:
-        several = pick(b, data, [0] * AT_ONCE) if n == 1 else data
-        found = b.fpext(b.bitcast(several, vector(F16, several.type.count)), vector(F32, several.type.count))
-        return pick(b, settled(b, found), [0]) if n == 1 else found
+        return b.fpext(b.bitcast(data, vector(F16, n)), vector(F32, n))
     wide = b.zext(data, vector(I32, n))
     size = b.shl(b.and_(wide, splat(I32, 0x7FFF, n)), splat(I32, 13, n))
     scaled = b.bitcast(b.fmul(b.bitcast(size, vector(F32, n)), splat(F32, 2.0**112, n)), vector(I32, n))
