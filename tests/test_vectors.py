@@ -85,6 +85,7 @@ def test_any_float32_is_rounded_to_bfloat16() -> None:
     form, shape = BY_NAME["nf4_b64"], (64, 8192)
     patterns = np.random.default_rng(5).integers(0, 1 << 32, 64 * 128, dtype=np.uint32)
     patterns[::4] &= 0x80FFFFFF  # a few powers of two above zero, and below
+    patterns[::8] = patterns[::8] & 0xFFFF0000 | 0x8000  # half-way between two bfloat16
     scales = np.where(np.isnan(patterns.view(np.float32)), np.float32(np.nan), patterns.view(np.float32))
     made_of_any = made(form, shape, scales=scales)
     wide = made_of_any.dequantize()
@@ -92,8 +93,10 @@ def test_any_float32_is_rounded_to_bfloat16() -> None:
     found = made_of_any.dequantize(ml_dtypes.bfloat16)
 
     is_subnormal = (wide != 0) & (np.abs(wide) < np.finfo(np.float32).tiny)
-    n_mixed = int(np.count_nonzero(is_subnormal.reshape(-1, 32).any(1) & ~is_subnormal.reshape(-1, 32).all(1)))
-    assert n_mixed > 500
+    is_mixed = is_subnormal.reshape(-1, 32).any(1) & ~is_subnormal.reshape(-1, 32).all(1)
+    is_tie = wide.view(np.uint32) & 0xFFFF == 0x8000
+    assert np.count_nonzero(is_mixed) > 500
+    assert np.count_nonzero(is_tie.reshape(-1, 32)[is_mixed] & ~is_subnormal.reshape(-1, 32)[is_mixed]) > 100
     assert np.isnan(wide).any()
     assert found.tobytes() == wide.astype(ml_dtypes.bfloat16).tobytes()
 
